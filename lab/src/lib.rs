@@ -1,0 +1,11 @@
+//! A throwaway PostgreSQL and NATS on free ports, used by the demo, the end-to-end tests and the benchmarks.
+//!
+//! The relay and the pure modules of the extension are compiled in by path: the extension itself is a `cdylib`,
+//! which nothing can link against, and these files never import pgrx.
+
+#[path = "../../src/error.rs"]
+pub mod error;
+#[path = "../../src/message.rs"]
+pub mod message;
+#[path = "../../src/relay/mod.rs"]
+pub mod relay;

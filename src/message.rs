@@ -1,0 +1,198 @@
+//! The message: one row to send, as plain values. Free of pgrx, so that it is tested without PostgreSQL.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::error::RelayError;
+
+/// The longest accepted `Nats-Msg-Id`, in bytes.
+pub const MAX_MESSAGE_ID_BYTES: usize = 255;
+
+/// One row of `jetstream.outbox` on its way to JetStream. Immutable: both threads hold it by `Arc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `outbox.id`: the identity under which the relay reports the outcome.
+    pub id: i64,
+    /// Name of the connection (`connections.name`) it goes to.
+    pub connection: Arc<str>,
+    /// Subject as stored in the row; the relay puts the connection's prefix in front.
+    pub subject: String,
+    /// The bytes on the wire.
+    pub payload: Bytes,
+    /// Header pairs in order; a name may repeat.
+    pub headers: Vec<(String, String)>,
+    /// The `Nats-Msg-Id`.
+    pub message_id: String,
+    /// Ordering key: at most one message of a key is in flight.
+    pub key: Option<String>,
+    /// Per-message time to live (`Nats-TTL`), whole seconds.
+    pub ttl_seconds: Option<u32>,
+    /// Attempts that failed before this one.
+    pub attempts: i32,
+}
+
+impl Message {
+    /// Bytes this message counts for against `max_in_flight_bytes`: its texts, payload and a flat 256 for
+    /// the structures around them.
+    pub fn cost(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(k, v)| k.len() + v.len() + 48).sum();
+        self.payload.len() + self.subject.len() + self.message_id.len() + headers + 256
+    }
+}
+
+/// What became of one message, as the relay reports it.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// JetStream acknowledged it, or recovery found it in the stream.
+    Stored {
+        /// Stream that stored it.
+        stream: Arc<str>,
+        /// Its sequence in that stream.
+        sequence: u64,
+        /// The server knew the message id already.
+        duplicate: bool,
+        /// When the ack arrived.
+        acked_at: SystemTime,
+    },
+    /// Failed; `error.class()` decides between a later attempt and a dead letter.
+    Failed(RelayError),
+    /// Not sent: it stood behind a failed message of the same key. No attempt is counted.
+    HeldBack,
+    /// Not settled: its connection was disabled, changed or removed while it waited. No attempt is counted;
+    /// it is owed as before and may have been stored.
+    Released,
+}
+
+/// One reported outcome.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// `outbox.id`.
+    pub id: i64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// How to log in to a NATS server.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// No credentials.
+    None,
+    /// A token.
+    Token(String),
+    /// User and password.
+    Password {
+        /// User name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// Path of a `.creds` file readable by the server process.
+    CredentialsFile(String),
+    /// An nkey seed (`SU…`).
+    Nkey(String),
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Auth::None => "none",
+            Auth::Token(_) => "token",
+            Auth::Password { .. } => "password",
+            Auth::CredentialsFile(_) => "credentials",
+            Auth::Nkey(_) => "nkey",
+        })
+    }
+}
+
+/// TLS settings of a connection. Paths are read by the server process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// Refuse a server without TLS.
+    pub required: bool,
+    /// PEM file with the certificate authority; replaces the system's roots.
+    pub ca_file: Option<String>,
+    /// PEM file with the client certificate.
+    pub cert_file: Option<String>,
+    /// PEM file with the client certificate's key.
+    pub key_file: Option<String>,
+}
+
+/// One row of `jetstream.connections`: one NATS cluster and how to log in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionSpec {
+    /// `connections.name`.
+    pub name: Arc<str>,
+    /// Server URLs in order of preference, already split at commas; may carry `user:password@` or `token@`.
+    pub servers: Vec<String>,
+    /// Credentials; take precedence over any found in a URL.
+    pub auth: Auth,
+    /// TLS settings.
+    pub tls: Tls,
+    /// Time limit for one connection attempt.
+    pub connect_timeout: Duration,
+    /// First delay between attempts; doubles to sixteen times its value.
+    pub reconnect_delay: Duration,
+    /// Attempts in a row before the connection is marked failed; `None` for no limit.
+    pub max_reconnects: Option<u32>,
+    /// Put in front of subjects that do not already begin with it, joined by a dot.
+    pub subject_prefix: Option<String>,
+    /// Stream that must exist: its absence is reported with the state.
+    pub default_stream: Option<String>,
+}
+
+/// State of a connection as `status()` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LinkState {
+    /// Trying to connect.
+    Connecting = 0,
+    /// Connected and publishing.
+    Connected = 1,
+    /// Lost or refused for a passing reason; trying again.
+    Disconnected = 2,
+    /// Cannot work as configured (credentials, TLS, address); retried slowly and after a change of the row.
+    Failed = 3,
+    /// `connections.enabled` is false.
+    Disabled = 4,
+}
+
+/// One row of `jetstream.streams`: a stream that should exist, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSpec {
+    /// `streams.id`.
+    pub id: i64,
+    /// Connection it lives on.
+    pub connection: Arc<str>,
+    /// Name of the stream.
+    pub name: String,
+    /// Subjects it takes.
+    pub subjects: Vec<String>,
+    /// `file` or `memory`.
+    pub storage: String,
+    /// `limits`, `interest` or `workqueue`.
+    pub retention: String,
+    /// `old` or `new`.
+    pub discard: String,
+    /// Most messages, -1 for no limit.
+    pub max_messages: i64,
+    /// Most messages for one subject, -1 for no limit.
+    pub max_messages_per_subject: i64,
+    /// Most bytes, -1 for no limit.
+    pub max_bytes: i64,
+    /// Oldest age; zero for no limit.
+    pub max_age: Duration,
+    /// Largest message in bytes, -1 for no limit.
+    pub max_message_size: i32,
+    /// Number of copies in a cluster, 1 to 5.
+    pub replicas: usize,
+    /// How long the server remembers message ids.
+    pub duplicate_window: Duration,
+    /// Accept `Nats-TTL` (server 2.11).
+    pub allow_message_ttl: bool,
+    /// Accept atomic batches (server 2.12).
+    pub allow_atomic: bool,
+    /// Free text.
+    pub description: Option<String>,
+}
