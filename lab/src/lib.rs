@@ -9,3 +9,11 @@ pub mod error;
 pub mod message;
 #[path = "../../src/relay/mod.rs"]
 pub mod relay;
+
+pub mod install;
+pub mod nats;
+pub mod packages;
+pub mod paths;
+pub mod progress;
+pub mod setup;
+pub mod user;
