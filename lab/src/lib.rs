@@ -10,10 +10,16 @@ pub mod message;
 #[path = "../../src/relay/mod.rs"]
 pub mod relay;
 
+pub mod cluster;
 pub mod install;
+pub mod lab;
 pub mod nats;
 pub mod packages;
 pub mod paths;
+pub mod postgres;
+pub mod process;
 pub mod progress;
 pub mod setup;
 pub mod user;
+
+pub use crate::lab::{Lab, StoredMessage, wait_until};

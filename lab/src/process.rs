@@ -1,0 +1,83 @@
+//! Looking at processes through /proc, and waiting for them to go.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends a signal; that the process is gone already is no error.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    match kill(Pid::from_raw(i32::try_from(pid)?), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => bail!("cannot send {signal} to process {pid}: {error}"),
+    }
+}
+
+/// Whether the process runs; one that is dead and only not yet waited for does not.
+pub fn alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.state != 'Z' && stat.state != 'X')
+}
+
+/// The processes whose parent this one is.
+pub fn children(parent: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| stat(pid).is_some_and(|stat| stat.parent == parent))
+        .collect()
+}
+
+/// The command line, with spaces between the arguments; empty if there is no such process.
+pub fn command_line(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline"))
+        .unwrap_or_default()
+        .replace('\0', " ")
+}
+
+/// Waits until none of the processes runs; false if that takes longer than `limit`.
+pub fn wait_gone(pids: &[u32], limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while pids.iter().any(|&pid| alive(pid)) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+struct Stat {
+    state: char,
+    parent: u32,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name stands in parentheses and may itself contain any character.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_itself_and_a_child() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(alive(std::process::id()));
+        assert!(children(std::process::id()).contains(&child.id()));
+        assert!(!wait_gone(&[child.id()], Duration::from_millis(20)));
+        signal(child.id(), Signal::SIGKILL).unwrap();
+        assert!(
+            wait_gone(&[child.id()], Duration::from_secs(5)),
+            "a dead child counts as gone before it is waited for"
+        );
+        child.wait().unwrap();
+        assert_eq!(command_line(child.id()), "");
+    }
+}
