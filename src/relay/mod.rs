@@ -1,10 +1,41 @@
 //! The relay: the I/O side of the drain worker. One thread owns a current-thread tokio runtime and the NATS
 //! clients; plain values go in and out. Nothing here imports pgrx.
+//!
+//! `hub` hands each connection its share of the commands; `link` is one connection's life, `connect` its login,
+//! `publish` and `acks` what it does while connected, `streams` the streams it keeps as asked. `queue`, `window`,
+//! `wire`, `address` and `backoff` are pure.
 
+mod acks;
+mod address;
+mod backoff;
+mod connect;
+mod hub;
+mod jsapi;
+mod link;
+mod publish;
+mod queue;
+mod streams;
+mod wake;
+mod window;
+mod wire;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tracing::{Dispatch, dispatcher, error};
+
 use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
+use wake::{Reporter, Wake};
+
+/// Threads for what has no asynchronous form: name lookups and file reads.
+const BLOCKING_THREADS: usize = 4;
 
 /// Limits the relay works within. Changed by [`Command::Limits`] at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,4 +85,92 @@ pub enum Report {
         /// Why not.
         error: Option<String>,
     },
+}
+
+/// Handle of the relay thread, held by the main thread.
+#[derive(Debug)]
+pub struct Relay {
+    commands: mpsc::UnboundedSender<Command>,
+    reports: Receiver<Report>,
+    wake: Wake,
+    thread: JoinHandle<()>,
+}
+
+impl Relay {
+    /// Starts the thread. Its tracing events, and those of the NATS client, go to `dispatch` if one is given.
+    /// The caller blocks all signals around this call: the thread, and those it makes, inherit the mask.
+    ///
+    /// Errors: no file descriptor, memory or thread to be had.
+    pub fn start(limits: Limits, dispatch: Option<Dispatch>) -> io::Result<Relay> {
+        let (commands, orders) = mpsc::unbounded_channel();
+        let (reporter, reports, wake) = wake::channel()?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("jetstream relay io")
+            .build()?;
+        let thread = std::thread::Builder::new()
+            .name("jetstream relay".to_owned())
+            .spawn(move || run(runtime, orders, limits, reporter, dispatch))?;
+        Ok(Relay {
+            commands,
+            reports,
+            wake,
+            thread,
+        })
+    }
+
+    /// Hands over a command. False if the thread has ended: nothing will come of the command.
+    pub fn send(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    /// What the relay reports. Disconnected (and empty) once the thread has ended, for whatever reason.
+    pub fn reports(&self) -> &Receiver<Report> {
+        &self.reports
+    }
+
+    /// A descriptor that is readable while reports wait that [`Relay::clear_wake`] has not seen, and for ever once
+    /// the thread has ended. Owned by this value: not to be closed or read by others.
+    pub fn wake_fd(&self) -> RawFd {
+        self.wake.fd()
+    }
+
+    /// Makes the descriptor unreadable again. Call it first, then take reports until there are none.
+    pub fn clear_wake(&self) {
+        self.wake.clear();
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the thread to end; send [`Command::Shutdown`] first, or everything held is released at once.
+    /// False if it panicked.
+    pub fn join(self) -> bool {
+        drop(self.commands);
+        self.thread.join().is_ok()
+    }
+}
+
+/// Body of the thread. A panic is logged and passed on, so that `join` tells of it; the reports channel and the wake
+/// descriptor close either way.
+fn run(
+    runtime: Runtime,
+    orders: mpsc::UnboundedReceiver<Command>,
+    limits: Limits,
+    reporter: Reporter,
+    dispatch: Option<Dispatch>,
+) {
+    let _dispatch = dispatch.as_ref().map(dispatcher::set_default);
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(hub::run(orders, limits, reporter))
+    }));
+    // A name lookup cannot be cancelled: it is left to end by itself rather than waited for.
+    runtime.shutdown_background();
+    if let Err(panic) = result {
+        error!(target: "pg_jetstream", "the relay thread panicked");
+        std::panic::resume_unwind(panic);
+    }
 }

@@ -1,0 +1,307 @@
+//! What becomes of the messages on the wire: acks, refusals, denials, silence.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::{FutureExt, StreamExt};
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::jsapi;
+use super::publish::{End, Note, Serving};
+use super::wire::{self, Answer};
+use crate::error::RelayError;
+use crate::message::{Message, Outcome, Settled};
+
+/// Most acks taken before their outcomes are reported and the window is filled again.
+const BATCH: usize = 512;
+
+/// A probe that comes back later than this says that the server had stopped for a while.
+const PROMPT: Duration = Duration::from_millis(250);
+
+/// How long a stream's `max_msg_size` is believed.
+const LIMIT_LIFE: Duration = Duration::from_secs(10);
+
+/// JetStream's error number for a message above `max_msg_size`.
+const TOO_LARGE: u64 = 10054;
+
+/// Begins the last token of a probe's subject; acks have digits only.
+const PROBE_MARK: char = 'p';
+
+/// A message to ourselves, to see whether the server answers.
+#[derive(Debug)]
+pub(super) struct Probe {
+    number: u64,
+    sent: Instant,
+}
+
+/// Messages that a stream found too large, until its limit is known.
+#[derive(Debug, Default)]
+pub(super) struct Oversized {
+    waiting: HashMap<String, Vec<(Arc<Message>, RelayError)>>,
+    limits: HashMap<String, (Instant, i64)>,
+}
+
+impl Oversized {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+impl Serving<'_> {
+    /// Takes the reply and all others that are there already, so that they are reported together.
+    pub(super) fn take_acks(&mut self, first: async_nats::Message) {
+        let now = SystemTime::now();
+        self.take_ack(&first, now);
+        for _ in 1..BATCH {
+            match tokio::task::unconstrained(self.session.acks.next()).now_or_never() {
+                Some(Some(reply)) => self.take_ack(&reply, now),
+                _ => break,
+            }
+        }
+    }
+
+    fn take_ack(&mut self, reply: &async_nats::Message, now: SystemTime) {
+        let Some(token) = reply.subject.as_str().strip_prefix(self.session.inbox.as_str()) else {
+            return;
+        };
+        if let Some(number) = token.strip_prefix(PROBE_MARK) {
+            return self.probe_back(number.parse().ok());
+        }
+        let Some(message) = token
+            .parse()
+            .ok()
+            .and_then(|token| self.window.take(token))
+            .map(|slot| slot.message)
+        else {
+            debug!(target: "pg_jetstream", connection = &*self.link.spec.name, token, "late ack");
+            return;
+        };
+        match wire::answer(reply) {
+            Answer::Stored {
+                stream,
+                sequence,
+                duplicate,
+            } => {
+                let stream = self.name_of(&stream);
+                let outcome = Outcome::Stored {
+                    stream,
+                    sequence,
+                    duplicate,
+                    acked_at: now,
+                };
+                self.link.settled.push(Settled {
+                    id: message.id,
+                    outcome,
+                });
+                self.link.queue.stored(&message);
+                self.link.proved = true;
+            }
+            Answer::NoStream => match &mut self.early {
+                Some(early) => early.push(message),
+                None => self.fail(
+                    &message,
+                    RelayError::NoStream {
+                        subject: self.subject_of(&message),
+                    },
+                ),
+            },
+            Answer::Refused {
+                code,
+                err_code,
+                description,
+                stream,
+            } => {
+                let error = RelayError::Refused {
+                    code,
+                    err_code,
+                    description,
+                };
+                match err_code {
+                    TOO_LARGE if !stream.is_empty() => self.too_large(message, stream, error),
+                    _ => self.fail(&message, error),
+                }
+            }
+            Answer::Unclear => {
+                let text: String = String::from_utf8_lossy(&reply.payload).chars().take(200).collect();
+                let description = format!("unexpected answer {text:?}");
+                self.fail(
+                    &message,
+                    RelayError::Refused {
+                        code: 0,
+                        err_code: 0,
+                        description,
+                    },
+                );
+            }
+        }
+    }
+
+    /// The message failed; what waits behind it is held back.
+    pub(super) fn fail(&mut self, message: &Message, error: RelayError) {
+        debug!(target: "pg_jetstream", connection = &*self.link.spec.name, id = message.id, %error, "message failed");
+        let held = self.link.queue.failed(message);
+        self.link.settled.push(Settled {
+            id: message.id,
+            outcome: Outcome::Failed(error),
+        });
+        self.link.settled.extend(held.iter().map(|held| Settled {
+            id: held.id,
+            outcome: Outcome::HeldBack,
+        }));
+    }
+
+    fn subject_of(&self, message: &Message) -> String {
+        wire::subject(self.link.spec.subject_prefix.as_deref(), &message.subject).into_owned()
+    }
+
+    fn name_of(&mut self, stream: &str) -> Arc<str> {
+        if let Some(name) = self.names.get(stream) {
+            return name.clone();
+        }
+        let name: Arc<str> = stream.into();
+        self.names.insert(stream.to_owned(), name.clone());
+        name
+    }
+
+    /// The server denied publishing to the subject: no ack will come for what is on the wire there.
+    pub(super) fn publish_denied(&mut self, subject: &str, detail: &str) {
+        if let Some(number) = subject
+            .strip_prefix(&self.session.inbox)
+            .and_then(|token| token.strip_prefix(PROBE_MARK))
+        {
+            // An answer all the same.
+            return self.probe_back(number.parse().ok());
+        }
+        let prefix = self.link.spec.subject_prefix.as_deref();
+        for message in self
+            .window
+            .take_where(|slot| wire::subject(prefix, &slot.message.subject) == subject)
+        {
+            let error = RelayError::Denied {
+                subject: subject.to_owned(),
+                detail: detail.to_owned(),
+            };
+            self.fail(&message, error);
+        }
+    }
+
+    /// When [`Serving::check_deadline`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let ack_due = match &self.probe {
+            Some(probe) => Some(probe.sent + self.link.limits.ack_timeout),
+            None => self
+                .window
+                .oldest()
+                .map(|sent| sent.max(self.clock_start) + self.link.limits.ack_timeout),
+        };
+        [ack_due, self.link.closing].into_iter().flatten().min()
+    }
+
+    /// An ack, a probe or the end of a shutdown is due.
+    pub(super) async fn check_deadline(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        if self.link.closing.is_some_and(|deadline| now >= deadline) {
+            return Err(End::Closed);
+        }
+        if self.due().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        if self.probe.is_some() {
+            let millis = self.link.limits.ack_timeout.as_millis();
+            return Err(End::Lost(format!("the server did not answer for {millis} ms")));
+        }
+        self.probes += 1;
+        let subject = format!("{}{PROBE_MARK}{}", self.session.inbox, self.probes);
+        self.probe = Some(Probe {
+            number: self.probes,
+            sent: now,
+        });
+        match self.session.client.publish(subject, bytes::Bytes::new()).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.lost()),
+        }
+    }
+
+    /// The server answers. If it does so at once, the acks that were due when it was asked will not come any more;
+    /// if it had stopped, it has had no time to send them.
+    fn probe_back(&mut self, number: Option<u64>) {
+        let Some(probe) = self.probe.take_if(|probe| Some(probe.number) == number) else {
+            return;
+        };
+        let now = Instant::now();
+        let limit = self.link.limits.ack_timeout;
+        if now - probe.sent > PROMPT.min(limit / 2) {
+            self.clock_start = now;
+            return;
+        }
+        let start = self.clock_start;
+        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        for message in self
+            .window
+            .take_where(|slot| slot.sent.max(start) + limit <= probe.sent)
+        {
+            self.fail(
+                &message,
+                RelayError::AckTimeout {
+                    subject: self.subject_of(&message),
+                    millis,
+                },
+            );
+        }
+    }
+
+    /// A stream found the message too large: the stream's limit is asked for, unless it is known.
+    fn too_large(&mut self, message: Arc<Message>, stream: String, error: RelayError) {
+        if let Some((since, limit)) = self.oversized.limits.get(&stream)
+            && since.elapsed() < LIMIT_LIFE
+        {
+            let limit = *limit;
+            return self.fail(
+                &message,
+                RelayError::TooLargeForStream {
+                    size: wire::size(&message),
+                    limit,
+                    stream,
+                },
+            );
+        }
+        let waiting = self.oversized.waiting.entry(stream.clone()).or_default();
+        waiting.push((message, error));
+        if waiting.len() > 1 {
+            return;
+        }
+        let (client, note) = (self.session.client.clone(), self.note.clone());
+        self.helpers.spawn(async move {
+            let config = jsapi::stream_config(&client, &stream).await.ok().flatten();
+            let limit = config.and_then(|config| config.get("max_msg_size").and_then(Value::as_i64));
+            let _ = note.send(Note::StreamLimit { stream, limit });
+        });
+    }
+
+    pub(super) fn stream_limit_known(&mut self, stream: &str, limit: Option<i64>) {
+        if let Some(limit) = limit {
+            self.oversized.limits.insert(stream.to_owned(), (Instant::now(), limit));
+        }
+        for (message, error) in self.oversized.waiting.remove(stream).unwrap_or_default() {
+            let size = wire::size(&message);
+            let error = match limit {
+                Some(limit) => RelayError::TooLargeForStream {
+                    size,
+                    limit,
+                    stream: stream.to_owned(),
+                },
+                None => error,
+            };
+            self.fail(&message, error);
+        }
+    }
+
+    /// The limits will not be known any more; the messages were refused all the same.
+    pub(super) fn oversized_unmeasured(&mut self) {
+        let streams: Vec<String> = self.oversized.waiting.keys().cloned().collect();
+        streams.iter().for_each(|stream| self.stream_limit_known(stream, None));
+    }
+}

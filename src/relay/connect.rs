@@ -1,0 +1,299 @@
+//! Login to one NATS cluster: addresses, credentials, TLS, and what a failure means.
+
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError, Subscriber};
+use serde_json::Value;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tracing::debug;
+
+use super::address::Server;
+use super::jsapi::{self, ApiError, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT};
+use super::wire;
+use crate::error::RelayError;
+use crate::message::{Auth, ConnectionSpec};
+
+/// A silent server is noticed after three of these without an answer.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Room for commands between us and the client's task: more than the largest window, so that a send never waits.
+const CLIENT_CAPACITY: usize = 16_384;
+
+/// Oldest server that is supported.
+const OLDEST_SERVER: (u32, u32) = (2, 10);
+
+/// The client is told to look here once it is connected, so that it ends with its connection instead of making a new
+/// one behind our back: nothing ever listens on port 0, and it gives up after one attempt.
+const NOWHERE: &str = "nats://127.0.0.1:0";
+
+/// A connected client and what comes from it.
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// Everything sent to `<inbox><token>`.
+    pub(super) acks: Subscriber,
+    /// Beginning of the reply subjects, with the last dot.
+    pub(super) inbox: String,
+    pub(super) events: UnboundedReceiver<Event>,
+    /// Largest message the server takes, headers and payload, bytes.
+    pub(super) max_payload: usize,
+    /// Server's name and version, as shown to people.
+    pub(super) server: String,
+}
+
+/// Why there is no session.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It may work next time.
+    Passing(String),
+    /// It cannot work as configured.
+    Lasting(RelayError),
+}
+
+/// Connects to the first of the connection's servers that takes us.
+///
+/// Errors: lasting only if no server failed for a passing reason.
+pub(super) async fn connect(spec: &ConnectionSpec) -> Result<Session, Refusal> {
+    // An error says that a provider is installed already, which will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    check_files(spec).await.map_err(lasting)?;
+    let mut passing = false;
+    let mut reasons = Vec::new();
+    for url in &spec.servers {
+        match connect_to(spec, url).await {
+            Ok(session) => return Ok(session),
+            Err(Refusal::Lasting(RelayError::Connection(reason))) => reasons.push(reason),
+            Err(Refusal::Lasting(error)) => reasons.push(error.to_string()),
+            Err(Refusal::Passing(reason)) => {
+                passing = true;
+                reasons.push(reason);
+            }
+        }
+    }
+    if reasons.is_empty() {
+        return Err(lasting("no server address"));
+    }
+    let reasons = reasons.join("; ");
+    Err(if passing {
+        Refusal::Passing(reasons)
+    } else {
+        lasting(reasons)
+    })
+}
+
+fn lasting(reason: impl Into<String>) -> Refusal {
+    Refusal::Lasting(RelayError::Connection(reason.into()))
+}
+
+async fn connect_to(spec: &ConnectionSpec, url: &str) -> Result<Session, Refusal> {
+    let server = Server::parse(url).map_err(lasting)?;
+    let label = server.label();
+    let (told, mut events) = mpsc::unbounded_channel();
+    let options = options(spec, &server)
+        .await
+        .map_err(lasting)?
+        .event_callback(move |event| {
+            let _ = told.send(event);
+            std::future::ready(())
+        });
+    // The client's own limit leaves out the name lookup, and counts for each address of the name.
+    let client = match tokio::time::timeout(spec.connect_timeout, options.connect(&server.address)).await {
+        Ok(Ok(client)) => client,
+        Ok(Err(error)) => return Err(refusal(&label, &error)),
+        Err(_) => return Err(Refusal::Passing(format!("{label}: timed out"))),
+    };
+    let broken = |error: &dyn Error| Refusal::Passing(format!("{label}: {error}"));
+    client.set_server_pool(NOWHERE).await.map_err(|error| broken(&error))?;
+    let inbox = format!("{}.", client.new_inbox());
+    let acks = client
+        .subscribe(format!("{inbox}*"))
+        .await
+        .map_err(|error| broken(&error))?;
+    let info = client.server_info();
+    if is_too_old(&info.version) {
+        let (major, minor) = OLDEST_SERVER;
+        let reason = format!(
+            "{label}: nats-server {} is too old: {major}.{minor} or later is needed",
+            info.version
+        );
+        return Err(lasting(reason));
+    }
+    check_jetstream(&client, &mut events, &label).await?;
+    let server = format!("{} (nats-server {}) at {label}", info.server_name, info.version);
+    Ok(Session {
+        client,
+        acks,
+        inbox,
+        events,
+        max_payload: info.max_payload,
+        server,
+    })
+}
+
+async fn options(spec: &ConnectionSpec, server: &Server) -> Result<ConnectOptions, String> {
+    let mut options = ConnectOptions::new()
+        .name("pg_jetstream")
+        .connection_timeout(spec.connect_timeout)
+        .ping_interval(PING_INTERVAL)
+        .client_capacity(CLIENT_CAPACITY)
+        .max_reconnects(1)
+        .ignore_discovered_servers()
+        .retain_servers_order()
+        .require_tls(spec.tls.required)
+        // The subjects are checked before, and more strictly.
+        .skip_subject_validation(true);
+    if let Some(ca) = &spec.tls.ca_file {
+        options = options.add_root_certificates(ca.into());
+    }
+    match (&spec.tls.cert_file, &spec.tls.key_file) {
+        (Some(cert), Some(key)) => options = options.add_client_certificate(cert.into(), key.into()),
+        (None, None) => {}
+        _ => return Err("a client certificate needs both its file and its key's".to_owned()),
+    }
+    let auth = match (&spec.auth, &server.auth) {
+        (Auth::None, Some(auth)) => auth,
+        (auth, _) => auth,
+    };
+    Ok(match auth {
+        Auth::None => options,
+        Auth::Token(token) => options.token(token.clone()),
+        Auth::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
+        Auth::Nkey(seed) => options.nkey(seed.trim().to_owned()),
+        Auth::CredentialsFile(path) => {
+            let text = tokio::fs::read_to_string(path)
+                .await
+                .map_err(|error| unreadable("credentials", path, &error))?;
+            options
+                .credentials(&text)
+                .map_err(|error| format!("credentials file {path}: {error}"))?
+        }
+    })
+}
+
+/// The client's own errors do not name the file.
+async fn check_files(spec: &ConnectionSpec) -> Result<(), String> {
+    let tls = &spec.tls;
+    let files = [
+        ("CA", &tls.ca_file),
+        ("certificate", &tls.cert_file),
+        ("key", &tls.key_file),
+    ];
+    for (what, path) in files {
+        if let Some(path) = path {
+            tokio::fs::read(Path::new(path))
+                .await
+                .map_err(|error| unreadable(what, path, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(what: &str, path: &str, error: &io::Error) -> String {
+    format!("{what} file {path} cannot be read: {error}")
+}
+
+fn is_too_old(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < OLDEST_SERVER)
+}
+
+/// Asks for the account's JetStream. An account that may not ask may still publish.
+async fn check_jetstream(client: &Client, events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
+    let answer = tokio::select! {
+        answer = jsapi::call(client, "INFO", &Value::Null) => answer,
+        refusal = trouble(events, label) => return refusal,
+    };
+    match answer {
+        Ok(_) => Ok(()),
+        Err(ApiError::NoResponders)
+        | Err(ApiError::Refused {
+            err_code: NOT_ENABLED | NOT_ENABLED_FOR_ACCOUNT,
+            ..
+        }) => Err(lasting(format!(
+            "{label}: JetStream is not enabled on the server, or not for this account"
+        ))),
+        Err(error @ ApiError::Refused { .. }) => Err(Refusal::Passing(format!("{label}: {error}"))),
+        Err(error) => {
+            debug!(target: "pg_jetstream", server = label, %error, "JetStream's account information is not to be had");
+            Ok(())
+        }
+    }
+}
+
+/// Ends when the server denies the question for JetStream, or goes away.
+async fn trouble(events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
+    let mut reason = "connection lost".to_owned();
+    loop {
+        match events.recv().await {
+            Some(Event::ServerError(ServerError::Other(text))) => {
+                if wire::denied(&text, "Publish").is_some_and(|subject| subject.starts_with("$JS.API.")) {
+                    return Ok(());
+                }
+                if wire::denied(&text, "Subscription").is_some() {
+                    return Err(lasting(format!("{label}: {text}: acks cannot be received")));
+                }
+                reason = text;
+            }
+            Some(Event::Disconnected | Event::Closed) | None => {
+                return Err(Refusal::Passing(format!("{label}: {reason}")));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn refusal(label: &str, error: &ConnectError) -> Refusal {
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => lasting(format!("{label}: authorization violation")),
+        ConnectErrorKind::Authentication => lasting(format!("{label}: the credentials cannot sign ({error})")),
+        ConnectErrorKind::Tls | ConnectErrorKind::ServerParse => lasting(format!("{label}: {error}")),
+        _ => match causes(error).find_map(lasting_cause) {
+            Some(reason) => lasting(format!("{label}: {reason}")),
+            None => Refusal::Passing(format!("{label}: {error}")),
+        },
+    }
+}
+
+/// TLS errors and refused logins also come dressed as I/O errors.
+fn lasting_cause(cause: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+        return Some(format!("TLS error: {error}"));
+    }
+    let text = cause.downcast_ref::<ServerError>()?.to_string();
+    let words = text.to_lowercase();
+    ["authentication", "authorization", "tls"]
+        .iter()
+        .any(|word| words.contains(word))
+        .then_some(text)
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error: &&'a (dyn Error + 'static)| {
+        // An I/O error's `source` is that of what it wraps.
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers() {
+        for (version, old) in [
+            ("2.9.25", true),
+            ("1.4.1", true),
+            ("2.10.0", false),
+            ("2.15.1", false),
+            ("3.0", false),
+        ] {
+            assert_eq!(is_too_old(version), old, "{version}");
+        }
+        assert!(!is_too_old("dev"));
+    }
+}

@@ -1,0 +1,85 @@
+//! Requests to the JetStream API, as JSON: fields that this version does not know survive a read and a write.
+
+use std::time::Duration;
+
+use async_nats::client::{Request, RequestErrorKind};
+use async_nats::{Client, StatusCode};
+use serde_json::Value;
+
+/// How long an API request may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// JetStream's error number for a stream that does not exist.
+pub(super) const STREAM_NOT_FOUND: u64 = 10059;
+/// JetStream's error number for an account without JetStream.
+pub(super) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
+/// JetStream's error number for a server without JetStream.
+pub(super) const NOT_ENABLED: u64 = 10076;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// Nobody serves the API.
+    #[error("JetStream does not answer (no responders)")]
+    NoResponders,
+    /// No answer in time.
+    #[error("JetStream did not answer in time")]
+    TimedOut,
+    /// JetStream's own error.
+    #[error("{description} (error {err_code})")]
+    Refused {
+        /// JetStream's error number.
+        err_code: u64,
+        /// The server's words.
+        description: String,
+    },
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Sends `body` (nothing if null) to `$JS.API.<name>`; returns the answer.
+pub(super) async fn call(client: &Client, name: &str, body: &Value) -> Result<Value, ApiError> {
+    let payload = if body.is_null() {
+        Vec::new()
+    } else {
+        body.to_string().into_bytes()
+    };
+    let request = Request::new().payload(payload.into()).timeout(Some(TIMEOUT));
+    let reply = client
+        .send_request(format!("$JS.API.{name}"), request)
+        .await
+        .map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => ApiError::NoResponders,
+            RequestErrorKind::TimedOut => ApiError::TimedOut,
+            _ => ApiError::Other(error.to_string()),
+        })?;
+    if reply.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(ApiError::NoResponders);
+    }
+    let answer: Value = serde_json::from_slice(&reply.payload)
+        .map_err(|error| ApiError::Other(format!("JetStream's answer is not understood: {error}")))?;
+    match answer.get("error") {
+        Some(error) => Err(ApiError::Refused {
+            err_code: error.get("err_code").and_then(Value::as_u64).unwrap_or(0),
+            description: error
+                .get("description")
+                .and_then(Value::as_str)
+                .unwrap_or("no description")
+                .to_owned(),
+        }),
+        None => Ok(answer),
+    }
+}
+
+/// The configuration of a stream; none if it does not exist.
+pub(super) async fn stream_config(client: &Client, stream: &str) -> Result<Option<Value>, ApiError> {
+    match call(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await {
+        Ok(mut info) => Ok(Some(info.get_mut("config").map_or(Value::Null, Value::take))),
+        Err(ApiError::Refused {
+            err_code: STREAM_NOT_FOUND,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

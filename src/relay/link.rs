@@ -1,0 +1,261 @@
+//! One connection's life: connect, publish until it is lost, connect again.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::connect::{Refusal, Session, connect};
+use super::publish::{self, End};
+use super::queue::Queue;
+use super::wake::Reporter;
+use super::{Limits, Report};
+use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};
+
+/// Delay between attempts that need somebody to change something.
+const SLOW_RETRY: Duration = Duration::from_secs(30);
+
+/// A connection that lasted so long, or stored something, was a good one: the next attempt is made at once.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// What the hub asks of one connection.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Publish these, in order.
+    Publish(Vec<Arc<Message>>),
+    /// The connection's streams, all of them.
+    Streams(Vec<StreamSpec>),
+    Limits(Limits),
+    /// Close and connect anew.
+    Reconnect,
+    /// If the connection is marked failed, try again now.
+    Retry,
+    /// Release everything and end.
+    Close,
+    /// Publish no more, wait for acks until then, release the rest and end.
+    Shutdown(Instant),
+}
+
+/// What an order leaves to do after it has been taken in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Todo {
+    Nothing,
+    Streams,
+    Reconnect,
+    Retry,
+    /// End; at once, unless acks are still waited for.
+    End,
+}
+
+/// The state of one connection, connected or not.
+pub(super) struct Link {
+    pub(super) spec: ConnectionSpec,
+    pub(super) limits: Limits,
+    pub(super) streams: Vec<StreamSpec>,
+    pub(super) queue: Queue,
+    /// Sent on a connection that was lost before the ack came, oldest first.
+    pub(super) unknown: Vec<Arc<Message>>,
+    /// Outcomes not yet reported.
+    pub(super) settled: Vec<Settled>,
+    /// No more is published; acks are waited for until then.
+    pub(super) closing: Option<Instant>,
+    pub(super) orders: UnboundedReceiver<Order>,
+    pub(super) reporter: Reporter,
+    /// The present session has stored something.
+    pub(super) proved: bool,
+    shown: Option<(LinkState, String)>,
+}
+
+impl Link {
+    pub(super) fn new(
+        spec: ConnectionSpec,
+        limits: Limits,
+        streams: Vec<StreamSpec>,
+        orders: UnboundedReceiver<Order>,
+        reporter: Reporter,
+    ) -> Self {
+        Link {
+            spec,
+            limits,
+            streams,
+            queue: Queue::default(),
+            unknown: Vec::new(),
+            settled: Vec::new(),
+            closing: None,
+            orders,
+            reporter,
+            proved: false,
+            shown: None,
+        }
+    }
+
+    /// Runs until it is told to end; then nothing is held any more.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(self.spec.reconnect_delay);
+        self.show(LinkState::Connecting, String::new());
+        while let Some(session) = self.connected(&mut backoff).await {
+            let since = Instant::now();
+            self.resend_unknown();
+            match publish::serve(&mut self, session).await {
+                End::Closed => break,
+                End::Again => {
+                    self.show(LinkState::Connecting, String::new());
+                    backoff.reset();
+                }
+                End::Lost(reason) => self.show(LinkState::Disconnected, reason),
+                End::Refused(error) => {
+                    self.show(LinkState::Failed, error.to_string());
+                    if self.wait(sleep(SLOW_RETRY)).await == Err(Todo::End) {
+                        break;
+                    }
+                }
+            }
+            if std::mem::take(&mut self.proved) || since.elapsed() >= STEADY {
+                backoff.reset();
+            }
+        }
+        self.release();
+    }
+
+    /// Tries until there is a session; none if told to end.
+    async fn connected(&mut self, backoff: &mut Backoff) -> Option<Session> {
+        let mut failures: u32 = 0;
+        loop {
+            match self.wait(sleep(backoff.next())).await {
+                Err(Todo::End) => return None,
+                Err(Todo::Reconnect) => backoff.reset(),
+                _ => {}
+            }
+            let spec = self.spec.clone();
+            let pause = match self.wait(connect(&spec)).await {
+                Ok(Ok(session)) => return Some(session),
+                Ok(Err(Refusal::Lasting(error))) => {
+                    self.show(LinkState::Failed, error.to_string());
+                    self.wait(sleep(SLOW_RETRY)).await
+                }
+                Ok(Err(Refusal::Passing(reason))) => {
+                    failures += 1;
+                    match self.spec.max_reconnects {
+                        Some(most) if failures >= most => {
+                            self.show(
+                                LinkState::Failed,
+                                format!("gave up after {failures} attempts: {reason}"),
+                            );
+                            failures = 0;
+                            self.wait_for_reconnect().await
+                        }
+                        _ => {
+                            self.show(LinkState::Disconnected, reason);
+                            continue;
+                        }
+                    }
+                }
+                Err(todo) => Err(todo),
+            };
+            if pause == Err(Todo::End) {
+                return None;
+            }
+            backoff.reset();
+        }
+    }
+
+    async fn wait_for_reconnect(&mut self) -> Result<(), Todo> {
+        loop {
+            match self.wait(std::future::pending::<()>()).await {
+                Err(Todo::Retry) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits for `future`, taking in orders; an error if one of them asks for something else to be done.
+    async fn wait<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Todo> {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                value = &mut future => return Ok(value),
+                order = self.orders.recv() => match self.take_in(order) {
+                    Todo::Nothing | Todo::Streams => {}
+                    todo => return Err(todo),
+                },
+            }
+        }
+    }
+
+    /// Takes in an order; none means that the hub is gone.
+    pub(super) fn take_in(&mut self, order: Option<Order>) -> Todo {
+        match order {
+            Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.queue.push(message)),
+            Some(Order::Limits(limits)) => self.limits = limits,
+            Some(Order::Streams(streams)) => {
+                self.streams = streams;
+                return Todo::Streams;
+            }
+            Some(Order::Reconnect) => return Todo::Reconnect,
+            Some(Order::Retry) => return Todo::Retry,
+            Some(Order::Shutdown(deadline)) => {
+                self.closing = Some(deadline);
+                return Todo::End;
+            }
+            Some(Order::Close) | None => return Todo::End,
+        }
+        Todo::Nothing
+    }
+
+    /// The place of recovery: what is of unknown outcome is to be looked for in the stream here, and settled if it
+    /// is there, before the rest is sent again ahead of everything newer, with the same message ids.
+    fn resend_unknown(&mut self) {
+        let unknown = std::mem::take(&mut self.unknown);
+        if !unknown.is_empty() {
+            info!(target: "pg_jetstream", connection = &*self.spec.name, messages = unknown.len(), "publishing again");
+            self.queue.put_back(unknown);
+        }
+    }
+
+    /// Reports the state if it or its reason has changed.
+    pub(super) fn show(&mut self, state: LinkState, detail: String) {
+        let now = Some((state, detail));
+        if self.shown == now {
+            return;
+        }
+        self.shown = now;
+        let Some((_, detail)) = self.shown.clone() else { return };
+        let connection = self.spec.name.clone();
+        match state {
+            LinkState::Disconnected | LinkState::Failed => {
+                warn!(target: "pg_jetstream", connection = &*connection, ?state, detail, "connection does not work");
+            }
+            _ => info!(target: "pg_jetstream", connection = &*connection, ?state, detail, "connection"),
+        }
+        self.reporter.send(Report::Link {
+            connection,
+            state,
+            detail,
+        });
+    }
+
+    /// Reports the outcomes collected so far.
+    pub(super) fn flush(&mut self) {
+        if !self.settled.is_empty() {
+            self.reporter.send(Report::Settled(std::mem::take(&mut self.settled)));
+        }
+    }
+
+    fn release(&mut self) {
+        self.orders.close();
+        while let Ok(order) = self.orders.try_recv() {
+            self.take_in(Some(order));
+        }
+        let held = self.unknown.drain(..).chain(self.queue.drain());
+        self.settled.extend(held.map(|message| Settled {
+            id: message.id,
+            outcome: Outcome::Released,
+        }));
+        self.flush();
+    }
+}

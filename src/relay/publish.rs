@@ -1,0 +1,274 @@
+//! Publishing on a connection that stands: the window is kept full, and everything that comes in is taken up.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use async_nats::client::PublishErrorKind;
+use async_nats::{Event, ServerError};
+use futures_util::StreamExt;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::acks::{Oversized, Probe};
+use super::connect::Session;
+use super::link::{Link, Todo};
+use super::window::Window;
+use super::{streams, wire};
+use crate::error::RelayError;
+use crate::message::{LinkState, Message};
+
+/// Most messages sent after one whose ack is missing: bounds the memory of the window.
+const MAX_SPAN: usize = 1_000_000;
+
+/// Fewest and most messages in a window; older servers drop what goes beyond 10,000.
+const WINDOW: (usize, usize) = (1, 9_999);
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// We were told to.
+    Closed,
+    /// We were told to connect anew.
+    Again,
+    /// The connection is gone, with the reason.
+    Lost(String),
+    /// It cannot work as configured.
+    Refused(RelayError),
+}
+
+/// What the session's helper tasks have found out.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// All streams have been looked at once; whether the default stream exists, if one is named.
+    StreamsSeen { default_missing: bool },
+    /// `max_msg_size` of a stream; none if it cannot be had.
+    StreamLimit { stream: String, limit: Option<i64> },
+}
+
+/// A link while it is connected.
+pub(super) struct Serving<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) session: Session,
+    pub(super) window: Window,
+    pub(super) probe: Option<Probe>,
+    pub(super) probes: u64,
+    /// Acks are not expected of a time before this.
+    pub(super) clock_start: Instant,
+    /// Names of streams, so that each is allocated once.
+    pub(super) names: HashMap<String, Arc<str>>,
+    pub(super) oversized: Oversized,
+    pub(super) helpers: JoinSet<()>,
+    pub(super) note: UnboundedSender<Note>,
+    notes: UnboundedReceiver<Note>,
+    keeper: Option<AbortHandle>,
+    /// Found no stream while the streams were being made.
+    pub(super) early: Option<Vec<Arc<Message>>>,
+    last_error: Option<String>,
+}
+
+/// Publishes until the session ends. What was on the wire then is in `link.unknown`; the rest waits in its queue.
+pub(super) async fn serve(link: &mut Link, session: Session) -> End {
+    let (note, notes) = mpsc::unbounded_channel();
+    let mut serving = Serving {
+        link,
+        session,
+        window: Window::default(),
+        probe: None,
+        probes: 0,
+        clock_start: Instant::now(),
+        names: HashMap::new(),
+        oversized: Oversized::default(),
+        helpers: JoinSet::new(),
+        note,
+        notes,
+        keeper: None,
+        early: None,
+        last_error: None,
+    };
+    serving.link.show(LinkState::Connected, serving.session.server.clone());
+    serving.keep_streams();
+    let end = serving.run().await;
+    serving.put_away();
+    end
+}
+
+impl Serving<'_> {
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.fill().await {
+                return end;
+            }
+            self.link.flush();
+            if self.link.closing.is_some() && self.window.len() == 0 && self.oversized.is_empty() {
+                return End::Closed;
+            }
+            let due = self.due();
+            let step = tokio::select! {
+                biased;
+                reply = self.session.acks.next() => match reply {
+                    Some(reply) => {
+                        self.take_acks(reply);
+                        Ok(())
+                    }
+                    None => Err(self.lost()),
+                },
+                order = self.link.orders.recv() => {
+                    let todo = self.link.take_in(order);
+                    self.follow(todo)
+                }
+                event = self.session.events.recv() => self.notice(event),
+                Some(note) = self.notes.recv() => {
+                    self.take_note(note);
+                    Ok(())
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.check_deadline().await,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Sends what may go and fits into the window.
+    async fn fill(&mut self) -> Result<(), End> {
+        if self.link.closing.is_some() {
+            return Ok(());
+        }
+        let room = self.link.limits.max_in_flight.clamp(WINDOW.0, WINDOW.1);
+        let now = Instant::now();
+        while self.window.len() < room && self.window.span() < MAX_SPAN {
+            let Some(message) = self.link.queue.pop() else { break };
+            match wire::encode(
+                &message,
+                self.link.spec.subject_prefix.as_deref(),
+                self.session.max_payload,
+            ) {
+                Ok(wire) => self.send(message, wire, now).await?,
+                Err(error) => self.fail(&message, error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, message: Arc<Message>, wire: wire::Wire, now: Instant) -> Result<(), End> {
+        let payload = message.payload.clone();
+        let token = self.window.push(message, now);
+        let mut reply = String::with_capacity(self.session.inbox.len() + 20);
+        reply.push_str(&self.session.inbox);
+        let _ = write!(reply, "{token}");
+        let client = &self.session.client;
+        let sent = client
+            .publish_with_reply_and_headers(wire.subject, reply, wire.headers, payload)
+            .await;
+        match sent {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == PublishErrorKind::Send => Err(self.lost()),
+            Err(error) => {
+                // The checks above are stricter than the client's.
+                if let Some(refused) = self.window.take(token) {
+                    self.fail(&refused.message, RelayError::Unsendable(error.to_string()));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn follow(&mut self, todo: Todo) -> Result<(), End> {
+        match todo {
+            Todo::Nothing | Todo::Retry => {}
+            Todo::Streams => self.keep_streams(),
+            Todo::Reconnect => return Err(End::Again),
+            // A shutdown waits for the acks of what is on the wire.
+            Todo::End if self.link.closing.is_some() => {}
+            Todo::End => return Err(End::Closed),
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, event: Option<Event>) -> Result<(), End> {
+        match event {
+            Some(Event::Disconnected | Event::Closed) | None => Err(self.lost()),
+            // The server is about to go; another one may be there.
+            Some(Event::LameDuckMode) if self.link.spec.servers.len() > 1 => {
+                Err(End::Lost("the server is shutting down (lame duck mode)".to_owned()))
+            }
+            Some(Event::ServerError(ServerError::Other(text))) => self.server_error(text),
+            Some(Event::ServerError(error)) => {
+                self.last_error = Some(error.to_string());
+                Ok(())
+            }
+            Some(event) => {
+                debug!(target: "pg_jetstream", connection = &*self.link.spec.name, %event, "client event");
+                Ok(())
+            }
+        }
+    }
+
+    fn server_error(&mut self, text: String) -> Result<(), End> {
+        if let Some(subject) = wire::denied(&text, "Publish") {
+            self.publish_denied(&subject, &text);
+        } else if wire::denied(&text, "Subscription").is_some_and(|subject| subject.starts_with(&self.session.inbox)) {
+            return Err(End::Refused(RelayError::Connection(format!(
+                "{text}: acks cannot be received"
+            ))));
+        } else {
+            self.last_error = Some(text);
+        }
+        Ok(())
+    }
+
+    pub(super) fn lost(&mut self) -> End {
+        End::Lost(self.last_error.take().unwrap_or_else(|| "connection lost".to_owned()))
+    }
+
+    /// Starts looking after the link's streams, from the beginning.
+    fn keep_streams(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.abort();
+        }
+        if self.link.streams.is_empty() && self.link.spec.default_stream.is_none() {
+            return self.release_early();
+        }
+        self.early.get_or_insert_default();
+        let keeper = streams::Keeper {
+            client: self.session.client.clone(),
+            specs: self.link.streams.clone(),
+            default_stream: self.link.spec.default_stream.clone(),
+            reporter: self.link.reporter.clone(),
+            note: self.note.clone(),
+        };
+        self.keeper = Some(self.helpers.spawn(keeper.run()));
+    }
+
+    fn take_note(&mut self, note: Note) {
+        match note {
+            Note::StreamLimit { stream, limit } => self.stream_limit_known(&stream, limit),
+            Note::StreamsSeen { default_missing } => {
+                self.release_early();
+                let mut detail = self.session.server.clone();
+                if default_missing && let Some(stream) = &self.link.spec.default_stream {
+                    let _ = write!(detail, "; stream \"{stream}\" does not exist");
+                }
+                self.link.show(LinkState::Connected, detail);
+            }
+        }
+    }
+
+    /// Messages that found no stream while the streams were being made go again.
+    fn release_early(&mut self) {
+        if let Some(early) = self.early.take() {
+            self.link.queue.put_back(early);
+        }
+    }
+
+    /// The session is over: nothing of it is forgotten.
+    fn put_away(&mut self) {
+        self.oversized_unmeasured();
+        self.release_early();
+        self.link.unknown = self.window.take_where(|_| true);
+        self.link.flush();
+    }
+}
