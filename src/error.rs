@@ -87,9 +87,9 @@ impl RelayError {
                 10054 | 10060 | 10070 | 10071 | 10097 | 10164 | 10165 | 10166 => Class::PermanentForMessage,
                 _ => Class::Transient,
             },
-            RelayError::TooLargeForServer { .. }
-            | RelayError::TooLargeForStream { .. }
-            | RelayError::Unsendable(_) => Class::PermanentForMessage,
+            RelayError::TooLargeForServer { .. } | RelayError::TooLargeForStream { .. } | RelayError::Unsendable(_) => {
+                Class::PermanentForMessage
+            }
             RelayError::Connection(_) => Class::PermanentForConnection,
         }
     }

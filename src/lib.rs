@@ -1,1 +1,78 @@
 //! pg_jetstream: write to the database and publish to NATS JetStream in one atomic act.
+//!
+//! SQL inserts into `jetstream.outbox`; a drain worker for each database claims from it, hands the messages to its
+//! relay thread, and settles what the relay reports.
+
+use pgrx::prelude::*;
+
+mod api;
+mod error;
+mod guc;
+mod guc_defaults;
+mod launcher;
+mod log;
+mod message;
+mod order;
+mod pg;
+mod relay;
+mod retry;
+mod status;
+mod store;
+mod subject;
+mod wake;
+mod worker;
+
+pgrx::pg_module_magic!();
+
+extension_sql_file!(
+    "../sql/connections.sql",
+    name = "connections",
+    requires = [check_subject, reload_worker]
+);
+extension_sql_file!("../sql/streams.sql", name = "streams", requires = ["connections"]);
+extension_sql_file!(
+    "../sql/outbox.sql",
+    name = "outbox",
+    requires = [
+        "connections",
+        check_subject,
+        check_headers,
+        check_message_id,
+        reject_payload,
+        wake_worker
+    ]
+);
+extension_sql_file!("../sql/history.sql", name = "history", requires = ["outbox"]);
+extension_sql_file!(
+    "../sql/dead_letters.sql",
+    name = "dead_letters",
+    requires = ["outbox", "history", subject_matches]
+);
+extension_sql_file!(
+    "../sql/monitoring.sql",
+    name = "monitoring",
+    requires = [
+        "outbox",
+        "history",
+        "dead_letters",
+        "streams",
+        worker_status,
+        request_reload
+    ]
+);
+extension_sql_file!(
+    "../sql/grants.sql",
+    name = "grants",
+    requires = ["monitoring"],
+    finalize
+);
+
+/// Defines the settings; when preloaded, also asks for shared memory and registers the launcher.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    guc::init();
+    if pg::preloading() {
+        status::init();
+        launcher::register();
+    }
+}

@@ -196,3 +196,161 @@ pub struct StreamSpec {
     /// Free text.
     pub description: Option<String>,
 }
+
+/// Why headers or a message id are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// Not a JSON object.
+    #[error("headers are not a JSON object but {0}")]
+    NotAnObject(String),
+    /// A name that NATS cannot carry.
+    #[error("header name {0:?} is not valid")]
+    Name(String),
+    /// A value that NATS cannot carry.
+    #[error("value of header \"{0}\" contains a line break or NUL")]
+    Value(String),
+    /// A value that is not a string, number, boolean, or an array of these.
+    #[error("value of header \"{0}\" is {1}")]
+    Kind(String, String),
+    /// A header that belongs to the outbox.
+    #[error("header \"{0}\" cannot be given among the headers")]
+    Reserved(String),
+    /// Empty message id.
+    #[error("message id is empty")]
+    MessageIdEmpty,
+    /// Message id too long.
+    #[error("message id of {0} bytes is too long: \"{1}…\"")]
+    MessageIdLength(usize, String),
+    /// Message id with a line break or NUL.
+    #[error("message id {0:?} contains a control character")]
+    MessageIdCharacter(String),
+}
+
+impl HeaderError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            HeaderError::NotAnObject(_) => "Write an object such as {\"trace-id\": \"42\"}.",
+            HeaderError::Name(_) => "Names consist of printable ASCII without space and colon.",
+            HeaderError::Value(_) => {
+                "Header values hold no CR, LF and NUL; encode them, or put the text into the payload."
+            }
+            HeaderError::Kind(..) => "Values are strings, numbers, booleans, or arrays of these.",
+            HeaderError::Reserved(_) => "Use the column message_id for the Nats-Msg-Id.",
+            HeaderError::MessageIdEmpty => "Leave message_id out to get a random one.",
+            HeaderError::MessageIdLength(..) => "A message id has at most 255 bytes.",
+            HeaderError::MessageIdCharacter(_) => "A message id holds no control characters.",
+        }
+    }
+}
+
+/// Reads headers as `outbox.headers` holds them: an object of names to a string, number or boolean, or an array of
+/// these. `null` has no headers.
+pub fn headers(json: &serde_json::Value) -> Result<Vec<(String, String)>, HeaderError> {
+    let object = match json {
+        serde_json::Value::Object(object) => object,
+        serde_json::Value::Null => return Ok(Vec::new()),
+        other => return Err(HeaderError::NotAnObject(brief(other))),
+    };
+    let mut pairs = Vec::with_capacity(object.len());
+    for (name, value) in object {
+        if name.is_empty() || !name.bytes().all(|b| matches!(b, b'!'..=b'~') && b != b':') {
+            return Err(HeaderError::Name(name.clone()));
+        }
+        if name.eq_ignore_ascii_case("Nats-Msg-Id") {
+            return Err(HeaderError::Reserved(name.clone()));
+        }
+        match value {
+            serde_json::Value::Array(values) => {
+                for value in values {
+                    pairs.push((name.clone(), scalar(name, value)?));
+                }
+            }
+            value => pairs.push((name.clone(), scalar(name, value)?)),
+        }
+    }
+    Ok(pairs)
+}
+
+fn scalar(name: &str, value: &serde_json::Value) -> Result<String, HeaderError> {
+    let text = match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Number(_) | serde_json::Value::Bool(_) => value.to_string(),
+        other => return Err(HeaderError::Kind(name.into(), brief(other))),
+    };
+    if text.contains(['\r', '\n', '\0']) {
+        return Err(HeaderError::Value(name.into()));
+    }
+    Ok(text)
+}
+
+fn brief(value: &serde_json::Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// Checks a `Nats-Msg-Id`: 1 to [`MAX_MESSAGE_ID_BYTES`] bytes without control characters.
+pub fn check_message_id(id: &str) -> Result<(), HeaderError> {
+    if id.is_empty() {
+        return Err(HeaderError::MessageIdEmpty);
+    }
+    if id.len() > MAX_MESSAGE_ID_BYTES {
+        return Err(HeaderError::MessageIdLength(id.len(), id.chars().take(40).collect()));
+    }
+    if id.bytes().any(|b| b.is_ascii_control()) {
+        return Err(HeaderError::MessageIdCharacter(id.into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reads_headers_of_every_kind() {
+        let read = headers(&json!({"a": "x", "b": 5, "c": true, "d": ["1", 2]})).unwrap();
+        let expected = [("a", "x"), ("b", "5"), ("c", "true"), ("d", "1"), ("d", "2")];
+        assert_eq!(read, expected.map(|(k, v)| (k.to_string(), v.to_string())));
+        assert_eq!(headers(&json!(null)), Ok(vec![]));
+        assert_eq!(headers(&json!({})), Ok(vec![]));
+    }
+
+    #[test]
+    fn refuses_headers_with_the_reason() {
+        assert!(matches!(headers(&json!([1])), Err(HeaderError::NotAnObject(_))));
+        assert!(matches!(headers(&json!("x".repeat(100))), Err(HeaderError::NotAnObject(text)) if text.len() < 60));
+        assert!(matches!(headers(&json!({"": "x"})), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(&json!({"a b": "x"})), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(&json!({"a:b": "x"})), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(&json!({"a": "x\r\ny"})), Err(HeaderError::Value(_))));
+        assert!(matches!(
+            headers(&json!({"a": ["x", "\u{0}"]})),
+            Err(HeaderError::Value(_))
+        ));
+        assert!(matches!(headers(&json!({"a": {"b": 1}})), Err(HeaderError::Kind(..))));
+        assert!(matches!(headers(&json!({"a": null})), Err(HeaderError::Kind(..))));
+        assert!(matches!(
+            headers(&json!({"nats-msg-id": "x"})),
+            Err(HeaderError::Reserved(_))
+        ));
+    }
+
+    #[test]
+    fn checks_message_ids() {
+        assert_eq!(check_message_id("order-1"), Ok(()));
+        assert_eq!(check_message_id(""), Err(HeaderError::MessageIdEmpty));
+        assert!(matches!(
+            check_message_id(&"é".repeat(128)),
+            Err(HeaderError::MessageIdLength(256, _))
+        ));
+        assert!(matches!(
+            check_message_id("a\nb"),
+            Err(HeaderError::MessageIdCharacter(_))
+        ));
+    }
+}

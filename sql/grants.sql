@@ -1,0 +1,72 @@
+-- Who may do what. Loaded last: nothing is left to PUBLIC.
+
+do $$
+declare
+    role text;
+begin
+    foreach role in array array['jetstream_publisher', 'jetstream_reader', 'jetstream_admin', 'jetstream_worker'] loop
+        if not exists (select from pg_catalog.pg_roles where rolname = role) then
+            execute pg_catalog.format('create role %I nologin', role);
+        end if;
+    end loop;
+end
+$$;
+
+revoke all on schema jetstream from public;
+revoke all on all tables in schema jetstream from public;
+revoke all on all functions in schema jetstream from public;
+
+grant usage on schema jetstream to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
+
+-- The checks of the outbox run as whoever inserts.
+grant execute on function
+    jetstream.check_subject(text),
+    jetstream.check_headers(jsonb),
+    jetstream.check_message_id(text),
+    jetstream.reject_payload(integer),
+    jetstream.subject_matches(text, text)
+    to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
+
+-- jetstream_publisher: enqueue only.
+grant insert (connection, subject, payload, raw, headers, message_id, key, deliver_at, ttl, webhook),
+    select (id) on jetstream.outbox to jetstream_publisher, jetstream_admin;
+grant execute on function
+    jetstream.publish(text, jsonb, text, jsonb, text, timestamptz, text, interval),
+    jetstream.publish_raw(text, bytea, text, jsonb, text, timestamptz, text, interval),
+    jetstream.publish_batch(text, jsonb[], text[], jsonb, text, timestamptz, text, interval)
+    to jetstream_publisher, jetstream_admin;
+
+-- jetstream_reader: look, without bodies, headers or secrets.
+grant select (id, name, url, cluster_urls, auth_type, username, credentials_file, tls_required, tls_ca_file, tls_cert_file,
+    tls_key_file, connection_timeout_ms, reconnect_delay_ms, max_reconnect_attempts, max_connections, default_stream,
+    subject_prefix, enabled, description, created_at, updated_at)
+    on jetstream.connections to jetstream_reader, jetstream_admin;
+grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, attempts, last_error, failed_at,
+    created_at) on jetstream.outbox to jetstream_reader;
+grant select (published_at, outbox_id, sequence, webhook, attempts, latency_ms, success, duplicate, connection, subject,
+    message_id, stream, key, error) on jetstream.history to jetstream_reader;
+grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, attempts, reason, created_at, died_at)
+    on jetstream.dead_letters to jetstream_reader;
+grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
+    jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
+grant execute on function jetstream.status(), jetstream.health(text), jetstream.lag(text), jetstream.worker_status()
+    to jetstream_reader, jetstream_admin;
+
+-- jetstream_admin: everything but reading secrets.
+grant insert, update, delete on jetstream.connections, jetstream.streams to jetstream_admin;
+grant select, update, delete on jetstream.outbox to jetstream_admin;
+grant select on jetstream.history, jetstream.dead_letters to jetstream_admin;
+grant execute on function
+    jetstream.create_stream(text, text[], text, text, text, bigint, bigint, interval, integer, integer, interval, boolean,
+        boolean, text, text),
+    jetstream.pause(), jetstream.resume(), jetstream.reload(text),
+    jetstream.redrive(bigint, boolean), jetstream.redrive_all(text, boolean), jetstream.discard(bigint)
+    to jetstream_admin;
+
+-- jetstream_worker: what pg_jetstream.role needs, secrets included. Grant it to the login role the worker runs as.
+grant select on jetstream.connections, jetstream.streams, jetstream.control, jetstream.outbox to jetstream_worker;
+grant update (synced_at, sync_error) on jetstream.streams to jetstream_worker;
+grant update, delete on jetstream.outbox to jetstream_worker;
+grant select, insert on jetstream.history, jetstream.dead_letters to jetstream_worker;
+grant select, insert, update on jetstream.positions to jetstream_worker;
+grant execute on function jetstream.history_maintain(interval, integer) to jetstream_worker;

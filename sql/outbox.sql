@@ -1,0 +1,170 @@
+-- The outbox: what is still owed. A plain insert is a first-class way in.
+
+create table jetstream.outbox (
+    -- txid stands before id so that it is assigned first: an id is then never older than its transaction id, which
+    -- the worker's bounded claim relies on.
+    txid xid8 not null default pg_current_xact_id(),
+    id bigint generated always as identity,
+    connection text collate "C" not null default 'default',
+    subject text not null,
+    payload jsonb,
+    raw bytea,
+    headers jsonb,
+    message_id text not null default gen_random_uuid()::text,
+    key text collate "C",
+    deliver_at timestamptz,
+    ttl interval,
+    webhook integer,
+    attempts integer not null default 0,
+    last_error text,
+    failed_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint outbox_pkey primary key (id),
+    constraint outbox_subject_valid check (jetstream.check_subject(subject)),
+    constraint outbox_headers_valid check (jetstream.check_headers(headers)),
+    constraint outbox_message_id_valid check (jetstream.check_message_id(message_id)),
+    constraint outbox_one_payload
+        check (num_nonnulls(payload, raw) = 1 or jetstream.reject_payload(num_nonnulls(payload, raw))),
+    constraint outbox_ttl_range check (ttl between '1 second' and '10000 days'),
+    constraint outbox_attempts_range check (attempts >= 0)
+);
+
+comment on table jetstream.outbox is 'Messages owed to JetStream; a row leaves when it is stored there or moved to dead_letters';
+comment on column jetstream.outbox.txid is 'Transaction that inserted it; leave it to its default';
+comment on column jetstream.outbox.id is 'Insert order';
+comment on column jetstream.outbox.connection is 'connections.name it goes to';
+comment on column jetstream.outbox.subject is 'NATS subject: tokens of printable ASCII separated by dots, no wildcards, at most 255 bytes';
+comment on column jetstream.outbox.payload is 'Body as JSON; either this or raw';
+comment on column jetstream.outbox.raw is 'Body as bytes; either this or payload';
+comment on column jetstream.outbox.headers is 'Object of header names to a string, number, boolean, or an array of these';
+comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes, random by default';
+comment on column jetstream.outbox.key is 'Messages with the same key arrive in insert order; null: no order asked for';
+comment on column jetstream.outbox.deliver_at is 'Not before this time; also set by the worker to the time of the next attempt';
+comment on column jetstream.outbox.ttl is 'How long the stream keeps it (Nats-TTL, whole seconds); the stream must allow it';
+comment on column jetstream.outbox.webhook is 'Webhook it belongs to; null for a plain message';
+comment on column jetstream.outbox.attempts is 'Attempts that failed';
+comment on column jetstream.outbox.last_error is 'Why the last attempt failed';
+comment on column jetstream.outbox.failed_at is 'When the last attempt failed';
+comment on column jetstream.outbox.created_at is 'When it was inserted';
+
+create index outbox_claim on jetstream.outbox (connection, id) where deliver_at is null;
+create index outbox_txid on jetstream.outbox (txid);
+create index outbox_due on jetstream.outbox (connection, deliver_at, id) where deliver_at is not null;
+create index outbox_key on jetstream.outbox (connection, key, id) where key is not null;
+comment on index jetstream.outbox_claim is 'Claim in insert order';
+comment on index jetstream.outbox_txid is 'Claim of rows whose transaction ended after later ids were claimed';
+comment on index jetstream.outbox_due is 'Claim of delayed messages and of further attempts';
+comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key';
+
+create function jetstream.outbox_check_connection() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from jetstream.connections c where c.name = new.connection) then
+        raise exception 'connection "%" does not exist', new.connection
+            using errcode = 'foreign_key_violation',
+                  hint = 'Insert it into jetstream.connections first, or leave connection out to use "default".';
+    end if;
+    return new;
+end
+$$;
+comment on function jetstream.outbox_check_connection() is 'Refuses a message to a connection that does not exist';
+
+create trigger outbox_check_connection before insert or update of connection on jetstream.outbox
+    for each row when (new.connection <> 'default') execute function jetstream.outbox_check_connection();
+
+create trigger outbox_wake after insert on jetstream.outbox
+    for each statement execute function jetstream.wake_worker();
+
+-- Rows that somebody changed may lie below the ids already claimed: the worker looks through all of them.
+create trigger outbox_changed after update on jetstream.outbox
+    for each statement execute function jetstream.reload_worker();
+
+select pg_catalog.pg_extension_config_dump('jetstream.outbox', '');
+select pg_catalog.pg_extension_config_dump('jetstream.outbox_id_seq', '');
+
+create function jetstream.publish(
+    subject text,
+    payload jsonb,
+    message_id text default null,
+    headers jsonb default null,
+    key text default null,
+    deliver_at timestamptz default null,
+    connection text default 'default',
+    ttl interval default null
+) returns bigint
+language plpgsql volatile
+as $$
+declare
+    outbox_id bigint;
+begin
+    insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)
+    values (publish.connection, publish.subject, publish.payload, publish.headers,
+            coalesce(publish.message_id, pg_catalog.gen_random_uuid()::text), publish.key, publish.deliver_at,
+            publish.ttl)
+    returning o.id into outbox_id;
+    return outbox_id;
+end
+$$;
+comment on function jetstream.publish(text, jsonb, text, jsonb, text, timestamptz, text, interval) is
+    'Stores one JSON message for JetStream in this transaction; returns outbox.id';
+
+create function jetstream.publish_raw(
+    subject text,
+    payload bytea,
+    message_id text default null,
+    headers jsonb default null,
+    key text default null,
+    deliver_at timestamptz default null,
+    connection text default 'default',
+    ttl interval default null
+) returns bigint
+language plpgsql volatile
+as $$
+declare
+    outbox_id bigint;
+begin
+    insert into jetstream.outbox as o (connection, subject, raw, headers, message_id, key, deliver_at, ttl)
+    values (publish_raw.connection, publish_raw.subject, publish_raw.payload, publish_raw.headers,
+            coalesce(publish_raw.message_id, pg_catalog.gen_random_uuid()::text), publish_raw.key,
+            publish_raw.deliver_at, publish_raw.ttl)
+    returning o.id into outbox_id;
+    return outbox_id;
+end
+$$;
+comment on function jetstream.publish_raw(text, bytea, text, jsonb, text, timestamptz, text, interval) is
+    'Stores one message of bytes for JetStream in this transaction; returns outbox.id';
+
+create function jetstream.publish_batch(
+    subject text,
+    payloads jsonb[],
+    message_ids text[] default null,
+    headers jsonb default null,
+    key text default null,
+    deliver_at timestamptz default null,
+    connection text default 'default',
+    ttl interval default null
+) returns setof bigint
+language plpgsql volatile
+as $$
+begin
+    if publish_batch.message_ids is not null
+        and pg_catalog.cardinality(publish_batch.message_ids) <> pg_catalog.cardinality(publish_batch.payloads) then
+        raise exception '% message ids for % payloads', pg_catalog.cardinality(publish_batch.message_ids),
+                pg_catalog.cardinality(publish_batch.payloads)
+            using errcode = 'array_subscript_error', hint = 'Give one message id for each payload, or none at all.';
+    end if;
+    return query
+        insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)
+        select publish_batch.connection, publish_batch.subject, b.payload, publish_batch.headers,
+               coalesce(publish_batch.message_ids[b.n], pg_catalog.gen_random_uuid()::text), publish_batch.key,
+               publish_batch.deliver_at, publish_batch.ttl
+        from pg_catalog.unnest(publish_batch.payloads) with ordinality as b (payload, n)
+        order by b.n
+        returning o.id;
+end
+$$;
+comment on function jetstream.publish_batch(text, jsonb[], text[], jsonb, text, timestamptz, text, interval) is
+    'Stores many JSON messages for one subject in one statement; returns their outbox ids in order';

@@ -1,0 +1,266 @@
+//! Shared memory: what the workers report, and where commits find the latch to set.
+//!
+//! One slot for each database of `pg_jetstream.databases`; the launcher hands them out. The wake table consists of
+//! atomics alone, so that a commit takes no lock.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use pgrx::prelude::*;
+use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
+
+use crate::message::LinkState;
+use crate::pg;
+
+/// Most databases one cluster can list.
+pub const MAX_WORKERS: usize = 64;
+/// Most connections shown for one worker; further ones work but are not shown.
+pub const MAX_LINKS: usize = 32;
+
+/// A string of at most `N` bytes in shared memory; longer ones are cut at a character.
+#[derive(Clone, Copy)]
+pub struct Text<const N: usize> {
+    len: u16,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Default for Text<N> {
+    fn default() -> Self {
+        Text { len: 0, bytes: [0; N] }
+    }
+}
+
+impl<const N: usize> From<&str> for Text<N> {
+    fn from(text: &str) -> Self {
+        let mut end = text.len().min(N);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = [0; N];
+        bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+        Text { len: end as u16, bytes }
+    }
+}
+
+impl<const N: usize> Text<N> {
+    /// The string.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len as usize]).unwrap_or("")
+    }
+}
+
+/// One connection of a worker.
+#[derive(Clone, Copy, Default)]
+pub struct Link {
+    /// `connections.name`.
+    pub name: Text<63>,
+    /// [`LinkState`] as a number.
+    pub state: u8,
+    /// Server, or reason.
+    pub detail: Text<300>,
+}
+
+/// What one worker reports. Counters start at zero with the worker.
+#[derive(Clone, Copy, Default)]
+pub struct Report {
+    /// What it is doing, in a word or two.
+    pub state: Text<160>,
+    /// Claimed and not settled.
+    pub in_flight: u32,
+    /// Their bytes.
+    pub in_flight_bytes: u64,
+    /// Keys held back by a failing or a crowding message.
+    pub held_keys: u32,
+    /// Messages claimed.
+    pub claimed: u64,
+    /// Messages acknowledged, duplicates included.
+    pub stored: u64,
+    /// Of these, those the stream had already.
+    pub duplicates: u64,
+    /// Failed attempts that will be followed by another.
+    pub retried: u64,
+    /// Messages that became dead letters.
+    pub dead: u64,
+    /// Transactions made.
+    pub cycles: u64,
+    /// Last failure of any kind.
+    pub last_error: Text<400>,
+    /// When it happened, microseconds since 2000-01-01 UTC; 0 for never.
+    pub last_error_at: i64,
+    /// When the worker started.
+    pub started_at: i64,
+    /// When the last transaction was made.
+    pub last_cycle_at: i64,
+    /// Connections, `links` of them.
+    pub link: [Link; MAX_LINKS],
+    /// How many of `link` are used.
+    pub links: u32,
+}
+
+/// One slot: the launcher writes the first fields, the worker the rest.
+#[derive(Clone, Copy, Default)]
+pub struct Slot {
+    /// Database name as listed; empty for a free slot.
+    pub name: Text<63>,
+    /// Its object id; 0 if it does not exist.
+    pub database: u32,
+    /// Process id of the worker; 0 if none runs.
+    pub pid: i32,
+    /// Why none runs.
+    pub stopped: Text<300>,
+    /// What it reports.
+    pub report: Report,
+    /// Connection to connect anew; empty for all. Read when the reconnect counter moved.
+    pub reconnect: Text<63>,
+}
+
+/// Slots of all databases.
+#[derive(Clone, Copy)]
+pub struct Slots(pub [Slot; MAX_WORKERS]);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Slots([Slot::default(); MAX_WORKERS])
+    }
+}
+
+// SAFETY: plain data without pointers, only touched under the lock.
+unsafe impl PGRXSharedMemory for Slots {}
+
+/// Where to find a database's worker. All zero: no worker.
+#[derive(Default)]
+pub struct Wake {
+    database: AtomicU32,
+    latch: AtomicUsize,
+    reloads: AtomicU32,
+    reconnects: AtomicU32,
+}
+
+/// Wake entries, by slot number.
+pub struct WakeTable([Wake; MAX_WORKERS]);
+
+impl Default for WakeTable {
+    fn default() -> Self {
+        WakeTable(std::array::from_fn(|_| Wake::default()))
+    }
+}
+
+// SAFETY: atomics only.
+unsafe impl PGRXSharedMemory for WakeTable {}
+
+// SAFETY: the names are this extension's own.
+static SLOTS: PgLwLock<Slots> = unsafe { PgLwLock::new(c"pg_jetstream slots") };
+// SAFETY: as above.
+static WAKES: PgAtomic<WakeTable> = unsafe { PgAtomic::new(c"pg_jetstream wakes") };
+static PRELOADED: AtomicBool = AtomicBool::new(false);
+
+/// Asks for shared memory; only while `shared_preload_libraries` is processed.
+pub fn init() {
+    pg_shmem_init!(SLOTS);
+    pg_shmem_init!(WAKES);
+    PRELOADED.store(true, Ordering::Relaxed);
+}
+
+/// Whether the library was preloaded, so that shared memory and workers exist.
+pub fn preloaded() -> bool {
+    PRELOADED.load(Ordering::Relaxed)
+}
+
+/// Runs `change` on a slot.
+pub fn update(slot: usize, change: impl FnOnce(&mut Slot)) {
+    change(&mut SLOTS.exclusive().0[slot]);
+}
+
+/// A copy of one slot.
+pub fn slot(slot: usize) -> Slot {
+    SLOTS.share().0[slot]
+}
+
+/// Number of the slot whose name passes `test`.
+pub fn find(test: impl Fn(&Slot) -> bool) -> Option<usize> {
+    SLOTS.share().0.iter().position(test)
+}
+
+/// Makes the calling worker the one that commits in `database` wake.
+pub fn listen(slot: usize, database: u32) {
+    let wake = &WAKES.get().0[slot];
+    wake.latch.store(pg::my_latch(), Ordering::Relaxed);
+    wake.database.store(database, Ordering::Release);
+}
+
+/// Ends [`listen`] for a slot whose worker is gone.
+pub fn deafen(slot: usize) {
+    let wake = &WAKES.get().0[slot];
+    wake.database.store(0, Ordering::Relaxed);
+    wake.latch.store(0, Ordering::Relaxed);
+}
+
+/// Counters of reload and reconnect requests for a slot.
+pub fn requests(slot: usize) -> (u32, u32) {
+    let wake = &WAKES.get().0[slot];
+    (
+        wake.reloads.load(Ordering::Acquire),
+        wake.reconnects.load(Ordering::Acquire),
+    )
+}
+
+/// What to ask of a worker besides waking it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Look at the outbox.
+    Look,
+    /// Read connections and streams again.
+    Reload,
+}
+
+/// Wakes the worker of a database; false if none listens.
+pub fn wake(database: u32, request: Request) -> bool {
+    if !preloaded() {
+        return false;
+    }
+    let Some(wake) = WAKES
+        .get()
+        .0
+        .iter()
+        .find(|wake| wake.database.load(Ordering::Acquire) == database)
+    else {
+        return false;
+    };
+    if request == Request::Reload {
+        wake.reloads.fetch_add(1, Ordering::Release);
+    }
+    pg::set_latch(wake.latch.load(Ordering::Relaxed));
+    true
+}
+
+/// Asks the worker of a database to connect anew, to one connection or (empty) to all; false if none listens.
+pub fn reconnect(database: u32, connection: &str) -> bool {
+    if !preloaded() {
+        return false;
+    }
+    let Some(number) = WAKES
+        .get()
+        .0
+        .iter()
+        .position(|wake| wake.database.load(Ordering::Acquire) == database)
+    else {
+        return false;
+    };
+    update(number, |slot| slot.reconnect = connection.into());
+    WAKES.get().0[number].reconnects.fetch_add(1, Ordering::Release);
+    wake(database, Request::Reload)
+}
+
+/// Name of a connection state as users see it.
+pub fn link_state_name(state: u8) -> &'static str {
+    const NAMES: [(LinkState, &str); 5] = [
+        (LinkState::Connecting, "connecting"),
+        (LinkState::Connected, "connected"),
+        (LinkState::Disconnected, "disconnected"),
+        (LinkState::Failed, "failed"),
+        (LinkState::Disabled, "disabled"),
+    ];
+    NAMES
+        .iter()
+        .find(|(known, _)| *known as u8 == state)
+        .map_or("unknown", |(_, name)| name)
+}

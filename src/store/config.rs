@@ -1,0 +1,233 @@
+//! What the worker reads now and then: connections, streams, positions; and what it keeps in order.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgrx::prelude::*;
+use pgrx::spi::{SpiHeapTupleData, SpiResult};
+
+use crate::message::{Auth, ConnectionSpec, StreamSpec, Tls};
+use crate::order::Key;
+
+/// Lets the worker's session plan and wait as it must: no compilation of its small statements, plans kept, index
+/// scans even on a table that was never analyzed, no long wait for anybody's lock.
+pub fn configure_session() -> SpiResult<()> {
+    Spi::connect_mut(|client| {
+        for (name, value) in [
+            ("jit", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_bitmapscan", "off"),
+            ("enable_sort", "off"),
+            ("synchronous_commit", "off"),
+            ("lock_timeout", "200ms"),
+            ("statement_timeout", "0"),
+            ("search_path", "pg_catalog, pg_temp"),
+            ("application_name", "pg_jetstream"),
+        ] {
+            client.update("select set_config($1, $2, false)", None, &[name.into(), value.into()])?;
+        }
+        Ok(())
+    })
+}
+
+/// Version of the extension in this database.
+pub fn extension_version() -> SpiResult<Option<String>> {
+    Spi::get_one("select extversion from pg_catalog.pg_extension where extname = 'pg_jetstream'")
+}
+
+/// Tries to become the one worker of this database; held until the session ends.
+pub fn try_lock() -> SpiResult<bool> {
+    Spi::connect_mut(|client| {
+        let table = client.update("select pg_catalog.pg_try_advisory_lock(1785164659, 0)", None, &[])?;
+        Ok(table.first().get_one::<bool>()?.unwrap_or(false))
+    })
+}
+
+/// Whether `pause()` is in force.
+pub fn paused() -> SpiResult<bool> {
+    Ok(Spi::get_one("select exists (select from jetstream.control)")?.unwrap_or(false))
+}
+
+fn text(row: &SpiHeapTupleData<'_>, name: &str) -> SpiResult<Option<String>> {
+    row.get_by_name::<String, _>(name)
+}
+
+fn number(row: &SpiHeapTupleData<'_>, name: &str) -> SpiResult<i64> {
+    Ok(row.get_by_name::<i64, _>(name)?.unwrap_or(0))
+}
+
+fn flag(row: &SpiHeapTupleData<'_>, name: &str) -> SpiResult<bool> {
+    Ok(row.get_by_name::<bool, _>(name)?.unwrap_or(false))
+}
+
+fn millis(row: &SpiHeapTupleData<'_>, name: &str) -> SpiResult<Duration> {
+    Ok(Duration::from_millis(number(row, name)?.max(0) as u64))
+}
+
+/// All connections, each with whether it is enabled.
+pub fn connections() -> SpiResult<Vec<(ConnectionSpec, bool)>> {
+    const SQL: &str = "select name, url, cluster_urls, auth_type, token, username, password, credentials_file, \
+        nkey_seed, tls_required, tls_ca_file, tls_cert_file, tls_key_file, connection_timeout_ms::bigint, \
+        reconnect_delay_ms::bigint, max_reconnect_attempts::bigint, default_stream, subject_prefix, enabled \
+        from jetstream.connections order by name";
+    Spi::connect(|client| client.select(SQL, None, &[])?.map(|row| connection(&row)).collect())
+}
+
+fn connection(row: &SpiHeapTupleData<'_>) -> SpiResult<(ConnectionSpec, bool)> {
+    let secret = |name| Ok::<_, pgrx::spi::SpiError>(text(row, name)?.unwrap_or_default());
+    let auth = match text(row, "auth_type")?.as_deref() {
+        Some("token") => Auth::Token(secret("token")?),
+        Some("password") => Auth::Password {
+            user: secret("username")?,
+            password: secret("password")?,
+        },
+        Some("credentials") => Auth::CredentialsFile(secret("credentials_file")?),
+        Some("nkey") => Auth::Nkey(secret("nkey_seed")?),
+        _ => Auth::None,
+    };
+    let more: Vec<Option<String>> = row.get_by_name("cluster_urls")?.unwrap_or_default();
+    let servers = std::iter::once(text(row, "url")?)
+        .chain(more)
+        .flatten()
+        .flat_map(|urls| urls.split(',').map(|url| url.trim().to_string()).collect::<Vec<_>>())
+        .filter(|url| !url.is_empty())
+        .collect();
+    let spec = ConnectionSpec {
+        name: Arc::from(secret("name")?),
+        servers,
+        auth,
+        tls: Tls {
+            required: flag(row, "tls_required")?,
+            ca_file: text(row, "tls_ca_file")?,
+            cert_file: text(row, "tls_cert_file")?,
+            key_file: text(row, "tls_key_file")?,
+        },
+        connect_timeout: millis(row, "connection_timeout_ms")?,
+        reconnect_delay: millis(row, "reconnect_delay_ms")?,
+        max_reconnects: u32::try_from(number(row, "max_reconnect_attempts")?).ok(),
+        subject_prefix: text(row, "subject_prefix")?,
+        default_stream: text(row, "default_stream")?,
+    };
+    Ok((spec, flag(row, "enabled")?))
+}
+
+/// All streams that should exist on enabled connections.
+pub fn streams() -> SpiResult<Vec<StreamSpec>> {
+    const SQL: &str = "select s.id::bigint, s.name, s.connection, s.subjects, s.storage, s.retention, s.discard, \
+        s.max_messages, s.max_messages_per_subject, s.max_bytes, \
+        (extract(epoch from s.max_age) * 1000)::bigint as max_age, s.max_message_size::bigint, s.replicas::bigint, \
+        (extract(epoch from s.duplicate_window) * 1000)::bigint as duplicate_window, s.allow_message_ttl, \
+        s.allow_atomic, s.description \
+        from jetstream.streams s join jetstream.connections c on c.name = s.connection and c.enabled order by s.id";
+    Spi::connect(|client| client.select(SQL, None, &[])?.map(|row| stream(&row)).collect())
+}
+
+fn stream(row: &SpiHeapTupleData<'_>) -> SpiResult<StreamSpec> {
+    let word = |name| Ok::<_, pgrx::spi::SpiError>(text(row, name)?.unwrap_or_default());
+    let subjects: Vec<Option<String>> = row.get_by_name("subjects")?.unwrap_or_default();
+    Ok(StreamSpec {
+        id: number(row, "id")?,
+        connection: Arc::from(word("connection")?),
+        name: word("name")?,
+        subjects: subjects.into_iter().flatten().collect(),
+        storage: word("storage")?,
+        retention: word("retention")?,
+        discard: word("discard")?,
+        max_messages: number(row, "max_messages")?,
+        max_messages_per_subject: number(row, "max_messages_per_subject")?,
+        max_bytes: number(row, "max_bytes")?,
+        max_age: millis(row, "max_age")?,
+        max_message_size: number(row, "max_message_size")? as i32,
+        replicas: number(row, "replicas")?.max(1) as usize,
+        duplicate_window: millis(row, "duplicate_window")?,
+        allow_message_ttl: flag(row, "allow_message_ttl")?,
+        allow_atomic: flag(row, "allow_atomic")?,
+        description: text(row, "description")?,
+    })
+}
+
+/// Writes whether a stream is as asked.
+pub fn stream_synced(id: i64, error: Option<&str>) -> SpiResult<()> {
+    Spi::run_with_args(
+        "update jetstream.streams set sync_error = $2, \
+         synced_at = case when $2 is null then clock_timestamp() else synced_at end where id = $1",
+        &[id.into(), error.into()],
+    )
+}
+
+/// Keyed messages that have failed and will be tried again: their keys are held.
+pub fn failing_keys(most: i64) -> SpiResult<Vec<(Key, i64)>> {
+    const SQL: &str = "select o.connection::text, o.key::text, o.id from jetstream.outbox o \
+        where o.deliver_at is not null and o.attempts > 0 and o.key is not null order by o.id limit $1";
+    Spi::connect_mut(|client| {
+        let mut keys = Vec::new();
+        for row in client.update(SQL, None, &[most.into()])? {
+            if let (Some(connection), Some(key), Some(id)) = (row.get::<String>(1)?, row.get(2)?, row.get(3)?) {
+                keys.push((
+                    Key {
+                        connection: connection.into(),
+                        key,
+                    },
+                    id,
+                ));
+            }
+        }
+        Ok(keys)
+    })
+}
+
+/// Of these messages, those that are still owed.
+pub fn existing(ids: Vec<i64>) -> SpiResult<HashSet<i64>> {
+    Spi::connect_mut(|client| {
+        let mut found = HashSet::new();
+        for row in client.update(
+            "select o.id from jetstream.outbox o where o.id = any ($1)",
+            None,
+            &[ids.into()],
+        )? {
+            found.extend(row.get::<i64>(1)?);
+        }
+        Ok(found)
+    })
+}
+
+/// Lets these messages be claimed in insert order again: they stand in line behind others of their key.
+pub fn rejoin(ids: Vec<i64>) -> SpiResult<()> {
+    Spi::run_with_args(
+        "update jetstream.outbox set deliver_at = null where id = any ($1)",
+        &[ids.into()],
+    )
+}
+
+/// Last id given out by the outbox; below the cursor it means that somebody set the sequence back.
+pub fn last_outbox_id() -> SpiResult<i64> {
+    Ok(Spi::get_one("select last_value from jetstream.outbox_id_seq")?.unwrap_or(0))
+}
+
+/// Oldest transaction in progress and the next to come.
+pub fn snapshot_bounds() -> SpiResult<(u64, u64)> {
+    let text: Option<String> = Spi::get_one("select pg_current_snapshot()::text")?;
+    let text = text.unwrap_or_default();
+    let mut parts = text.split(':').map(|part| part.parse().unwrap_or(0));
+    Ok((parts.next().unwrap_or(0), parts.next().unwrap_or(0)))
+}
+
+/// Advances the position of a stream.
+pub fn advance(connection: &str, stream: &str, sequence: i64) -> SpiResult<()> {
+    Spi::run_with_args(
+        "insert into jetstream.positions as p (connection, stream, last_sequence) values ($1, $2, $3) \
+         on conflict on constraint positions_pkey do update \
+         set last_sequence = excluded.last_sequence, updated_at = clock_timestamp()",
+        &[connection.into(), stream.into(), sequence.into()],
+    )
+}
+
+/// Makes and drops history partitions.
+pub fn maintain_history(retention: Duration) -> SpiResult<()> {
+    Spi::run_with_args(
+        "select jetstream.history_maintain($1 * interval '1 second')",
+        &[(retention.as_secs() as f64).into()],
+    )
+}

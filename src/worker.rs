@@ -1,0 +1,377 @@
+//! A drain worker: settle and claim in one short transaction, hand over to the relay, wait, repeat.
+//!
+//! Crash-only: an ERROR that is not a lock timeout ends the process, and the launcher starts it again with nothing but
+//! what is in the tables.
+
+mod claim;
+mod lane;
+mod link;
+mod settle;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::prelude::*;
+use pgrx::spi::SpiResult;
+
+use crate::guc::{self, Settings};
+use crate::log::{self, Log};
+use crate::message::{Message, Settled};
+use crate::order::{Keys, MAX_HELD};
+use crate::relay::{Command, Relay, Report};
+use crate::status;
+use crate::store::{Store, config};
+use crate::{pg, wake};
+use lane::Lane;
+use link::Links;
+
+/// How long outcomes wait for a claim to be settled with.
+const SETTLE_DELAY: Duration = Duration::from_millis(2);
+/// As many outcomes are settled without waiting.
+const SETTLE_AT_ONCE: usize = 250;
+/// How often rows skipped because of somebody's lock are looked for, and partitions are kept.
+const MAINTENANCE: Duration = Duration::from_secs(60);
+/// How long a worker that is asked to end waits for acknowledgements.
+const LAST_ACKS: Duration = Duration::from_secs(1);
+
+/// A message that was claimed and is not settled.
+struct Flight {
+    message: Arc<Message>,
+    due_at: i64,
+    lane: usize,
+    /// Checkpoint it has to be settled for; see `settle`.
+    checkpoint: u64,
+    /// Found by `deliver_at`.
+    delayed: bool,
+}
+
+/// Everything the main thread of a drain worker holds.
+struct Worker {
+    slot: usize,
+    extension: u32,
+    settings: Settings,
+    store: Store,
+    relay: Relay,
+    log: Log,
+    links: Links,
+    lanes: Vec<Lane>,
+    keys: Keys,
+    flights: HashMap<i64, Flight>,
+    flight_bytes: usize,
+    outcomes: Vec<Settled>,
+    outcomes_since: Instant,
+    /// Somebody holds a row that is to be settled: lock first, settle what can be locked.
+    careful: bool,
+    paused: bool,
+    checkpoint: settle::Checkpoint,
+    next_maintenance: Instant,
+    seen_requests: (u32, u32),
+    report: status::Report,
+}
+
+/// Main function of a drain worker; the argument is its slot.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_jetstream_worker_main(arg: pg_sys::Datum) {
+    let slot = arg.value();
+    pg::install_signal_handlers();
+    wake::ignore_own_commits();
+    let role = guc::role();
+    let database = BackgroundWorker::get_extra().to_string();
+    pg::connect(Some(&database), role.as_deref());
+    status::update(slot, |slot| {
+        slot.pid = pg::my_pid();
+        slot.stopped = "".into();
+        slot.report = status::Report {
+            started_at: micros(SystemTime::now()),
+            ..status::Report::default()
+        };
+    });
+    status::listen(slot, pg::my_database());
+    run(slot, &database, role);
+}
+
+/// Waits until the database is ready and this is its one worker, then works until the process is to end.
+fn run(slot: usize, database: &str, role: Option<String>) -> ! {
+    must(pg::transaction(config::configure_session));
+    let wanted = |slot| {
+        if pg::reread_config() && !(guc::databases().iter().any(|name| name == database) && guc::role() == role) {
+            status::update(slot, |slot| slot.stopped = "settings changed".into());
+            pg::exit(1);
+        }
+    };
+    let extension = loop {
+        match must(pg::transaction(look)) {
+            Ok(extension) => break extension,
+            Err(reason) => status::update(slot, |slot| slot.report.state = reason.as_str().into()),
+        }
+        pg::report_activity(None);
+        pg::wait(None, Settings::current().poll_interval);
+        pgrx::check_for_interrupts!();
+        wanted(slot);
+    };
+    let mut worker = match Worker::start(slot, extension) {
+        Ok(worker) => worker,
+        Err(e) => pg::fatal(
+            PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+            format!("relay could not be started: {e}"),
+        ),
+    };
+    worker.load();
+    loop {
+        let again = worker.cycle();
+        if !again {
+            worker.wait();
+        }
+        wanted(slot);
+        worker.take_settings();
+        if pg::termination_pending() {
+            worker.finish();
+        }
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// Whether the worker can begin: the extension's object id, or why not.
+fn look() -> SpiResult<Result<u32, String>> {
+    let Some(extension) = pg::extension_oid() else {
+        return Ok(Err("waiting for create extension pg_jetstream".into()));
+    };
+    let library = env!("CARGO_PKG_VERSION");
+    let version = config::extension_version()?.unwrap_or_default();
+    if version != library {
+        return Ok(Err(format!(
+            "waiting: extension is version {version}, library {library}; run alter extension pg_jetstream update"
+        )));
+    }
+    if !config::try_lock()? {
+        return Ok(Err("waiting: another worker serves this database".into()));
+    }
+    Ok(Ok(extension))
+}
+
+/// The value of a statement that fails only by a defect; ends the process otherwise.
+fn must<T>(result: Result<SpiResult<T>, pg::SqlError>) -> T {
+    match result {
+        Ok(Ok(value)) => value,
+        Ok(Err(e)) => pg::fatal(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("statement failed: {e}")),
+        Err(e) => pg::fatal(e.code, e.message),
+    }
+}
+
+/// Microseconds since 2000-01-01 UTC, PostgreSQL's own count.
+fn micros(time: SystemTime) -> i64 {
+    const EPOCH: Duration = Duration::from_secs(946_684_800);
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_micros() as i64 - EPOCH.as_micros() as i64
+}
+
+impl Worker {
+    fn start(slot: usize, extension: u32) -> std::io::Result<Worker> {
+        let settings = Settings::current();
+        log::set_level(settings.log_level);
+        let (dispatch, log) = Log::start();
+        let relay = pg::with_signals_blocked(|| Relay::start(settings.limits, Some(dispatch)))
+            .map_err(std::io::Error::from)??;
+        Ok(Worker {
+            slot,
+            extension,
+            settings,
+            store: Store::default(),
+            relay,
+            log,
+            links: Links::default(),
+            lanes: Vec::new(),
+            keys: Keys::default(),
+            flights: HashMap::new(),
+            flight_bytes: 0,
+            outcomes: Vec::new(),
+            outcomes_since: Instant::now(),
+            careful: false,
+            paused: false,
+            checkpoint: settle::Checkpoint::default(),
+            next_maintenance: Instant::now(),
+            seen_requests: (u32::MAX, u32::MAX),
+            report: status::slot(slot).report,
+        })
+    }
+
+    /// Reads what an earlier worker left: the keys its failed messages hold.
+    fn load(&mut self) {
+        for (key, id) in must(pg::transaction(|| config::failing_keys(MAX_HELD as i64))) {
+            self.keys.block(key, id, 0);
+        }
+    }
+
+    /// One transaction; true if there is reason to make the next at once.
+    fn cycle(&mut self) -> bool {
+        self.take_reports();
+        self.take_requests();
+        pg::report_activity(Some(c"settle and claim"));
+        let lanes = self.lanes.clone();
+        let mut work = claim::Claimed::default();
+        let result = pg::transaction(|| self.work(&mut work));
+        self.report.cycles += 1;
+        self.report.last_cycle_at = micros(SystemTime::now());
+        let again = match result {
+            Ok(Ok(settlement)) => {
+                self.settled(settlement);
+                self.hand_over(work);
+                self.has_room_for_more()
+            }
+            Ok(Err(e)) => must(Ok(Err(e))),
+            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+                self.undo(work, lanes);
+                let again = !self.careful;
+                self.careful = true;
+                self.note_error(&format!("waiting for a lock: {}", e.message));
+                again
+            }
+            Err(e) => must(Err(e)),
+        };
+        pg::flush_stats();
+        pg::report_activity(None);
+        self.publish_status();
+        self.log.write();
+        again
+    }
+
+    /// The body of the transaction.
+    fn work(&mut self, claimed: &mut claim::Claimed) -> SpiResult<settle::Settlement> {
+        if pg::extension_oid() != Some(self.extension) {
+            pgrx::log!("pg_jetstream: extension was dropped or made anew; starting over");
+            pg::exit(1);
+        }
+        self.apply_changes()?;
+        let settlement = self.settle()?;
+        self.maintain()?;
+        if !self.paused {
+            self.claim(claimed)?;
+            pg::flush_commits(claimed.xids.iter().copied());
+        }
+        Ok(settlement)
+    }
+
+    /// Waits for a commit's wake, a report of the relay, or time.
+    fn wait(&mut self) {
+        let mut timeout = self.settings.poll_interval;
+        if let Some(due) = self
+            .lanes
+            .iter()
+            .filter(|lane| lane.ready)
+            .filter_map(|lane| lane.next_due)
+            .min()
+        {
+            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+        }
+        if pg::wait(Some(self.relay.wake_fd()), timeout) {
+            return;
+        }
+        self.take_reports();
+        // A few outcomes can wait a moment, so that they are settled together or with the next claim. A latch that is
+        // set in the meantime ends the wait.
+        while !self.outcomes.is_empty() && self.outcomes.len() < SETTLE_AT_ONCE {
+            let left = SETTLE_DELAY.saturating_sub(self.outcomes_since.elapsed());
+            if left < Duration::from_millis(1) || pg::wait(Some(self.relay.wake_fd()), left) {
+                break;
+            }
+            self.take_reports();
+        }
+    }
+
+    /// Takes what the relay has reported.
+    fn take_reports(&mut self) {
+        self.relay.clear_wake();
+        loop {
+            match self.relay.reports().try_recv() {
+                Ok(Report::Settled(outcomes)) => {
+                    if self.outcomes.is_empty() {
+                        self.outcomes_since = Instant::now();
+                    }
+                    self.outcomes.extend(outcomes);
+                }
+                Ok(Report::Link {
+                    connection,
+                    state,
+                    detail,
+                }) => self.link_changed(&connection, state, detail),
+                Ok(Report::StreamSynced { id, error }) => self.links.synced.push((id, error)),
+                Err(crossbeam_channel::TryRecvError::Empty) => break,
+                Err(crossbeam_channel::TryRecvError::Disconnected) => pg::fatal(
+                    PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                    "the relay thread has ended".into(),
+                ),
+            }
+        }
+    }
+
+    /// Takes new settings after a reload.
+    fn take_settings(&mut self) {
+        let settings = Settings::current();
+        if settings.limits != self.settings.limits {
+            self.relay.send(Command::Limits(settings.limits));
+        }
+        if settings.history_retention != self.settings.history_retention {
+            self.next_maintenance = Instant::now();
+        }
+        log::set_level(settings.log_level);
+        self.settings = settings;
+    }
+
+    fn note_error(&mut self, error: &str) {
+        self.report.last_error = error.into();
+        self.report.last_error_at = micros(SystemTime::now());
+    }
+
+    fn publish_status(&mut self) {
+        let state = if self.paused {
+            "paused"
+        } else if self.links.problem.is_some() {
+            "waiting for a connection"
+        } else if self.keys.full() {
+            "held up: too many keys wait behind failing messages"
+        } else if self.flights.is_empty() {
+            "idle"
+        } else {
+            "publishing"
+        };
+        self.report.state = state.into();
+        self.report.in_flight = self.flights.len() as u32;
+        self.report.in_flight_bytes = self.flight_bytes as u64;
+        self.report.held_keys = self.keys.held() as u32;
+        self.links.show(&mut self.report);
+        status::update(self.slot, |slot| slot.report = self.report);
+    }
+
+    /// Ends the process: waits a moment for acknowledgements, settles them, leaves the rest to the next worker.
+    fn finish(&mut self) -> ! {
+        pg::defer_termination();
+        self.relay.send(Command::Shutdown(LAST_ACKS));
+        let end = Instant::now() + LAST_ACKS + Duration::from_millis(500);
+        while !self.relay.is_finished() && Instant::now() < end && !pg::termination_pending() {
+            pg::wait(Some(self.relay.wake_fd()), Duration::from_millis(20));
+            self.relay.clear_wake();
+            self.collect_last();
+        }
+        self.collect_last();
+        self.careful = true;
+        // What cannot be settled now is published again by the next worker and dropped as a duplicate.
+        let _ = pg::transaction(|| self.settle());
+        self.log.write();
+        pgrx::log!(
+            "pg_jetstream: worker ends, {} messages in flight are left to the next",
+            self.flights.len()
+        );
+        pg::exit(1);
+    }
+
+    fn collect_last(&mut self) {
+        for report in self.relay.reports().try_iter() {
+            if let Report::Settled(outcomes) = report {
+                self.outcomes.extend(outcomes);
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Claiming: which messages are taken next, from which connection, in which way.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgrx::spi::SpiResult;
+
+use super::lane::Lane;
+use super::{Flight, Worker};
+use crate::message::Message;
+use crate::order::{Admit, End, Key, Lane as Way, MAX_PER_KEY};
+use crate::relay::Command;
+use crate::store::{Row, Visit, config};
+
+/// Most keys claimed one by one in a transaction.
+const KEYS_AT_ONCE: usize = 100;
+/// Rows a claim may visit for each it may take: those of held keys are passed over.
+const VISITS_PER_TAKE: usize = 4;
+
+/// What one transaction has claimed.
+#[derive(Default)]
+pub(super) struct Claimed {
+    messages: Vec<Arc<Message>>,
+    /// Transactions that inserted them.
+    pub(super) xids: BTreeSet<u64>,
+    rejoin: Vec<i64>,
+}
+
+/// How much one claim may take.
+struct Room {
+    messages: usize,
+    bytes: usize,
+}
+
+pub(super) fn key_of(message: &Message) -> Option<Key> {
+    message.key.clone().map(|key| Key {
+        connection: message.connection.clone(),
+        key,
+    })
+}
+
+impl Worker {
+    /// Claims for every connection that is up.
+    pub(super) fn claim(&mut self, claimed: &mut Claimed) -> SpiResult<()> {
+        for number in 0..self.lanes.len() {
+            if self.lanes[number].ready {
+                self.claim_lane(number, claimed)?;
+            }
+        }
+        if !claimed.rejoin.is_empty() {
+            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
+        }
+        Ok(())
+    }
+
+    fn claim_lane(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        self.lanes[number].more = false;
+        self.claim_late(number, claimed)?;
+        self.claim_due(number, claimed)?;
+        self.claim_held_keys(number, claimed)?;
+        if self.lanes[number].sweep_from.is_some() {
+            self.sweep(number, claimed)?;
+        }
+        self.claim_in_order(number, claimed)
+    }
+
+    /// Rows of transactions that were in progress at an earlier claim and have ended since.
+    fn claim_late(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        if self.lanes[number].pending.is_empty() {
+            return Ok(());
+        }
+        let pending: Vec<u64> = self.lanes[number].pending.iter().copied().collect();
+        let ended = self.store.ended(&pending)?;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let cursor = self.lanes[number].cursor;
+        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+            store.claim_late(lane, cursor, &ended, visit)
+        })?;
+        if exhausted {
+            self.lanes[number].pending.retain(|xid| !ended.contains(xid));
+        }
+        Ok(())
+    }
+
+    fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        if self.lanes[number].next_due.is_some_and(|due| due > Instant::now()) {
+            return Ok(());
+        }
+        let name = self.lanes[number].name.clone();
+        let in_flight: Vec<i64> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.delayed && flight.lane == number)
+            .map(|(id, _)| *id)
+            .collect();
+        let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
+            store.claim_due(lane, &in_flight, visit)
+        })?;
+        if exhausted {
+            let next = self.store.next_due(&name)?;
+            let poll = self.settings.poll_interval;
+            let wait = next.map_or(poll, |ms| Duration::from_secs_f64(ms.max(0.0) / 1000.0).min(poll));
+            self.lanes[number].next_due = Some(Instant::now() + wait);
+        }
+        Ok(())
+    }
+
+    /// Keys that were held and may go on.
+    fn claim_held_keys(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        let ready = self.keys.ready(&self.lanes[number].name, KEYS_AT_ONCE);
+        if ready.len() == KEYS_AT_ONCE {
+            self.lanes[number].more = true;
+        }
+        for (key, from) in ready {
+            let mut last = None;
+            let exhausted = self.visit(number, Way::Key, claimed, |store, lane, visit| {
+                let most = visit.most.min(MAX_PER_KEY / 2);
+                let row = &mut |row: Row| {
+                    last = Some(row.message.id);
+                    (visit.row)(row)
+                };
+                store.claim_by_key(lane, &key.key, from, Visit { row, most })
+            })?;
+            self.keys.claimed(&key, last, exhausted);
+        }
+        Ok(())
+    }
+
+    /// Rows at or below the cursor that somebody's lock made an earlier claim skip.
+    fn sweep(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        let lane = &self.lanes[number];
+        let (from, cursor) = (lane.sweep_from.unwrap_or(0), lane.cursor);
+        let mut seen = Vec::new();
+        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+            let row = &mut |row: Row| {
+                seen.push(row.message.id);
+                (visit.row)(row)
+            };
+            store.sweep(lane, from, cursor, Visit { row, most: visit.most })
+        })?;
+        let lane = &mut self.lanes[number];
+        seen.into_iter().for_each(|id| lane.swept(id));
+        if exhausted {
+            let (_, next) = config::snapshot_bounds()?;
+            lane.end_sweep(next);
+        }
+        Ok(())
+    }
+
+    fn claim_in_order(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+        if self.keys.full() {
+            return Ok(());
+        }
+        let mut cursor = self.lanes[number].cursor;
+        let mut in_progress = None;
+        let start = cursor;
+        self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+            let row = &mut |mut row: Row| {
+                cursor = cursor.max(row.message.id);
+                if let Some(xids) = row.in_progress.take() {
+                    in_progress = Some(xids);
+                }
+                (visit.row)(row)
+            };
+            store.claim_in_order(lane, start, Visit { row, most: visit.most })
+        })?;
+        self.lanes[number].cursor = cursor;
+        self.lanes[number].pending.extend(in_progress.into_iter().flatten());
+        Ok(())
+    }
+
+    /// Runs one claim within the room there is, admitting what may go; true if it saw all there is.
+    fn visit(
+        &mut self,
+        number: usize,
+        way: Way,
+        claimed: &mut Claimed,
+        run: impl FnOnce(&mut crate::store::Store, &str, Visit<'_>) -> SpiResult<crate::store::Seen>,
+    ) -> SpiResult<bool> {
+        let mut room = self.room(number);
+        if room.messages == 0 || room.bytes == 0 {
+            self.lanes[number].more = true;
+            return Ok(false);
+        }
+        let most = room.messages.saturating_mul(VISITS_PER_TAKE);
+        let name = self.lanes[number].name.clone();
+        let (store, keys, flights, lane) = (
+            &mut self.store,
+            &mut self.keys,
+            &mut self.flights,
+            &mut self.lanes[number],
+        );
+        let (bytes, checkpoint) = (&mut self.flight_bytes, self.checkpoint.number);
+        let mut row = |row: Row| {
+            let id = row.message.id;
+            if flights.contains_key(&id) {
+                return ControlFlow::Continue(());
+            }
+            match key_of(&row.message).map_or(Admit::Send, |key| keys.admit(&key, id, way)) {
+                Admit::Leave => return ControlFlow::Continue(()),
+                Admit::Rejoin => {
+                    claimed.rejoin.push(id);
+                    return ControlFlow::Continue(());
+                }
+                Admit::Send => {}
+            }
+            let cost = row.message.cost();
+            room.messages -= 1;
+            room.bytes = room.bytes.saturating_sub(cost);
+            *bytes += cost;
+            lane.in_flight += 1;
+            claimed.xids.insert(row.txid);
+            claimed.messages.push(row.message.clone());
+            let delayed = way == Way::Due;
+            flights.insert(
+                id,
+                Flight {
+                    message: row.message,
+                    due_at: row.due_at,
+                    lane: number,
+                    checkpoint,
+                    delayed,
+                },
+            );
+            if room.messages == 0 || room.bytes == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let seen = run(store, &name, Visit { row: &mut row, most })?;
+        if !seen.exhausted {
+            self.lanes[number].more = true;
+        }
+        Ok(seen.exhausted)
+    }
+
+    /// What a claim may take now. What is about to be settled counts as gone.
+    fn room(&self, number: usize) -> Room {
+        let ended = self.outcomes.len().min(self.lanes[number].in_flight);
+        let waiting = self.lanes[number].in_flight - ended;
+        let messages = self
+            .settings
+            .claim_ahead()
+            .saturating_sub(waiting)
+            .min(self.settings.batch_size);
+        Room {
+            messages,
+            bytes: self.settings.max_bytes.saturating_sub(self.flight_bytes),
+        }
+    }
+
+    /// Whether a further claim would find messages and room for a fair part of a batch.
+    pub(super) fn has_room_for_more(&self) -> bool {
+        let worthwhile = (self.settings.batch_size / 4).max(1);
+        !self.paused
+            && self.lanes.iter().enumerate().any(|(number, lane)| {
+                let room = self.room(number);
+                lane.ready && lane.more && room.messages >= worthwhile && room.bytes > self.settings.max_bytes / 4
+            })
+    }
+
+    /// Gives what was claimed to the relay, after the commit.
+    pub(super) fn hand_over(&mut self, claimed: Claimed) {
+        if claimed.messages.is_empty() {
+            return;
+        }
+        self.report.claimed += claimed.messages.len() as u64;
+        self.relay.send(Command::Publish(claimed.messages));
+    }
+
+    /// Takes back a claim whose transaction was rolled back.
+    pub(super) fn undo(&mut self, claimed: Claimed, lanes: Vec<Lane>) {
+        for message in &claimed.messages {
+            self.flights.remove(&message.id);
+            self.flight_bytes -= message.cost();
+            if let Some(key) = key_of(message) {
+                self.keys.ended(&key, message.id, End::Back);
+            }
+        }
+        self.lanes = lanes;
+    }
+}
+
+/// Lanes as they are to be for these connections: known ones keep how far they have come.
+pub(super) fn lanes_for(names: impl Iterator<Item = Arc<str>>, known: &mut Vec<Lane>) {
+    for name in names {
+        if !known.iter().any(|lane| lane.name == name) {
+            known.push(Lane::new(name));
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Connections and streams as the tables ask for them, and as the relay reports them.
+
+use pgrx::spi::SpiResult;
+
+use super::Worker;
+use super::claim::lanes_for;
+use crate::message::{ConnectionSpec, LinkState, StreamSpec};
+use crate::relay::Command;
+use crate::store::config;
+use crate::{pg, status};
+
+/// One connection as shown by `status()`.
+struct Shown {
+    spec: ConnectionSpec,
+    enabled: bool,
+    state: LinkState,
+    detail: String,
+}
+
+/// What is known of the connections.
+#[derive(Default)]
+pub(super) struct Links {
+    shown: Vec<Shown>,
+    streams: Vec<StreamSpec>,
+    /// Results of stream requests, not written yet.
+    pub(super) synced: Vec<(i64, Option<String>)>,
+    /// Why no connection at all is up.
+    pub(super) problem: Option<String>,
+    /// The tables are to be read again.
+    stale: bool,
+}
+
+impl Links {
+    /// Puts the connections into a report.
+    pub(super) fn show(&self, report: &mut status::Report) {
+        report.links = self.shown.len().min(status::MAX_LINKS) as u32;
+        for (place, shown) in report.link.iter_mut().zip(&self.shown) {
+            place.name = (&*shown.spec.name).into();
+            place.state = shown.state as u8;
+            place.detail = shown.detail.as_str().into();
+        }
+    }
+
+    fn judge(&mut self) {
+        let up = self.shown.iter().any(|shown| shown.state == LinkState::Connected);
+        let first = self.shown.iter().find(|shown| shown.enabled);
+        self.problem = match (up, first) {
+            (true, _) => None,
+            (false, Some(shown)) => Some(shown.detail.clone()),
+            (false, None) => Some("no connection is enabled".into()),
+        };
+    }
+}
+
+impl Worker {
+    /// Looks whether connections, streams or the pause have changed, or somebody asked to connect anew.
+    pub(super) fn take_requests(&mut self) {
+        let requests = status::requests(self.slot);
+        if requests != self.seen_requests {
+            if self.seen_requests.1 != u32::MAX && requests.1 != self.seen_requests.1 {
+                let which = status::slot(self.slot).reconnect;
+                for shown in &self.links.shown {
+                    if which.as_str().is_empty() || which.as_str() == &*shown.spec.name {
+                        self.relay.send(Command::Reconnect(shown.spec.name.clone()));
+                    }
+                }
+            }
+            self.seen_requests = requests;
+            self.links.stale = true;
+        }
+    }
+
+    /// Reads the tables again if they changed, and writes what the relay found out about streams.
+    pub(super) fn apply_changes(&mut self) -> SpiResult<()> {
+        for (id, error) in std::mem::take(&mut self.links.synced) {
+            config::stream_synced(id, error.as_deref())?;
+        }
+        if !self.links.stale {
+            return Ok(());
+        }
+        self.paused = config::paused()?;
+        let connections = config::connections()?;
+        let streams = config::streams()?;
+        self.links.stale = false;
+        self.take_connections(connections);
+        if streams != self.links.streams {
+            self.relay.send(Command::Streams(streams.clone()));
+            self.links.streams = streams;
+        }
+        // A changed row of the outbox asks for the same: it may lie below what has been claimed.
+        self.lanes.iter_mut().for_each(super::lane::Lane::sweep_all);
+        self.look_everywhere()
+    }
+
+    fn take_connections(&mut self, connections: Vec<(ConnectionSpec, bool)>) {
+        let enabled = |list: &[Shown]| -> Vec<ConnectionSpec> {
+            list.iter()
+                .filter(|shown| shown.enabled)
+                .map(|shown| shown.spec.clone())
+                .collect()
+        };
+        let before = enabled(&self.links.shown);
+        let mut known = std::mem::take(&mut self.links.shown);
+        for (spec, on) in connections {
+            let old = known
+                .iter()
+                .position(|shown| shown.spec == spec && shown.enabled == on)
+                .map(|at| known.remove(at));
+            self.links.shown.push(old.unwrap_or_else(|| Shown {
+                spec,
+                enabled: on,
+                state: if on { LinkState::Connecting } else { LinkState::Disabled },
+                detail: String::new(),
+            }));
+        }
+        let after = enabled(&self.links.shown);
+        lanes_for(after.iter().map(|spec| spec.name.clone()), &mut self.lanes);
+        for lane in &mut self.lanes {
+            let up = |shown: &Shown| shown.spec.name == lane.name && shown.state == LinkState::Connected;
+            lane.ready = self.links.shown.iter().any(up);
+        }
+        if before != after {
+            self.relay.send(Command::Connections(after));
+        }
+        self.links.judge();
+    }
+
+    /// Takes note of a connection's new state, and says so in the log.
+    pub(super) fn link_changed(&mut self, connection: &str, state: LinkState, detail: String) {
+        let Some(shown) = self
+            .links
+            .shown
+            .iter_mut()
+            .find(|shown| &*shown.spec.name == connection)
+        else {
+            return;
+        };
+        if !shown.enabled {
+            return;
+        }
+        let changed = shown.state != state || shown.detail != detail;
+        shown.state = state;
+        shown.detail = detail.clone();
+        for lane in self.lanes.iter_mut().filter(|lane| &*lane.name == connection) {
+            lane.ready = state == LinkState::Connected;
+            lane.more |= lane.ready;
+        }
+        self.links.judge();
+        if changed {
+            self.log_link(connection, state, &detail);
+        }
+    }
+
+    fn log_link(&mut self, connection: &str, state: LinkState, detail: &str) {
+        match state {
+            LinkState::Connected => pgrx::log!("pg_jetstream: connection \"{connection}\": {detail}"),
+            LinkState::Disconnected | LinkState::Failed => {
+                pgrx::warning!("pg_jetstream: connection \"{connection}\" is down: {detail}");
+                self.note_error(&format!("connection \"{connection}\": {detail}"));
+            }
+            LinkState::Connecting | LinkState::Disabled => {}
+        }
+        pg::report_activity(None);
+    }
+}

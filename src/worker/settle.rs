@@ -1,0 +1,276 @@
+//! Settling: what the relay reported becomes what the tables say.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgrx::spi::SpiResult;
+
+use super::claim::key_of;
+use super::{MAINTENANCE, Worker, micros};
+use crate::error::{Class, RelayError};
+use crate::message::{Message, Outcome, Settled};
+use crate::order::End;
+use crate::store::{Failure, Record, config};
+
+/// Positions are written at most so often.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Finds positions that are safe to write: everything handed over before the position was taken has been settled.
+///
+/// A message in flight may be stored already, below the highest sequence acknowledged, so that sequence alone is no
+/// position.
+pub(super) struct Checkpoint {
+    /// Given to messages as they are claimed.
+    pub(super) number: u64,
+    waiting: usize,
+    candidate: HashMap<(Arc<str>, Arc<str>), i64>,
+    highest: HashMap<(Arc<str>, Arc<str>), i64>,
+    changed: bool,
+    made_at: Instant,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint {
+            number: 0,
+            waiting: 0,
+            candidate: HashMap::new(),
+            highest: HashMap::new(),
+            changed: false,
+            made_at: Instant::now(),
+        }
+    }
+}
+
+impl Checkpoint {
+    fn stored(&mut self, connection: &Arc<str>, stream: &Arc<str>, sequence: i64) {
+        let key = (connection.clone(), stream.clone());
+        let highest = self.highest.entry(key).or_insert(sequence);
+        *highest = (*highest).max(sequence);
+        self.changed = true;
+    }
+
+    fn ended(&mut self, checkpoint: u64) {
+        if checkpoint < self.number {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+    }
+
+    fn due(&self) -> bool {
+        self.waiting == 0 && !self.candidate.is_empty()
+    }
+
+    /// Takes the positions of this moment, to be written once all `in_flight` messages have ended.
+    fn begin(&mut self, in_flight: usize) {
+        if self.changed && self.candidate.is_empty() && self.made_at.elapsed() >= POSITION_INTERVAL {
+            self.candidate = self.highest.clone();
+            self.waiting = in_flight;
+            self.number += 1;
+            self.changed = false;
+            self.made_at = Instant::now();
+        }
+    }
+}
+
+/// What one transaction has settled; taken into account once it has committed.
+#[derive(Default)]
+pub(super) struct Settlement {
+    ended: Vec<(i64, End)>,
+    kept: Vec<Settled>,
+    stored: Vec<(Arc<Message>, Arc<str>, i64)>,
+    duplicates: usize,
+    retried: usize,
+    dead: usize,
+    first_death: Option<String>,
+    last_error: Option<String>,
+}
+
+/// A message the relay has failed with.
+struct Failed {
+    message: Arc<Message>,
+    error: RelayError,
+    attempts: i32,
+}
+
+impl Worker {
+    /// Writes the outcomes that have come in.
+    pub(super) fn settle(&mut self) -> SpiResult<Settlement> {
+        let mut settlement = Settlement::default();
+        let mut outcomes = self.outcomes.clone();
+        if self.careful {
+            settlement.kept = self.keep_locked(&mut outcomes)?;
+        }
+        let (mut records, mut retries, mut deaths) = (Vec::new(), Vec::new(), Vec::new());
+        for settled in &outcomes {
+            let Some(flight) = self.flights.get(&settled.id) else {
+                continue;
+            };
+            let end = match &settled.outcome {
+                Outcome::Stored {
+                    stream,
+                    sequence,
+                    duplicate,
+                    acked_at,
+                } => {
+                    let acked_at = micros(*acked_at);
+                    records.push(Record {
+                        message: &flight.message,
+                        stream,
+                        sequence: *sequence as i64,
+                        duplicate: *duplicate,
+                        latency_ms: ((acked_at - flight.due_at).max(0) as f64 / 1000.0) as f32,
+                        acked_at,
+                    });
+                    settlement.duplicates += usize::from(*duplicate);
+                    settlement
+                        .stored
+                        .push((flight.message.clone(), stream.clone(), *sequence as i64));
+                    End::Gone
+                }
+                Outcome::Failed(error) => {
+                    let failed = Failed {
+                        message: flight.message.clone(),
+                        error: error.clone(),
+                        attempts: flight.message.attempts + 1,
+                    };
+                    match error.class() {
+                        Class::PermanentForConnection => End::Back,
+                        Class::Transient if failed.attempts < self.settings.max_attempts => {
+                            retries.push(failed);
+                            End::Again
+                        }
+                        Class::Transient | Class::PermanentForMessage => {
+                            deaths.push(failed);
+                            End::Gone
+                        }
+                    }
+                }
+                Outcome::HeldBack | Outcome::Released => End::Back,
+            };
+            settlement.ended.push((settled.id, end));
+        }
+        settlement.retried = retries.len();
+        settlement.dead = deaths.len();
+        settlement.last_error = deaths.iter().chain(&retries).last().map(|f| f.error.to_string());
+        settlement.first_death = deaths
+            .first()
+            .map(|f| format!("message {}: {}", f.message.id, reason(f)));
+        let backoff = self.settings.backoff;
+        let failure = |f: &Failed| backoff.delay(f.attempts.max(1) as u32).as_millis() as i64;
+        let retries: Vec<_> = retries
+            .iter()
+            .map(|f| as_failure(f, f.error.to_string(), failure(f)))
+            .collect();
+        let deaths: Vec<_> = deaths.iter().map(|f| as_failure(f, reason(f), 0)).collect();
+        self.store.settle_stored(&records, &self.settings)?;
+        self.store.settle_retries(&retries)?;
+        self.store.settle_dead(&deaths, &self.settings)?;
+        Ok(settlement)
+    }
+
+    /// Takes out the outcomes of messages whose row somebody else holds; they are settled later.
+    fn keep_locked(&mut self, outcomes: &mut Vec<Settled>) -> SpiResult<Vec<Settled>> {
+        let touches = |settled: &Settled| matches!(settled.outcome, Outcome::Stored { .. } | Outcome::Failed(_));
+        let ids: Vec<i64> = outcomes.iter().filter(|s| touches(s)).map(|s| s.id).collect();
+        let free = self.store.lockable(&ids)?;
+        let rest: Vec<i64> = ids.into_iter().filter(|id| !free.contains(id)).collect();
+        let held: HashSet<i64> = if rest.is_empty() {
+            HashSet::new()
+        } else {
+            config::existing(rest)?
+        };
+        let (kept, now): (Vec<_>, Vec<_>) = outcomes.drain(..).partition(|settled| held.contains(&settled.id));
+        *outcomes = now;
+        Ok(kept)
+    }
+
+    /// Takes a committed settlement into account.
+    pub(super) fn settled(&mut self, settlement: Settlement) {
+        for (message, stream, sequence) in &settlement.stored {
+            self.checkpoint.stored(&message.connection, stream, *sequence);
+        }
+        for (id, end) in &settlement.ended {
+            let Some(flight) = self.flights.remove(id) else {
+                continue;
+            };
+            self.flight_bytes -= flight.message.cost();
+            self.checkpoint.ended(flight.checkpoint);
+            let lane = &mut self.lanes[flight.lane];
+            lane.in_flight -= 1;
+            if *end == End::Again {
+                lane.next_due = None;
+            }
+            match key_of(&flight.message) {
+                Some(key) => self.keys.ended(&key, *id, *end),
+                None if *end == End::Back => lane.rewind(*id - 1),
+                None => {}
+            }
+        }
+        self.careful = !settlement.kept.is_empty();
+        self.outcomes = settlement.kept;
+        self.outcomes_since = Instant::now();
+        self.report.stored += settlement.stored.len() as u64;
+        self.report.duplicates += settlement.duplicates as u64;
+        self.report.retried += settlement.retried as u64;
+        self.report.dead += settlement.dead as u64;
+        if let Some(error) = &settlement.last_error {
+            self.note_error(error);
+        }
+        if let Some(first) = &settlement.first_death {
+            pgrx::warning!("pg_jetstream: {} dead letter(s), the first is {first}", settlement.dead);
+        }
+        self.checkpoint.begin(self.flights.len());
+    }
+
+    /// What is done now and then: positions, partitions, sweeps, keys whose blocker somebody removed.
+    pub(super) fn maintain(&mut self) -> SpiResult<()> {
+        if self.checkpoint.due() {
+            for ((connection, stream), sequence) in std::mem::take(&mut self.checkpoint.candidate) {
+                config::advance(&connection, &stream, sequence)?;
+            }
+        }
+        if Instant::now() < self.next_maintenance {
+            return Ok(());
+        }
+        self.next_maintenance = Instant::now() + MAINTENANCE;
+        config::maintain_history(self.settings.history_retention)?;
+        self.look_everywhere()
+    }
+
+    /// Begins a sweep of every connection, and releases keys whose failing message is gone.
+    pub(super) fn look_everywhere(&mut self) -> SpiResult<()> {
+        let last = config::last_outbox_id()?;
+        let (oldest, _) = config::snapshot_bounds()?;
+        for lane in &mut self.lanes {
+            if last < lane.cursor {
+                // Somebody set the sequence back.
+                lane.rewind(0);
+            }
+            lane.begin_sweep(oldest);
+        }
+        let blockers = self.keys.blockers();
+        if !blockers.is_empty() {
+            let mut existing = config::existing(blockers)?;
+            existing.extend(self.flights.keys());
+            self.keys.forget_missing(&existing);
+        }
+        Ok(())
+    }
+}
+
+fn reason(failed: &Failed) -> String {
+    match failed.error.class() {
+        Class::Transient => format!("gave up after {} attempts: {}", failed.attempts, failed.error),
+        _ => failed.error.to_string(),
+    }
+}
+
+fn as_failure(failed: &Failed, reason: String, delay_ms: i64) -> Failure<'_> {
+    Failure {
+        message: &failed.message,
+        attempts: failed.attempts,
+        reason,
+        delay_ms,
+    }
+}
