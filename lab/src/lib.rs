@@ -10,6 +10,7 @@ pub mod message;
 #[path = "../../src/relay/mod.rs"]
 pub mod relay;
 
+pub mod bench_relay;
 pub mod cluster;
 pub mod install;
 pub mod lab;

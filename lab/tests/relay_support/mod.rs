@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
 use async_nats::{Client, ConnectOptions, HeaderMap, jetstream};
+use futures_util::StreamExt;
 use lab::message::{Auth, ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec, Tls};
 use lab::relay::{Command, Limits, Relay, Report};
 use tokio::runtime::Runtime;
@@ -287,47 +288,28 @@ impl Admin {
     }
 
     pub fn stored(&self, name: &str) -> Vec<Stored> {
-        self.runtime.block_on(async {
-            let stream = self.js.get_stream(name).await.unwrap();
-            let state = &stream.cached_info().state;
-            let mut all = Vec::new();
-            for sequence in state.first_sequence..=state.last_sequence {
-                let Ok(message) = stream.get_raw_message(sequence).await else {
-                    continue;
-                };
-                all.push(Stored {
-                    sequence,
-                    subject: message.subject.to_string(),
-                    headers: message.headers.clone(),
-                    payload: String::from_utf8_lossy(&message.payload).into_owned(),
-                });
-            }
-            all
-        })
+        let messages = self.read(name, false).into_iter().map(|message| Stored {
+            sequence: message.info().unwrap().stream_sequence,
+            subject: message.subject.to_string(),
+            headers: message.headers.clone().unwrap_or_default(),
+            payload: String::from_utf8_lossy(&message.payload).into_owned(),
+        });
+        messages.collect()
     }
 
-    /// Message ids in stream order, read in bulk.
+    /// Message ids in stream order.
     pub fn message_ids(&self, name: &str) -> Vec<String> {
-        use futures_util::StreamExt;
+        let id = |message: jetstream::Message| message.headers.as_ref()?.get("Nats-Msg-Id").map(ToString::to_string);
+        self.read(name, true).into_iter().map(|message| id(message).unwrap()).collect()
+    }
+
+    fn read(&self, name: &str, headers_only: bool) -> Vec<jetstream::Message> {
         self.runtime.block_on(async {
             let stream = self.js.get_stream(name).await.unwrap();
             let count = stream.cached_info().state.messages;
-            let config = jetstream::consumer::pull::OrderedConfig {
-                headers_only: true,
-                ..Default::default()
-            };
+            let config = jetstream::consumer::pull::OrderedConfig { headers_only, ..Default::default() };
             let messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
-            let ids = messages.take(usize::try_from(count).unwrap()).map(|message| {
-                let message = message.unwrap();
-                message
-                    .headers
-                    .as_ref()
-                    .unwrap()
-                    .get("Nats-Msg-Id")
-                    .unwrap()
-                    .to_string()
-            });
-            ids.collect().await
+            messages.take(usize::try_from(count).unwrap()).map(Result::unwrap).collect().await
         })
     }
 }
