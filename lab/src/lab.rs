@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use crate::nats::{NatsBuilder, NatsServer};
 use crate::paths::Paths;
 use crate::postgres::{Postgres, PostgresBuilder};
-use crate::{install, postgres};
+use crate::{install, postgres, progress};
 
 /// The database that has the extension, and that a worker serves.
 pub const DATABASE: &str = "postgres";
@@ -184,9 +184,7 @@ impl Lab {
 
     /// The ends of both servers' logs.
     pub fn logs(&self) -> String {
-        let nats = self.nats.log();
-        let lines: Vec<&str> = nats.lines().collect();
-        let nats = lines[lines.len().saturating_sub(10)..].join("\n");
+        let nats = progress::tail(&self.nats.log(), 10);
         format!("PostgreSQL:\n{}\nNATS:\n{nats}\n", self.postgres.log_tail())
     }
 }

@@ -11,6 +11,7 @@ pub mod message;
 pub mod relay;
 
 pub mod bench_relay;
+pub mod checks;
 pub mod cluster;
 pub mod install;
 pub mod lab;
@@ -20,7 +21,9 @@ pub mod paths;
 pub mod postgres;
 pub mod process;
 pub mod progress;
+pub mod regress;
 pub mod setup;
+pub mod up;
 pub mod user;
 
 pub use crate::lab::{Lab, StoredMessage, wait_until};

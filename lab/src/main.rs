@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{install, setup};
+use lab::{install, setup, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -22,6 +23,20 @@ enum Cmd {
     /// Build the extension and install it into the throwaway PostgreSQL, or into another
     Install {
         /// The PostgreSQL to install into
+        #[arg(long)]
+        pg_config: Option<PathBuf>,
+    },
+    /// Start PostgreSQL and nats-server and leave them running; `. target/lab/env` tells the shell where they are
+    Up,
+    /// Stop what `up` started
+    Down,
+    /// Print the environment of what `up` started
+    Env,
+    /// Run all checks and tests
+    Test,
+    /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
+    Installcheck {
+        /// The PostgreSQL that pg_regress and psql are taken from
         #[arg(long)]
         pg_config: Option<PathBuf>,
     },
@@ -43,7 +58,41 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let paths = setup::run()?;
             println!("ready: PostgreSQL {} in {}", paths.major, paths.pg_tree().display());
         }
-        Cmd::Install { pg_config } => install::run(&Paths::ready()?, pg_config.as_deref())?,
+        Cmd::Install { pg_config } => install::run(&setup::run()?, pg_config.as_deref())?,
+        Cmd::Up => {
+            let paths = setup::run()?;
+            let state = if up::up(&paths)? {
+                "running now"
+            } else {
+                "already running"
+            };
+            println!("{state}; try:\n  . {}\n  $PG_BIN/psql", paths.env_file().display());
+        }
+        Cmd::Down => println!(
+            "{}",
+            if up::down(&Paths::find()?)? {
+                "stopped"
+            } else {
+                "nothing was running"
+            }
+        ),
+        Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
+        Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
+        Cmd::Installcheck { pg_config } => {
+            let paths = Paths::ready()?;
+            let pg_config = pg_config.unwrap_or_else(|| paths.pg_config());
+            return Ok(verdict(checks::installcheck(&paths, &pg_config)?));
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The last line of `make test`. That nothing ran is no success.
+fn verdict(count: Count) -> ExitCode {
+    println!("passed: {} passed, {} failed", count.passed, count.failed);
+    if count.failed == 0 && count.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -72,7 +72,10 @@ impl PostgresBuilder {
             None => {
                 fs::create_dir_all(paths.run())?;
                 (
-                    tempfile::Builder::new().prefix("pg-").tempdir_in(paths.run())?.keep(),
+                    tempfile::Builder::new()
+                        .prefix(&format!("pg-{}-", std::process::id()))
+                        .tempdir_in(paths.run())?
+                        .keep(),
                     true,
                 )
             }
@@ -222,7 +225,7 @@ impl Postgres {
         if !process::wait_gone(&children, Duration::from_secs(10)) {
             for &pid in children
                 .iter()
-                .filter(|&&pid| process::command_line(pid).starts_with("postgres"))
+                .filter(|&&pid| process::arguments(pid).concat().starts_with("postgres"))
             {
                 process::signal(pid, Signal::SIGKILL)?;
             }
@@ -319,7 +322,7 @@ impl Postgres {
 
     /// The end of the log, for messages about failures.
     pub fn log_tail(&self) -> String {
-        progress::tail(&self.log_path(), 30)
+        progress::tail(&self.log(), 30)
     }
 
     /// Leaves the server running and its files in place; returns the postmaster's process id.

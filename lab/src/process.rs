@@ -1,6 +1,7 @@
 //! Looking at processes through /proc, and waiting for them to go.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -22,17 +23,32 @@ pub fn alive(pid: u32) -> bool {
 
 /// The processes whose parent this one is.
 pub fn children(parent: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|&pid| stat(pid).is_some_and(|stat| stat.parent == parent))
+    all()
+        .filter(|&pid| stat(pid).is_some_and(|stat| stat.parent == parent))
         .collect()
 }
 
-/// The command line, with spaces between the arguments; empty if there is no such process.
-pub fn command_line(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/cmdline"))
-        .unwrap_or_default()
-        .replace('\0', " ")
+/// The arguments of a process, its program first; none if there is no such process.
+pub fn arguments(pid: u32) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    text.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// The running processes of a program (its file name) that have this path among their arguments: how a server is
+/// recognised as one's own before it is stopped.
+pub fn find(program: &str, argument: &Path) -> Vec<u32> {
+    let argument = argument.to_string_lossy();
+    let is_it = |pid: &u32| {
+        let arguments = arguments(*pid);
+        let name = arguments.first().and_then(|first| Path::new(first).file_name());
+        name.is_some_and(|name| name == program) && arguments.iter().any(|one| *one == argument) && alive(*pid)
+    };
+    all().filter(is_it).collect()
+}
+
+fn all() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// Waits until none of the processes runs; false if that takes longer than `limit`.
@@ -71,6 +87,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(alive(std::process::id()));
         assert!(children(std::process::id()).contains(&child.id()));
+        assert!(find("sleep", Path::new("60")).contains(&child.id()));
+        assert!(!find("sleeper", Path::new("60")).contains(&child.id()));
         assert!(!wait_gone(&[child.id()], Duration::from_millis(20)));
         signal(child.id(), Signal::SIGKILL).unwrap();
         assert!(
@@ -78,6 +96,6 @@ mod tests {
             "a dead child counts as gone before it is waited for"
         );
         child.wait().unwrap();
-        assert_eq!(command_line(child.id()), "");
+        assert!(arguments(child.id()).is_empty());
     }
 }

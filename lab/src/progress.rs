@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,65 +12,94 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
+/// What a command that ran to its end has left.
+pub struct Done {
+    /// Whether it exited with 0.
+    pub success: bool,
+    /// What it wrote, without the progress bars that cargo draws over each other.
+    pub output: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
 /// Runs `command` to its end, showing how far it is. Its output goes to `log`; the end of it is part of the error.
-pub fn run(title: &str, mut command: Command, log: &Path) -> Result<()> {
+pub fn run(title: &str, command: Command, log: &Path) -> Result<()> {
+    let done = capture(title, command, log)?;
+    if !done.success {
+        bail!(
+            "{title} failed; the end of {}:\n{}",
+            log.display(),
+            tail(&done.output, 40)
+        );
+    }
+    eprintln!("  {title} ({})", seconds(done.took));
+    Ok(())
+}
+
+/// Like [`run`], but says nothing at the end, and a failing command is no error.
+pub fn capture(title: &str, mut command: Command, log: &Path) -> Result<Done> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir)?;
     }
-    let mut file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let started = Instant::now();
     let (mut reader, writer) = io::pipe()?;
     command
         .env("CARGO_TERM_PROGRESS_WHEN", "always")
         .env("CARGO_TERM_PROGRESS_WIDTH", "120");
-    command
-        .stdin(std::process::Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     // The pipe ends when its last writer is gone; this one would stay.
     drop(command);
 
+    let mut file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut shown = Shown::new(title);
     let mut buffer = [0u8; 8192];
-    let mut line = Vec::new();
+    let mut rest = Vec::new();
     loop {
         let n = reader.read(&mut buffer)?;
         if n == 0 {
             break;
         }
         file.write_all(&buffer[..n])?;
-        for &byte in &buffer[..n] {
-            if byte == b'\n' || byte == b'\r' {
-                shown.line(&String::from_utf8_lossy(&line));
-                line.clear();
-            } else {
-                line.push(byte);
-            }
+        rest.extend_from_slice(&buffer[..n]);
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n' || byte == b'\r') {
+            shown.line(&String::from_utf8_lossy(&rest[..end]));
+            rest.drain(..=end);
         }
     }
-    let status = child.wait()?;
-    shown.end(status.success());
-    if !status.success() {
-        bail!(
-            "{title} failed ({status}); the end of {}:\n{}",
-            log.display(),
-            tail(log, 40)
-        );
-    }
-    Ok(())
+    let success = child.wait()?.success();
+    shown.end();
+    Ok(Done {
+        success,
+        output: clean(&fs::read(log)?),
+        took: started.elapsed(),
+    })
 }
 
-/// The last `lines` lines of a file, without the progress bars that cargo draws over each other.
-pub fn tail(file: &Path, lines: usize) -> String {
-    let bytes = fs::read(file).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let kept: Vec<&str> = text
+/// Without what a carriage return has overwritten.
+fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let last_written = |line: &str| {
+        line.rsplit('\r')
+            .find(|part| !part.trim().is_empty())
+            .unwrap_or("")
+            .to_owned()
+    };
+    let lines = text
         .lines()
-        .map(|line| line.rsplit('\r').find(|part| !part.trim().is_empty()).unwrap_or(""))
-        .filter(|line| parse_cargo(line).is_none())
-        .collect();
-    kept[kept.len().saturating_sub(lines)..].join("\n")
+        .map(last_written)
+        .filter(|line| parse_cargo(line).is_none());
+    lines
+        .map(|line| line.trim_start_matches("\x1b[K").to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The last `lines` lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
 }
 
 /// What is shown of one running command.
@@ -127,12 +156,9 @@ impl Shown {
         }
     }
 
-    fn end(self, success: bool) {
+    fn end(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
-        }
-        if success {
-            eprintln!("  {} ({})", self.title, seconds(self.started.elapsed()));
         }
     }
 }
@@ -155,6 +181,12 @@ fn parse_cargo(line: &str) -> Option<(u64, u64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overwritten_lines_are_left_out() {
+        let bytes = b"   Compiling a\n    Building [=> ] 1/2: a\r\x1b[K   Compiling b\nbad\rgood\r\n";
+        assert_eq!(clean(bytes), "   Compiling a\n   Compiling b\ngood");
+    }
 
     #[test]
     fn reads_the_bar_of_cargo() {

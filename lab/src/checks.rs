@@ -1,0 +1,214 @@
+//! `make test`: every check there is, one line each, and a count.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::paths::Paths;
+use crate::progress::{self, Done, seconds};
+use crate::{install, regress, setup, up};
+
+/// What the checks have counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Tests that passed; formatting and clippy are one each.
+    pub passed: u32,
+    /// Tests that failed; a part that could not run at all is one.
+    pub failed: u32,
+}
+
+/// Runs everything, going on after a failure.
+pub fn run(paths: &Paths) -> Result<Count> {
+    up::sweep(paths)?;
+    let feature = paths.feature();
+    let features = ["--no-default-features", "--features", &feature];
+    let mut checks = Checks {
+        paths,
+        total: Count::default(),
+    };
+    checks.cargo("formatting", &["fmt", "--all", "--check"], one)?;
+    let clippy = [
+        &["clippy", "--workspace", "--all-targets"],
+        &features[..],
+        &["--", "-D", "warnings"],
+    ]
+    .concat();
+    checks.cargo("clippy", &clippy, one)?;
+    let unit = [&["test", "-p", "pg_jetstream", "--lib"], &features[..]].concat();
+    checks.cargo("unit tests", &unit, count_cargo)?;
+    let started = Instant::now();
+    match install::run(paths, None) {
+        Ok(()) => {
+            checks.pg_regress()?;
+            checks.cargo(
+                "end-to-end tests",
+                &["test", "-p", "lab", "--no-fail-fast"],
+                count_cargo,
+            )?;
+        }
+        Err(error) => checks.report(
+            "extension",
+            Count { passed: 0, failed: 1 },
+            started.elapsed(),
+            &format!("{error:#}"),
+        ),
+    }
+    Ok(checks.total)
+}
+
+/// Runs pg_regress against the server that the environment names.
+pub fn installcheck(paths: &Paths, pg_config: &std::path::Path) -> Result<Count> {
+    let mut checks = Checks {
+        paths,
+        total: Count::default(),
+    };
+    let command = regress::running_server(paths, pg_config)?;
+    checks.run_regress(command)?;
+    Ok(checks.total)
+}
+
+struct Checks<'a> {
+    paths: &'a Paths,
+    total: Count,
+}
+
+impl Checks<'_> {
+    fn cargo(&mut self, name: &str, args: &[&str], count: fn(&Done) -> Count) -> Result<()> {
+        let mut command = setup::cargo(self.paths, std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(args);
+        let log = self.paths.logs().join(format!("{}.log", name.replace(' ', "-")));
+        let done = progress::capture(name, command, &log)?;
+        self.report(name, count(&done), done.took, &done.output);
+        Ok(())
+    }
+
+    fn pg_regress(&mut self) -> Result<()> {
+        let started = Instant::now();
+        match regress::own_server(self.paths) {
+            Ok((command, _server)) => self.run_regress(command)?,
+            Err(error) => {
+                self.report(
+                    "pg_regress",
+                    Count { passed: 0, failed: 1 },
+                    started.elapsed(),
+                    &format!("{error:#}"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn run_regress(&mut self, command: Command) -> Result<()> {
+        let done = progress::capture("pg_regress", command, &self.paths.logs().join("pg_regress.log"))?;
+        let shown = format!("{}\n{}", done.output, regress::differences(self.paths));
+        self.report("pg_regress", count_regress(&done), done.took, &shown);
+        Ok(())
+    }
+
+    fn report(&mut self, name: &str, count: Count, took: Duration, output: &str) {
+        self.total.passed += count.passed;
+        self.total.failed += count.failed;
+        let verdict = if count.failed > 0 { "FAILED" } else { "ok" };
+        if count.failed > 0 {
+            println!("{}", output.trim_end());
+        }
+        println!(
+            "{verdict:<6} {name:<17} {:>4} passed {:>3} failed {:>9}",
+            count.passed,
+            count.failed,
+            seconds(took)
+        );
+    }
+}
+
+/// The whole command is one test.
+fn one(done: &Done) -> Count {
+    if done.success {
+        Count { passed: 1, failed: 0 }
+    } else {
+        Count { passed: 0, failed: 1 }
+    }
+}
+
+/// The sum of cargo's `test result: ok. 5 passed; 0 failed; …` lines.
+fn count_cargo(done: &Done) -> Count {
+    let mut count = Count::default();
+    for line in done.output.lines().filter(|line| line.starts_with("test result:")) {
+        count.passed += number_before(line, " passed");
+        count.failed += number_before(line, " failed");
+    }
+    no_less_than_one_failure(count, done)
+}
+
+/// `test name ... ok 12 ms` and, from PostgreSQL 16 on, `ok 1 - name 12 ms`.
+fn count_regress(done: &Done) -> Count {
+    let mut count = Count::default();
+    for line in done.output.lines() {
+        let old = line
+            .starts_with("test ")
+            .then(|| line.split_once(" ... ").map_or("", |(_, verdict)| verdict));
+        if old.is_some_and(|verdict| verdict.starts_with("ok")) || line.starts_with("ok ") {
+            count.passed += 1;
+        } else if old.is_some() || line.starts_with("not ok ") {
+            count.failed += 1;
+        }
+    }
+    no_less_than_one_failure(count, done)
+}
+
+/// A command that fails without naming a test has failed all the same.
+fn no_less_than_one_failure(count: Count, done: &Done) -> Count {
+    let failed = if done.success {
+        count.failed
+    } else {
+        count.failed.max(1)
+    };
+    Count { failed, ..count }
+}
+
+fn number_before(line: &str, word: &str) -> u32 {
+    let before = line.split_once(word).map_or("", |(before, _)| before);
+    before
+        .rsplit(|c: char| !c.is_ascii_digit())
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(success: bool, output: &str) -> Done {
+        Done {
+            success,
+            output: output.to_owned(),
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn counts_the_tests_of_cargo() {
+        let output = "running 3 tests\ntest a ... ok\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured\n\
+                      test result: FAILED. 10 passed; 3 failed; 0 ignored";
+        assert_eq!(count_cargo(&done(false, output)), Count { passed: 12, failed: 3 });
+        assert_eq!(
+            count_cargo(&done(false, "error: could not compile")),
+            Count { passed: 0, failed: 1 }
+        );
+        assert_eq!(count_cargo(&done(true, "")), Count::default());
+    }
+
+    #[test]
+    fn counts_the_tests_of_pg_regress_old_and_new() {
+        let old = "test setup    ... ok           12 ms\ntest publish  ... FAILED       20 ms\n 1 of 2 tests failed.";
+        assert_eq!(count_regress(&done(false, old)), Count { passed: 1, failed: 1 });
+        let new = "# using postmaster on 127.0.0.1\nok 1         - setup   12 ms\nnot ok 2     - publish 20 ms\n1..2";
+        assert_eq!(count_regress(&done(false, new)), Count { passed: 1, failed: 1 });
+        assert_eq!(
+            count_regress(&done(false, "could not connect")),
+            Count { passed: 0, failed: 1 }
+        );
+    }
+}
