@@ -1,0 +1,51 @@
+# Everything goes through the lab crate (`lab/run help`); the targets are its commands.
+
+# Where `make install` and `make installcheck` find PostgreSQL, as with any extension.
+PG_CONFIG ?= pg_config
+
+LAB = lab/run
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up down setup build install installcheck bench lint fmt clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | awk '{ t = $$1; $$1 = ""; printf "  make %-13s%s\n", t, $$0 }'
+
+demo: ## see it work: throwaway PostgreSQL and nats-server, a few transactions, what arrived
+	@$(LAB) demo
+
+test: ## formatting, clippy, unit tests, pg_regress, end-to-end tests
+	@$(LAB) test
+
+up: ## leave a throwaway PostgreSQL and nats-server running; `. target/lab/env` says where
+	@$(LAB) up
+
+down: ## stop what `make up` started
+	@$(LAB) down
+
+setup: ## install what is missing on this machine (every target that needs it does this first)
+	@$(LAB) setup
+
+build: ## build the extension and install it into the throwaway PostgreSQL
+	@$(LAB) install
+
+install: ## build the extension and install it into the PostgreSQL of PG_CONFIG=...
+	@$(LAB) install --pg-config $(PG_CONFIG)
+
+installcheck: ## run pg_regress against the server that PGHOST, PGPORT and PGUSER name
+	@$(LAB) installcheck --pg-config $(PG_CONFIG)
+
+bench: ## measure throughput and latency
+	@$(LAB) install
+	@cargo run -q --release -p lab -- bench
+
+lint: ## clippy, warnings denied
+	@$(LAB) setup
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## format the code
+	@cargo fmt --all
+
+clean: ## stop and remove the throwaway servers, and what was built
+	@$(LAB) down
+	@cargo clean
