@@ -1,0 +1,186 @@
+//! The streams that the relay keeps as asked.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod relay_support;
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
+use lab::message::{LinkState, Outcome, StreamSpec};
+use lab::nats::NatsServer;
+use lab::relay::Command;
+use relay_support::{Admin, Rig, limits, message, spec, stream_spec};
+
+fn set(rig: &mut Rig, specs: Vec<StreamSpec>) -> Vec<(i64, Option<String>)> {
+    rig.synced.clear();
+    let count = specs.len();
+    assert!(rig.relay.send(Command::Streams(specs)));
+    rig.until("streams are looked at", |rig| rig.synced.len() >= count);
+    rig.synced.clone()
+}
+
+#[test]
+fn created_as_asked_before_the_first_message_needs_it() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    let mut wanted = stream_spec("S", "s.>,t.*");
+    wanted.storage = "memory".to_owned();
+    wanted.discard = "new".to_owned();
+    wanted.max_messages = 10_000;
+    wanted.max_messages_per_subject = 5_000;
+    wanted.max_bytes = 100_000_000;
+    wanted.max_age = Duration::from_secs(3600);
+    wanted.max_message_size = 10_000;
+    wanted.duplicate_window = Duration::from_secs(300);
+    wanted.allow_message_ttl = true;
+    wanted.allow_atomic = true;
+    wanted.description = Some("what is sold".to_owned());
+    let mut rig = Rig::new(limits());
+    assert!(rig.relay.send(Command::Streams(vec![wanted])));
+    rig.connect(spec(&server.url()));
+    rig.publish((1..=1000).map(|id| message(id, "s.a")));
+    rig.wait_settled(1000);
+    assert!(
+        rig.settled
+            .iter()
+            .all(|one| matches!(one.outcome, Outcome::Stored { .. })),
+        "{:?}",
+        rig.settled[0]
+    );
+    assert_eq!(rig.synced, [(1, None)]);
+    let config = admin.config("S").unwrap();
+    assert_eq!(config.subjects, ["s.>", "t.*"]);
+    assert_eq!(
+        (config.storage, config.discard),
+        (StorageType::Memory, DiscardPolicy::New)
+    );
+    assert_eq!((config.max_messages, config.max_messages_per_subject), (10_000, 5_000));
+    assert_eq!((config.max_bytes, config.max_message_size), (100_000_000, 10_000));
+    assert_eq!(
+        (config.max_age, config.duplicate_window),
+        (Duration::from_secs(3600), Duration::from_secs(300))
+    );
+    assert!(config.allow_message_ttl && config.allow_atomic_publish);
+    assert_eq!(config.description.as_deref(), Some("what is sold"));
+}
+
+#[test]
+fn changed_where_different_keeping_what_is_not_managed() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create_with("S", "s.>", |config| {
+        config.max_consumers = 7;
+        config.allow_rollup = true;
+    });
+    let mut rig = Rig::connected(limits(), spec(&server.url()));
+    rig.publish([message(1, "s.a")]);
+    rig.wait_settled(1);
+    let mut wanted = stream_spec("S", "s.>,u.>");
+    wanted.max_age = Duration::from_secs(86_400);
+    assert_eq!(set(&mut rig, vec![wanted.clone()]), [(1, None)]);
+    let config = admin.config("S").unwrap();
+    assert_eq!(config.subjects, ["s.>", "u.>"]);
+    assert_eq!(config.max_age, Duration::from_secs(86_400));
+    assert_eq!(config.max_consumers, 7);
+    assert!(config.allow_rollup);
+    assert_eq!(admin.count("S"), 1);
+    // Nothing to do is done without asking for an update, and reported all the same.
+    let updates = || server.monitor("/jsz").unwrap();
+    let api_total = |body: String| {
+        let rest = body.split("\"total\": ").nth(1).unwrap().to_owned();
+        rest.split(|c: char| !c.is_ascii_digit())
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let before = api_total(updates());
+    assert_eq!(set(&mut rig, vec![wanted]), [(1, None)]);
+    assert_eq!(api_total(updates()) - before, 1);
+}
+
+#[test]
+fn what_cannot_be_changed_is_an_error_with_both_values_and_nothing_is_lost() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create("S", "s.>");
+    admin.create("W", "w.>");
+    let mut rig = Rig::connected(limits(), spec(&server.url()));
+    rig.publish([message(1, "s.a")]);
+    rig.wait_settled(1);
+    let storage = StreamSpec {
+        storage: "memory".to_owned(),
+        ..stream_spec("S", "s.>")
+    };
+    let retention = StreamSpec {
+        id: 2,
+        retention: "workqueue".to_owned(),
+        ..stream_spec("W", "w.>")
+    };
+    let overlap = StreamSpec {
+        id: 3,
+        ..stream_spec("O", "s.a")
+    };
+    let bad_name = StreamSpec {
+        id: 4,
+        ..stream_spec("a.b", "x.>")
+    };
+    let good = StreamSpec {
+        id: 5,
+        ..stream_spec("G", "g.>")
+    };
+    let synced = set(&mut rig, vec![storage, retention, overlap, bad_name, good]);
+    let error = |id: i64| {
+        synced
+            .iter()
+            .find(|one| one.0 == id)
+            .unwrap()
+            .1
+            .clone()
+            .unwrap_or_default()
+    };
+    assert!(
+        error(1).contains("\"file\"") && error(1).contains("\"memory\""),
+        "{}",
+        error(1)
+    );
+    assert!(
+        error(2).contains("\"limits\"") && error(2).contains("\"workqueue\""),
+        "{}",
+        error(2)
+    );
+    assert!(error(3).contains("overlap"), "{}", error(3));
+    assert!(error(4).contains("invalid"), "{}", error(4));
+    assert_eq!(error(5), "");
+    assert_eq!(admin.count("S"), 1);
+    assert_eq!(admin.config("S").unwrap().storage, StorageType::File);
+}
+
+#[test]
+fn streams_are_looked_at_again_after_a_reconnect() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    let mut rig = Rig::connected(limits(), spec(&server.url()));
+    assert_eq!(set(&mut rig, vec![stream_spec("S", "s.>")]), [(1, None)]);
+    admin.delete("S");
+    rig.synced.clear();
+    assert!(rig.relay.send(Command::Reconnect("default".into())));
+    rig.until("the stream is back", |rig| !rig.synced.is_empty());
+    assert!(admin.config("S").is_some());
+}
+
+#[test]
+fn a_missing_default_stream_is_told_with_the_state() {
+    let server = NatsServer::start().unwrap();
+    let mut with_default = spec(&server.url());
+    with_default.default_stream = Some("ORDERS".to_owned());
+    let mut rig = Rig::new(limits());
+    rig.connect(with_default);
+    let (state, detail) = rig.wait_detail("stream \"ORDERS\" does not exist");
+    assert_eq!(state, LinkState::Connected);
+    assert!(detail.contains("nats-server 2."), "{detail}");
+    assert_eq!(set(&mut rig, vec![stream_spec("ORDERS", "orders.>")]), [(1, None)]);
+    rig.until("the complaint is gone", |rig| {
+        !rig.links.last().unwrap().2.contains("does not exist")
+    });
+}
