@@ -150,6 +150,12 @@ impl Lab {
         })
     }
 
+    /// Waits until the worker is connected to the NATS server.
+    pub fn wait_connected(&self) -> Result<()> {
+        let connected = || Ok(self.value("select jetstream.health() ->> 'connected'")? == "true");
+        self.wait_until("a connected worker", connected)
+    }
+
     /// Waits until no message is owed any more.
     pub fn wait_drained(&self) -> Result<()> {
         let empty = || Ok(self.value("select not exists (select from jetstream.outbox)")? == "t");

@@ -13,6 +13,7 @@ pub mod relay;
 pub mod bench_relay;
 pub mod checks;
 pub mod cluster;
+pub mod demo;
 pub mod install;
 pub mod lab;
 pub mod nats;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{install, setup, up};
+use lab::{demo, install, setup, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Cmd {
         #[arg(long)]
         pg_config: Option<PathBuf>,
     },
+    /// Show on throwaway servers what the extension does
+    Demo,
     /// Start PostgreSQL and nats-server and leave them running; `. target/lab/env` tells the shell where they are
     Up,
     /// Stop what `up` started
@@ -59,6 +61,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             println!("ready: PostgreSQL {} in {}", paths.major, paths.pg_tree().display());
         }
         Cmd::Install { pg_config } => install::run(&setup::run()?, pg_config.as_deref())?,
+        Cmd::Demo => demo::run(&setup::run()?)?,
         Cmd::Up => {
             let paths = setup::run()?;
             let state = if up::up(&paths)? {

@@ -23,6 +23,7 @@ pub fn up(paths: &Paths) -> Result<bool> {
     down(paths)?;
     install::run(paths, None)?;
     let lab = Lab::builder().durable().dir(paths.up()).start()?;
+    lab.wait_connected()?;
     let values = [
         ("PGHOST", "127.0.0.1".to_owned()),
         ("PGPORT", lab.postgres.port().to_string()),
