@@ -69,6 +69,8 @@ comment on column jetstream.connections.default_stream is 'Stream that must exis
 comment on column jetstream.connections.subject_prefix is 'Put in front of subjects that do not already begin with it';
 comment on column jetstream.connections.enabled is 'false: closed, its messages wait in the outbox';
 
+insert into jetstream.connections (name) values ('default');
+
 -- A restored dump brings its own "default" row: the one of create extension gives way as long as nobody changed it.
 create function jetstream.connections_before_write() returns trigger
 language plpgsql
@@ -111,8 +113,6 @@ create trigger connections_before_delete before delete on jetstream.connections
 
 create trigger connections_reload after insert or update or delete or truncate on jetstream.connections
     for each statement execute function jetstream.reload_worker();
-
-insert into jetstream.connections (name) values ('default');
 
 select pg_catalog.pg_extension_config_dump('jetstream.connections', '');
 select pg_catalog.pg_extension_config_dump('jetstream.connections_id_seq', '');

@@ -13,7 +13,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A worker that ran for so long is started again at once.
 const SOUND_RUN: Duration = Duration::from_secs(10);
 /// How often missing databases and worker slots are looked for.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Registers the launcher; only while `shared_preload_libraries` is processed.
 pub fn register() {

@@ -2,7 +2,7 @@
 //!
 //! Everything here is called on the process's main thread; pgrx panics otherwise.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -140,12 +140,37 @@ pub fn my_database() -> u32 {
     unsafe { pg_sys::MyDatabaseId.to_u32() }
 }
 
-/// Object id of a database by name; to be called in a transaction.
+/// Object id of a database by name; to be called in a transaction, also by a worker without a database.
+///
+/// Scans the catalog as autovacuum's launcher does (`get_database_list`): its indexes cannot be opened without a
+/// database before some backend has written the cache of shared relations.
 pub fn database_oid(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: a valid C string; missing_ok returns InvalidOid instead of raising.
-    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) }.to_u32();
-    (oid != 0).then_some(oid)
+    let mut found = None;
+    // SAFETY: a shared catalog, opened and closed here; the tuple is read before the scan goes on.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if CStr::from_ptr((*row).datname.data.as_ptr()).to_bytes() == name.as_bytes() {
+                found = Some((*row).oid.to_u32());
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
+    found
 }
 
 /// Object id of this extension in the current database; to be called in a transaction.

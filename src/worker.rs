@@ -267,6 +267,8 @@ impl Worker {
             timeout = timeout.min(due.saturating_duration_since(Instant::now()));
         }
         if pg::wait(Some(self.relay.wake_fd()), timeout) {
+            // What was committed may be due before anything known.
+            self.lanes.iter_mut().for_each(|lane| lane.next_due = None);
             return;
         }
         self.take_reports();
