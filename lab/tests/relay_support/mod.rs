@@ -300,16 +300,26 @@ impl Admin {
     /// Message ids in stream order.
     pub fn message_ids(&self, name: &str) -> Vec<String> {
         let id = |message: jetstream::Message| message.headers.as_ref()?.get("Nats-Msg-Id").map(ToString::to_string);
-        self.read(name, true).into_iter().map(|message| id(message).unwrap()).collect()
+        self.read(name, true)
+            .into_iter()
+            .map(|message| id(message).unwrap())
+            .collect()
     }
 
     fn read(&self, name: &str, headers_only: bool) -> Vec<jetstream::Message> {
         self.runtime.block_on(async {
             let stream = self.js.get_stream(name).await.unwrap();
             let count = stream.cached_info().state.messages;
-            let config = jetstream::consumer::pull::OrderedConfig { headers_only, ..Default::default() };
+            let config = jetstream::consumer::pull::OrderedConfig {
+                headers_only,
+                ..Default::default()
+            };
             let messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
-            messages.take(usize::try_from(count).unwrap()).map(Result::unwrap).collect().await
+            messages
+                .take(usize::try_from(count).unwrap())
+                .map(Result::unwrap)
+                .collect()
+                .await
         })
     }
 }
