@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use lab::error::RelayError;
-use lab::message::{LinkState, Message, Outcome};
+use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
 use lab::nats::{NatsServer, free_port};
 use lab::relay::{Command, Limits};
 use nix::sys::signal::{Signal, kill};
@@ -300,4 +300,45 @@ fn a_dropped_handle_ends_the_thread() {
     let deadline = Instant::now() + Duration::from_secs(5);
     while reports.recv_deadline(deadline).is_ok() {}
     assert!(Instant::now() < deadline);
+}
+
+#[test]
+fn a_shutdown_during_an_outage_releases_everything_at_once() {
+    let mut server = NatsServer::start().unwrap();
+    Admin::new(&server.url()).create("S", "s.>");
+    let rig = Rig::connected(limits(), spec(&server.url()));
+    server.pause().unwrap();
+    rig.publish((1..=2000).map(|id| message(id, "s.a")));
+    assert!(rig.relay.send(Command::Shutdown(Duration::from_secs(60))));
+    server.kill9().unwrap();
+    let start = Instant::now();
+    let settled = rig.shut_down(Duration::ZERO);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(settled.len(), 2000);
+    assert!(settled.iter().all(|one| matches!(one.outcome, Outcome::Released)));
+}
+
+#[test]
+fn one_connection_that_is_down_does_not_hold_up_another() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create("S", "s.>");
+    let down = ConnectionSpec {
+        name: "down".into(),
+        ..spec(&format!("nats://127.0.0.1:{}", free_port().unwrap()))
+    };
+    let mut rig = Rig::new(limits());
+    assert!(rig.relay.send(Command::Connections(vec![down, spec(&server.url())])));
+    let of = |id| match id % 2 {
+        0 => Message {
+            connection: "down".into(),
+            ..message(id, "s.a")
+        },
+        _ => message(id, "s.a"),
+    };
+    rig.publish((1..=1000).map(of));
+    rig.wait_settled(500);
+    all_stored_once(&rig, &admin, 500);
+    let numbers = numbers(&admin, ".a");
+    assert!(numbers.is_sorted() && numbers.iter().all(|id| id % 2 == 1));
 }

@@ -120,7 +120,7 @@ async fn connect_to(spec: &ConnectionSpec, url: &str) -> Result<Session, Refusal
         );
         return Err(lasting(reason));
     }
-    check_jetstream(&client, &mut events, &label).await?;
+    check_jetstream(&client, &mut events, &label, info.jetstream).await?;
     let server = format!("{} (nats-server {}) at {label}", info.server_name, info.version);
     Ok(Session {
         client,
@@ -200,13 +200,19 @@ fn is_too_old(version: &str) -> bool {
 }
 
 /// Asks for the account's JetStream. An account that may not ask may still publish.
-async fn check_jetstream(client: &Client, events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
+async fn check_jetstream(
+    client: &Client,
+    events: &mut UnboundedReceiver<Event>,
+    label: &str,
+    has_jetstream: bool,
+) -> Result<(), Refusal> {
     let answer = tokio::select! {
         answer = jsapi::call(client, "INFO", &Value::Null) => answer,
         refusal = trouble(events, label) => return refusal,
     };
     match answer {
         Ok(_) => Ok(()),
+        Err(error @ ApiError::NoResponders) if has_jetstream => Err(Refusal::Passing(format!("{label}: {error}"))),
         Err(ApiError::NoResponders)
         | Err(ApiError::Refused {
             err_code: NOT_ENABLED | NOT_ENABLED_FOR_ACCOUNT,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -17,6 +18,15 @@ use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, Strea
 struct Handle {
     spec: ConnectionSpec,
     orders: UnboundedSender<Order>,
+    /// Set when the link is told to close: what it still has to say about its state is of no interest.
+    retired: Arc<AtomicBool>,
+}
+
+impl Handle {
+    fn close(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        let _ = self.orders.send(Order::Close);
+    }
 }
 
 struct Hub {
@@ -63,7 +73,8 @@ pub(super) async fn run(mut commands: UnboundedReceiver<Command>, limits: Limits
     debug!(target: "pg_jetstream", "relay ended");
 }
 
-fn pass_panic(ended: Result<(), tokio::task::JoinError>) {
+/// Goes on with the panic of a task that panicked.
+pub(super) fn pass_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && let Ok(panic) = error.try_into_panic()
     {
@@ -104,7 +115,7 @@ impl Hub {
                     handle
                 }
                 Some(handle) => {
-                    let _ = handle.orders.send(Order::Close);
+                    handle.close();
                     self.open(spec)
                 }
                 None => self.open(spec),
@@ -112,7 +123,7 @@ impl Hub {
             self.links.insert(handle.spec.name.clone(), handle);
         }
         for (connection, handle) in old {
-            let _ = handle.orders.send(Order::Close);
+            handle.close();
             self.reporter.send(Report::Link {
                 connection,
                 state: LinkState::Disabled,
@@ -124,9 +135,15 @@ impl Hub {
     fn open(&mut self, spec: ConnectionSpec) -> Handle {
         let (sender, orders) = mpsc::unbounded_channel();
         let streams = self.streams_of(&spec.name);
-        let link = Link::new(spec.clone(), self.limits, streams, orders, self.reporter.clone());
+        let retired = Arc::new(AtomicBool::new(false));
+        let reporter = self.reporter.clone();
+        let link = Link::new(spec.clone(), self.limits, streams, orders, reporter, retired.clone());
         self.tasks.spawn(link.run());
-        Handle { spec, orders: sender }
+        Handle {
+            spec,
+            orders: sender,
+            retired,
+        }
     }
 
     fn set_streams(&mut self, specs: Vec<StreamSpec>) {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -68,6 +69,8 @@ pub(super) struct Link {
     pub(super) reporter: Reporter,
     /// The present session has stored something.
     pub(super) proved: bool,
+    /// The state is not reported any more.
+    retired: Arc<AtomicBool>,
     shown: Option<(LinkState, String)>,
 }
 
@@ -78,6 +81,7 @@ impl Link {
         streams: Vec<StreamSpec>,
         orders: UnboundedReceiver<Order>,
         reporter: Reporter,
+        retired: Arc<AtomicBool>,
     ) -> Self {
         Link {
             spec,
@@ -90,6 +94,7 @@ impl Link {
             orders,
             reporter,
             proved: false,
+            retired,
             shown: None,
         }
     }
@@ -101,7 +106,11 @@ impl Link {
         while let Some(session) = self.connected(&mut backoff).await {
             let since = Instant::now();
             self.resend_unknown();
-            match publish::serve(&mut self, session).await {
+            let end = publish::serve(&mut self, session).await;
+            if self.closing.is_some() {
+                break;
+            }
+            match end {
                 End::Closed => break,
                 End::Again => {
                     self.show(LinkState::Connecting, String::new());
@@ -220,7 +229,7 @@ impl Link {
     /// Reports the state if it or its reason has changed.
     pub(super) fn show(&mut self, state: LinkState, detail: String) {
         let now = Some((state, detail));
-        if self.shown == now {
+        if self.shown == now || self.retired.load(Ordering::Relaxed) {
             return;
         }
         self.shown = now;

@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::acks::{Oversized, Probe};
 use super::connect::Session;
+use super::hub::pass_panic;
 use super::link::{Link, Todo};
 use super::window::Window;
 use super::{streams, wire};
@@ -122,6 +123,10 @@ impl Serving<'_> {
                 event = self.session.events.recv() => self.notice(event),
                 Some(note) = self.notes.recv() => {
                     self.take_note(note);
+                    Ok(())
+                }
+                Some(ended) = self.helpers.join_next() => {
+                    pass_panic(ended);
                     Ok(())
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.check_deadline().await,

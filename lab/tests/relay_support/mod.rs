@@ -213,7 +213,8 @@ impl Rig {
 
     /// Ends the relay; the outcomes of all messages.
     pub fn shut_down(mut self, patience: Duration) -> Vec<Settled> {
-        assert!(self.relay.send(Command::Shutdown(patience)));
+        // The relay may have been told before, and have ended.
+        self.relay.send(Command::Shutdown(patience));
         let deadline = Instant::now() + PATIENCE;
         while let Ok(report) = self.relay.reports().recv_deadline(deadline) {
             self.keep(report);
