@@ -38,7 +38,7 @@ pub fn run(paths: &Paths) -> Result<Count> {
     let unit = [&["test", "-p", "pg_jetstream", "--lib"], &features[..]].concat();
     checks.cargo("unit tests", &unit, count_cargo)?;
     let started = Instant::now();
-    match install::run(paths, None) {
+    match install::run(paths) {
         Ok(()) => {
             checks.pg_regress()?;
             checks.cargo(
@@ -111,7 +111,13 @@ impl Checks<'_> {
         self.total.failed += count.failed;
         let verdict = if count.failed > 0 { "FAILED" } else { "ok" };
         if count.failed > 0 {
-            println!("{}", output.trim_end());
+            let noise = |line: &&str| {
+                ["Compiling ", "Checking ", "Finished "]
+                    .iter()
+                    .any(|word| line.trim().starts_with(word))
+            };
+            let shown: Vec<&str> = output.lines().filter(|line| !noise(line)).collect();
+            println!("{}", shown.join("\n").trim());
         }
         println!(
             "{verdict:<6} {name:<17} {:>4} passed {:>3} failed {:>9}",

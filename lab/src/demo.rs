@@ -34,7 +34,7 @@ const LAST: usize = EXPECTED - 1;
 /// Builds, starts both servers, shows the life of some messages, and stops everything.
 pub fn run(paths: &Paths) -> Result<()> {
     up::sweep(paths)?;
-    install::run(paths, None)?;
+    install::run(paths)?;
     let lab = Lab::builder().durable().start()?;
     lab.sql(SCHEMA)?;
     lab.wait_connected()?;

@@ -6,14 +6,28 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::paths::Paths;
-use crate::{progress, setup};
+use crate::{packages, progress, setup};
 
-/// Builds the extension in release mode and installs it where `pg_config` says (default: the copied tree).
-pub fn run(paths: &Paths, pg_config: Option<&Path>) -> Result<()> {
+/// Builds the extension in release mode and installs it into the copied tree.
+pub fn run(paths: &Paths) -> Result<()> {
+    install(paths, paths.major, &paths.pg_config(), &[])
+}
+
+/// Builds the extension in release mode and installs it where `pg_config` (a path, or a name to look up) says.
+pub fn run_into(paths: &Paths, pg_config: &Path) -> Result<()> {
+    let found = packages::on_path(&pg_config.to_string_lossy());
+    let pg_config = std::path::absolute(found.as_deref().unwrap_or(pg_config));
+    let pg_config = pg_config.context("cannot find pg_config; say where it is with PG_CONFIG=/path/to/pg_config")?;
+    install(
+        paths,
+        major(&pg_config)?,
+        &pg_config,
+        &[("PGRX_PG_CONFIG_PATH", &pg_config)],
+    )
+}
+
+fn install(paths: &Paths, major: u32, pg_config: &Path, env: &[(&str, &Path)]) -> Result<()> {
     let _lock = setup::lock(paths)?;
-    let own = paths.pg_config();
-    let target = pg_config.unwrap_or(&own);
-    let feature = format!("pg{}", major(target)?);
     let mut command = setup::cargo(paths, paths.cargo_pgrx());
     command.args([
         "pgrx",
@@ -21,14 +35,14 @@ pub fn run(paths: &Paths, pg_config: Option<&Path>) -> Result<()> {
         "--release",
         "--no-default-features",
         "--features",
-        &feature,
-        "--pg-config",
+        &format!("pg{major}"),
     ]);
-    command.arg(target);
-    if pg_config.is_some() {
-        command.env("PGRX_PG_CONFIG_PATH", target);
-    }
-    progress::run("extension pg_jetstream", command, &paths.logs().join("install.log"))
+    command.arg("--pg-config").arg(pg_config).envs(env.iter().copied());
+    progress::run(
+        &format!("extension for PostgreSQL {major}"),
+        command,
+        &paths.logs().join("install.log"),
+    )
 }
 
 /// That the extension is where the servers look for it; they would say so less clearly.

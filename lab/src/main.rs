@@ -60,7 +60,10 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let paths = setup::run()?;
             println!("ready: PostgreSQL {} in {}", paths.major, paths.pg_tree().display());
         }
-        Cmd::Install { pg_config } => install::run(&setup::run()?, pg_config.as_deref())?,
+        Cmd::Install { pg_config: None } => install::run(&setup::run()?)?,
+        Cmd::Install {
+            pg_config: Some(pg_config),
+        } => install::run_into(&setup::run_for_build()?, &pg_config)?,
         Cmd::Demo => demo::run(&setup::run()?)?,
         Cmd::Up => {
             let paths = setup::run()?;
@@ -82,7 +85,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
         Cmd::Installcheck { pg_config } => {
-            let paths = Paths::ready()?;
+            let paths = Paths::find()?;
             let pg_config = pg_config.unwrap_or_else(|| paths.pg_config());
             return Ok(verdict(checks::installcheck(&paths, &pg_config)?));
         }

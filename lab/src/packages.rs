@@ -1,7 +1,7 @@
 //! The Debian packages: installed by root, named to everybody else.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -9,6 +9,15 @@ use nix::unistd::Uid;
 
 use crate::paths::{DEBIAN_LIB, Paths, SUPPORTED};
 use crate::progress;
+
+/// What the packages are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Building the extension for a PostgreSQL that is there.
+    Build,
+    /// Also running servers of one's own.
+    Servers,
+}
 
 /// Something that has to be on the machine, and the package that brings it.
 struct Need {
@@ -18,13 +27,13 @@ struct Need {
 }
 
 /// Installs the packages that are missing, if that is allowed; otherwise says which they are.
-pub fn install(paths: &Paths) -> Result<()> {
-    let missing: Vec<Need> = needs(paths).into_iter().filter(|need| !need.there).collect();
+pub fn install(paths: &Paths, scope: Scope) -> Result<()> {
+    let missing: Vec<Need> = needs(paths, scope).into_iter().filter(|need| !need.there).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package.as_str()).collect();
-    if !Uid::effective().is_root() || !on_path("apt-get") {
+    if !Uid::effective().is_root() || on_path("apt-get").is_none() {
         let list: Vec<String> = missing
             .iter()
             .map(|need| format!("  {} ({})", need.what, need.package))
@@ -45,7 +54,7 @@ pub fn install(paths: &Paths) -> Result<()> {
         .chain(packages.clone())
         .collect();
     progress::run(&format!("packages: {}", packages.join(" ")), apt(paths, &args)?, &log)?;
-    if let Some(need) = needs(paths).iter().find(|need| !need.there) {
+    if let Some(need) = needs(paths, scope).iter().find(|need| !need.there) {
         bail!(
             "package {} is installed, but {} is still not there; see {}",
             need.package,
@@ -69,31 +78,41 @@ pub fn default_major() -> Option<u32> {
     major.filter(|major| SUPPORTED.contains(major))
 }
 
-fn needs(paths: &Paths) -> Vec<Need> {
-    let major = paths.major;
-    let lib = Path::new(DEBIAN_LIB).join(major.to_string());
+fn needs(paths: &Paths, scope: Scope) -> Vec<Need> {
     let need = |what: &str, package: &str, there| Need {
         what: what.into(),
         package: package.into(),
         there,
     };
-    vec![
-        need(
+    let mut needs = vec![
+        need("libclang", "libclang-dev", libclang()),
+        need("a C compiler", "build-essential", on_path("cc").is_some()),
+        need("pkg-config", "pkg-config", on_path("pkg-config").is_some()),
+    ];
+    if scope == Scope::Servers {
+        let major = paths.major;
+        let lib = Path::new(DEBIAN_LIB).join(major.to_string());
+        let server = lib.join("bin/postgres").exists() && lib.join("lib/pgcrypto.so").exists();
+        let headers = Path::new(&format!("/usr/include/postgresql/{major}/server/postgres.h")).exists()
+            && lib.join("lib/pgxs/src/test/regress/pg_regress").exists();
+        let development = format!("postgresql-server-dev-{major}");
+        needs.push(need(
             &format!("PostgreSQL {major}"),
             &format!("postgresql-{major}"),
-            lib.join("bin/postgres").exists() && lib.join("lib/pgcrypto.so").exists(),
-        ),
-        need(
+            server,
+        ));
+        needs.push(need(
             &format!("PostgreSQL {major}'s headers and pg_regress"),
-            &format!("postgresql-server-dev-{major}"),
-            Path::new(&format!("/usr/include/postgresql/{major}/server/postgres.h")).exists()
-                && lib.join("lib/pgxs/src/test/regress/pg_regress").exists(),
-        ),
-        need("libclang", "libclang-dev", libclang()),
-        need("a C compiler", "build-essential", on_path("cc")),
-        need("pkg-config", "pkg-config", on_path("pkg-config")),
-        need("Python's venv", "python3-venv", paths.nats_server().exists() || venv()),
-    ]
+            &development,
+            headers,
+        ));
+        needs.push(need(
+            "Python's venv",
+            "python3-venv",
+            paths.nats_server().exists() || venv(),
+        ));
+    }
+    needs
 }
 
 /// The packages' scripts inherit this environment: a new PostgreSQL package would start a server of its own.
@@ -109,8 +128,12 @@ fn apt(paths: &Paths, args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn on_path(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+/// Where a program is found, as the shell would.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 fn venv() -> bool {

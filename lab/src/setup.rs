@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::packages::{self, Scope};
 use crate::paths::{DEBIAN_LIB, Paths, SUPPORTED, base_file, newest_major};
-use crate::{packages, progress, user::ServerUser};
+use crate::{progress, user::ServerUser};
 
 /// pgrx accepts only the cargo-pgrx of its own version.
 const CARGO_PGRX: &str = "0.18.1";
@@ -28,11 +29,21 @@ pub fn run() -> Result<Paths> {
             .or_else(packages::default_major)
             .unwrap_or(paths.major);
     }
-    packages::install(&paths)?;
+    packages::install(&paths, Scope::Servers)?;
     cargo_pgrx(&paths)?;
     nats_server(&paths)?;
     let paths = postgres_tree(paths)?;
     pgrx_config(&paths)?;
+    Ok(paths)
+}
+
+/// Installs only what building the extension for another PostgreSQL takes.
+pub fn run_for_build() -> Result<Paths> {
+    let paths = Paths::find()?;
+    let _lock = lock(&paths)?;
+    packages::install(&paths, Scope::Build)?;
+    cargo_pgrx(&paths)?;
+    fs::create_dir_all(paths.pgrx_home())?;
     Ok(paths)
 }
 

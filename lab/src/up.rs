@@ -21,7 +21,7 @@ pub fn up(paths: &Paths) -> Result<bool> {
         return Ok(false);
     }
     down(paths)?;
-    install::run(paths, None)?;
+    install::run(paths)?;
     let lab = Lab::builder().durable().dir(paths.up()).start()?;
     lab.wait_connected()?;
     let values = [
