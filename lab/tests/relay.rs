@@ -3,14 +3,17 @@
 
 mod relay_support;
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DiscardPolicy;
 use lab::error::{Class, RelayError};
-use lab::message::{Message, Outcome};
+use lab::message::{LinkState, Message, Outcome};
 use lab::nats::NatsServer;
-use lab::relay::Command;
-use relay_support::{Admin, Rig, keyed, limits, message, spec};
+use lab::relay::{Command, Relay, Report};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use relay_support::{Admin, PATIENCE, Rig, keyed, limits, message, spec};
 
 fn error_of(outcome: Outcome) -> RelayError {
     match outcome {
@@ -356,4 +359,48 @@ fn limits_may_change_while_it_runs() {
         assert!(ids(&rig).is_sorted());
     }
     assert_eq!(admin.count("S"), 3000);
+}
+
+#[test]
+fn the_wake_descriptor_is_readable_while_there_is_something_to_take_and_when_the_thread_has_ended() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create("S", "s.>");
+    let relay = Relay::start(limits(), None).unwrap();
+    let readable = |limit: Duration| {
+        let mut fds = [PollFd::new(relay.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::try_from(limit).unwrap()).unwrap() == 1
+    };
+    let take_all = || {
+        relay.clear_wake();
+        relay.reports().try_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(relay.wake_fd(), relay.as_fd().as_raw_fd());
+    assert!(relay.send(Command::Connections(vec![spec(&server.url())])));
+    let mut reports = Vec::new();
+    while !reports.iter().any(|report| {
+        matches!(
+            report,
+            Report::Link {
+                state: LinkState::Connected,
+                ..
+            }
+        )
+    }) {
+        assert!(readable(PATIENCE));
+        reports.extend(take_all());
+    }
+    assert!(!readable(Duration::from_millis(200)));
+    assert!(relay.send(Command::Publish(vec![Arc::new(message(1, "s.a"))])));
+    assert!(readable(PATIENCE));
+    assert!(matches!(&take_all()[..], [Report::Settled(settled)] if settled.len() == 1));
+    assert!(relay.send(Command::Shutdown(Duration::ZERO)));
+    while !relay.is_finished() {
+        assert!(readable(PATIENCE));
+        take_all();
+    }
+    // For ever, so that nobody waits for a thread that is not there.
+    assert!(readable(PATIENCE) && readable(PATIENCE));
+    assert!(!relay.send(Command::Publish(Vec::new())));
+    assert!(relay.join());
 }

@@ -20,7 +20,7 @@ mod window;
 mod wire;
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -133,10 +133,10 @@ impl Relay {
     /// A descriptor that is readable while reports wait that [`Relay::clear_wake`] has not seen, and for ever once
     /// the thread has ended. Owned by this value: not to be closed or read by others.
     pub fn wake_fd(&self) -> RawFd {
-        self.wake.fd()
+        self.wake.as_fd().as_raw_fd()
     }
 
-    /// Makes the descriptor unreadable again. Call it first, then take reports until there are none.
+    /// Makes the wake descriptor unreadable again. Call it first, then take reports until there are none.
     pub fn clear_wake(&self) {
         self.wake.clear();
     }
@@ -151,6 +151,13 @@ impl Relay {
     pub fn join(self) -> bool {
         drop(self.commands);
         self.thread.join().is_ok()
+    }
+}
+
+/// The wake descriptor.
+impl AsFd for Relay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
     }
 }
 
