@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 /// Longest wait for a server to come up or to go away.
@@ -187,9 +188,11 @@ impl NatsServer {
         self.end(Signal::SIGTERM)
     }
 
-    /// Stops every thread of the server (SIGSTOP): sockets stay open, nothing answers.
+    /// Stops every thread of the server (SIGSTOP) and waits until they stand: sockets stay open, nothing answers.
     pub fn pause(&self) -> io::Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP)?;
+        waitpid(self.os_pid()?, Some(WaitPidFlag::WUNTRACED))?;
+        Ok(())
     }
 
     /// Lets a paused server go on.
@@ -227,8 +230,11 @@ impl NatsServer {
         if self.child.is_none() {
             return Err(io::Error::other("the server is not running"));
         }
-        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
-        kill(Pid::from_raw(pid), signal).map_err(io::Error::from)
+        kill(self.os_pid()?, signal).map_err(io::Error::from)
+    }
+
+    fn os_pid(&self) -> io::Result<Pid> {
+        i32::try_from(self.pid).map(Pid::from_raw).map_err(io::Error::other)
     }
 
     fn end(&mut self, signal: Signal) -> io::Result<()> {
