@@ -83,6 +83,11 @@ begin
           and not exists (select from jetstream.streams s where s.connection = c.name)
           and not exists (select from jetstream.outbox o where o.connection = c.name);
     else
+        if new.name <> old.name and exists (select from jetstream.outbox o where o.connection = old.name) then
+            raise exception 'connection "%" still has messages owed', old.name
+                using errcode = 'foreign_key_violation',
+                      hint = 'Wait until they are published before renaming it.';
+        end if;
         new.updated_at := now();
     end if;
     return new;

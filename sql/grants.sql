@@ -70,3 +70,19 @@ grant update, delete on jetstream.outbox to jetstream_worker;
 grant select, insert on jetstream.history, jetstream.dead_letters to jetstream_worker;
 grant select, insert, update on jetstream.positions to jetstream_worker;
 grant execute on function jetstream.history_maintain(interval, integer) to jetstream_worker;
+
+do $$
+begin
+    if not pg_catalog.current_setting('shared_preload_libraries') ~ '(^|[,\s"/])pg_jetstream(\.so)?("|\s|,|$)' then
+        raise warning 'pg_jetstream is not in shared_preload_libraries: messages are stored and not published'
+            using hint = pg_catalog.format('Add shared_preload_libraries = ''pg_jetstream'' and '
+                'pg_jetstream.databases = %L to postgresql.conf and restart PostgreSQL.',
+                pg_catalog.current_database());
+    elsif not (pg_catalog.current_database() = any (pg_catalog.string_to_array(pg_catalog.replace(
+            pg_catalog.current_setting('pg_jetstream.databases'), ' ', ''), ','))) then
+        raise notice 'database "%" is not in pg_jetstream.databases: messages are stored and not published',
+                pg_catalog.current_database()
+            using hint = 'Add it to pg_jetstream.databases in postgresql.conf and run select pg_reload_conf().';
+    end if;
+end
+$$;

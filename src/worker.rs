@@ -66,6 +66,7 @@ struct Worker {
     careful: bool,
     paused: bool,
     checkpoint: settle::Checkpoint,
+    next_sweep: Instant,
     next_maintenance: Instant,
     seen_requests: (u32, u32),
     report: status::Report,
@@ -192,6 +193,7 @@ impl Worker {
             careful: false,
             paused: false,
             checkpoint: settle::Checkpoint::default(),
+            next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
             seen_requests: (u32::MAX, u32::MAX),
             report: status::slot(slot).report,
@@ -209,6 +211,7 @@ impl Worker {
     fn cycle(&mut self) -> bool {
         self.take_reports();
         self.take_requests();
+        self.keep_history();
         pg::report_activity(Some(c"settle and claim"));
         let lanes = self.lanes.clone();
         let mut work = claim::Claimed::default();
@@ -217,6 +220,7 @@ impl Worker {
         self.report.last_cycle_at = micros(SystemTime::now());
         let again = match result {
             Ok(Ok(settlement)) => {
+                self.links.synced.clear();
                 self.settled(settlement);
                 self.hand_over(work);
                 self.has_room_for_more()
@@ -224,6 +228,7 @@ impl Worker {
             Ok(Err(e)) => must(Ok(Err(e))),
             Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
                 self.undo(work, lanes);
+                self.links.stale = true;
                 let again = !self.careful;
                 self.careful = true;
                 self.note_error(&format!("waiting for a lock: {}", e.message));
@@ -252,6 +257,27 @@ impl Worker {
             pg::flush_commits(claimed.xids.iter().copied());
         }
         Ok(settlement)
+    }
+
+    /// Makes and drops partitions of the history, in a transaction of its own: a reader's lock must not hold up more
+    /// than that.
+    fn keep_history(&mut self) {
+        if Instant::now() < self.next_maintenance {
+            return;
+        }
+        self.next_maintenance = Instant::now() + MAINTENANCE;
+        let retention = self.settings.history_retention;
+        let extension = self.extension;
+        let result = pg::transaction(|| match pg::extension_oid() {
+            Some(oid) if oid == extension => config::maintain_history(retention),
+            _ => Ok(()),
+        });
+        match result {
+            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+                self.note_error(&format!("history partitions: {}", e.message));
+            }
+            other => must(other),
+        }
     }
 
     /// Waits for a commit's wake, a report of the relay, or time.

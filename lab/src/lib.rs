@@ -10,6 +10,7 @@ pub mod message;
 #[path = "../../src/relay/mod.rs"]
 pub mod relay;
 
+pub mod bench;
 pub mod bench_relay;
 pub mod checks;
 pub mod cluster;

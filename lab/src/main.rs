@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{demo, install, setup, up};
+use lab::{bench, demo, install, setup, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -34,6 +34,8 @@ enum Cmd {
     Down,
     /// Print the environment of what `up` started
     Env,
+    /// Measure throughput, latency and memory
+    Bench,
     /// Run all checks and tests
     Test,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
@@ -83,6 +85,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             }
         ),
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
+        Cmd::Bench => bench::run()?,
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
         Cmd::Installcheck { pg_config } => {
             let paths = Paths::find()?;

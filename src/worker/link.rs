@@ -27,7 +27,7 @@ pub(super) struct Links {
     /// Why no connection at all is up.
     pub(super) problem: Option<String>,
     /// The tables are to be read again.
-    stale: bool,
+    pub(super) stale: bool,
 }
 
 impl Links {
@@ -72,8 +72,8 @@ impl Worker {
 
     /// Reads the tables again if they changed, and writes what the relay found out about streams.
     pub(super) fn apply_changes(&mut self) -> SpiResult<()> {
-        for (id, error) in std::mem::take(&mut self.links.synced) {
-            config::stream_synced(id, error.as_deref())?;
+        for (id, error) in &self.links.synced {
+            config::stream_synced(*id, error.as_deref())?;
         }
         if !self.links.stale {
             return Ok(());

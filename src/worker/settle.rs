@@ -223,18 +223,17 @@ impl Worker {
         self.checkpoint.begin(self.flights.len());
     }
 
-    /// What is done now and then: positions, partitions, sweeps, keys whose blocker somebody removed.
+    /// What is done now and then: positions, sweeps, keys whose blocker somebody removed.
     pub(super) fn maintain(&mut self) -> SpiResult<()> {
         if self.checkpoint.due() {
             for ((connection, stream), sequence) in std::mem::take(&mut self.checkpoint.candidate) {
                 config::advance(&connection, &stream, sequence)?;
             }
         }
-        if Instant::now() < self.next_maintenance {
+        if Instant::now() < self.next_sweep {
             return Ok(());
         }
-        self.next_maintenance = Instant::now() + MAINTENANCE;
-        config::maintain_history(self.settings.history_retention)?;
+        self.next_sweep = Instant::now() + MAINTENANCE;
         self.look_everywhere()
     }
 
