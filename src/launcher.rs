@@ -41,7 +41,7 @@ struct Child {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_jetstream_launcher_main(_arg: pg_sys::Datum) {
-    pg::install_signal_handlers();
+    pg::install_signal_handlers(pg::OnTerminate::Die);
     pg::connect(None, None);
     pgrx::log!("pg_jetstream: launcher started");
     let mut children: Vec<Child> = Vec::new();

@@ -15,6 +15,7 @@ unsafe extern "C-unwind" {
     // Declared here because pgrx's own wrappers are no C functions, which a signal handler has to be.
     fn die(signal: i32);
     fn SignalHandlerForConfigReload(signal: i32);
+    fn SignalHandlerForShutdownRequest(signal: i32);
 }
 
 /// An ERROR raised inside a transaction that has been rolled back since.
@@ -26,21 +27,34 @@ pub struct SqlError {
     pub message: String,
 }
 
-/// Installs the signal handlers of an ordinary backend and unblocks signals: SIGTERM raises FATAL at the next
-/// interrupt check, SIGHUP marks the configuration for rereading, both set the latch.
-pub fn install_signal_handlers() {
+/// What SIGTERM does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnTerminate {
+    /// FATAL at the next interrupt check, as in an ordinary backend.
+    Die,
+    /// [`termination_pending`] says so; no transaction is broken off.
+    Finish,
+}
+
+/// Installs signal handlers and unblocks signals. SIGHUP marks the configuration for rereading; both signals set the
+/// latch.
+pub fn install_signal_handlers(on_terminate: OnTerminate) {
+    let terminate = match on_terminate {
+        OnTerminate::Die => die,
+        OnTerminate::Finish => SignalHandlerForShutdownRequest,
+    };
     // SAFETY: called at the start of a background worker's main function, where signals are still blocked; the
     // handlers are PostgreSQL's own.
     unsafe {
         #[cfg(not(feature = "pg18"))]
         {
             pg_sys::pqsignal(pg_sys::SIGHUP as i32, Some(SignalHandlerForConfigReload));
-            pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
+            pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(terminate));
         }
         #[cfg(feature = "pg18")]
         {
             pg_sys::pqsignal_be(pg_sys::SIGHUP as i32, Some(SignalHandlerForConfigReload));
-            pg_sys::pqsignal_be(pg_sys::SIGTERM as i32, Some(die));
+            pg_sys::pqsignal_be(pg_sys::SIGTERM as i32, Some(terminate));
         }
         pg_sys::BackgroundWorkerUnblockSignals();
     }
@@ -237,13 +251,13 @@ pub fn flush_stats() {
 /// Whether SIGTERM has arrived and is not served yet.
 pub fn termination_pending() -> bool {
     // SAFETY: plain flag of this process, written by its signal handler.
-    unsafe { pg_sys::ProcDiePending != 0 }
+    unsafe { pg_sys::ShutdownRequestPending != 0 }
 }
 
 /// Sets a pending SIGTERM aside, so that a last transaction can be made. A further SIGTERM ends it.
 pub fn defer_termination() {
     // SAFETY: plain flag of this process; a signal that arrives later sets it again.
-    unsafe { pg_sys::ProcDiePending = 0 }
+    unsafe { pg_sys::ShutdownRequestPending = 0 }
 }
 
 /// Ends the process. 0 is never restarted, 1 is.

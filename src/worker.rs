@@ -77,7 +77,7 @@ struct Worker {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_jetstream_worker_main(arg: pg_sys::Datum) {
     let slot = arg.value();
-    pg::install_signal_handlers();
+    pg::install_signal_handlers(pg::OnTerminate::Finish);
     wake::ignore_own_commits();
     let role = guc::role();
     let database = BackgroundWorker::get_extra().to_string();
@@ -97,11 +97,9 @@ pub extern "C-unwind" fn pg_jetstream_worker_main(arg: pg_sys::Datum) {
 /// Waits until the database is ready and this is its one worker, then works until the process is to end.
 fn run(slot: usize, database: &str, role: Option<String>) -> ! {
     must(pg::transaction(config::configure_session));
-    let wanted = |slot| {
-        if pg::reread_config() && !(guc::databases().iter().any(|name| name == database) && guc::role() == role) {
-            status::update(slot, |slot| slot.stopped = "settings changed".into());
-            pg::exit(1);
-        }
+    let unwanted = || {
+        pg::termination_pending()
+            || pg::reread_config() && !(guc::databases().iter().any(|name| name == database) && guc::role() == role)
     };
     let extension = loop {
         match must(pg::transaction(look)) {
@@ -111,7 +109,9 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
         pg::report_activity(None);
         pg::wait(None, Settings::current().poll_interval);
         pgrx::check_for_interrupts!();
-        wanted(slot);
+        if unwanted() {
+            pg::exit(1);
+        }
     };
     let mut worker = match Worker::start(slot, extension) {
         Ok(worker) => worker,
@@ -126,11 +126,10 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
         if !again {
             worker.wait();
         }
-        wanted(slot);
-        worker.take_settings();
-        if pg::termination_pending() {
+        if unwanted() {
             worker.finish();
         }
+        worker.take_settings();
         pgrx::check_for_interrupts!();
     }
 }
@@ -374,7 +373,7 @@ impl Worker {
     }
 
     /// Ends the process: waits a moment for acknowledgements, settles them, leaves the rest to the next worker.
-    fn finish(&mut self) -> ! {
+    fn finish(mut self) -> ! {
         pg::defer_termination();
         self.relay.send(Command::Shutdown(LAST_ACKS));
         let end = Instant::now() + LAST_ACKS + Duration::from_millis(500);
