@@ -46,6 +46,6 @@ lint: ## clippy, warnings denied
 fmt: ## format the code
 	@cargo fmt --all
 
-clean: ## stop and remove the throwaway servers, and what was built
-	@$(LAB) down
+clean: ## stop and remove the throwaway servers, and all that was built or installed below target/
+	@[ ! -x target/debug/lab ] || target/debug/lab clean
 	@cargo clean

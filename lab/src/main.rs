@@ -32,6 +32,8 @@ enum Cmd {
     Up,
     /// Stop what `up` started
     Down,
+    /// Stop what is left running, and remove what is not below target/
+    Clean,
     /// Print the environment of what `up` started
     Env,
     /// Measure throughput, latency and memory
@@ -84,6 +86,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
                 "nothing was running"
             }
         ),
+        Cmd::Clean => up::clean(&Paths::find()?)?,
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
         Cmd::Bench => bench::run()?,
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),

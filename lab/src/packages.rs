@@ -88,6 +88,11 @@ fn needs(paths: &Paths, scope: Scope) -> Vec<Need> {
         need("libclang", "libclang-dev", libclang()),
         need("a C compiler", "build-essential", on_path("cc").is_some()),
         need("pkg-config", "pkg-config", on_path("pkg-config").is_some()),
+        need(
+            "OpenSSL's headers, for cargo-pgrx",
+            "libssl-dev",
+            Path::new("/usr/include/openssl/ssl.h").exists(),
+        ),
     ];
     if scope == Scope::Servers {
         let major = paths.major;

@@ -71,6 +71,17 @@ pub fn down(paths: &Paths) -> Result<bool> {
     Ok(servers.iter().any(|(pid, _)| pid.is_some()))
 }
 
+/// Stops and removes everything that is not below `target/`, which `cargo clean` removes.
+pub fn clean(paths: &Paths) -> Result<()> {
+    down(paths)?;
+    sweep(paths)?;
+    if paths.base == paths.lab {
+        Ok(())
+    } else {
+        remove(&paths.base)
+    }
+}
+
 /// Stops the servers of lab processes that are gone, and removes their files.
 pub fn sweep(paths: &Paths) -> Result<()> {
     for (folder, prefix) in [(paths.run(), "pg-"), (std::env::temp_dir(), "lab-nats-")] {
