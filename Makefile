@@ -47,5 +47,5 @@ fmt: ## format the code
 	@cargo fmt --all
 
 clean: ## stop and remove the throwaway servers, and all that was built or installed below target/
-	@[ ! -x target/debug/lab ] || target/debug/lab clean
+	@[ ! -x target/debug/lab ] || $(LAB) clean
 	@cargo clean
