@@ -385,7 +385,12 @@ impl Worker {
         self.collect_last();
         self.careful = true;
         // What cannot be settled now is published again by the next worker and dropped as a duplicate.
-        let _ = pg::transaction(|| self.settle());
+        if let Ok(Ok(settlement)) = pg::transaction(|| self.settle()) {
+            self.settled(settlement);
+        }
+        if self.relay.is_finished() && !self.relay.join() {
+            pgrx::warning!("pg_jetstream: the relay thread panicked");
+        }
         self.log.write();
         pgrx::log!(
             "pg_jetstream: worker ends, {} messages in flight are left to the next",
