@@ -1,6 +1,7 @@
 //! Every SQL statement the worker runs in its cycle. All run inside a transaction of the caller.
 
 pub mod config;
+mod statements;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -8,22 +9,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys::PgBuiltInOids as Oids;
 use pgrx::prelude::*;
 use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 
 use crate::guc::Settings;
 use crate::message::{self, Message};
 use crate::pg;
+use statements::Statements;
 
 /// SPI failed in a way that is not an ERROR of its own: a defect of this module.
 pub type Result<T> = std::result::Result<T, SpiError>;
-
-/// Columns of every claim, in the order [`read_row`] expects.
-const COLUMNS: &str = "o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
-    convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
-    case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
-    greatest(o.created_at, o.deliver_at)";
 
 /// A row of the outbox, claimed.
 pub struct Row {
@@ -74,22 +69,6 @@ pub struct Failure<'a> {
     pub delay_ms: i64,
 }
 
-struct Statements {
-    insert_order: OwnedPreparedStatement,
-    late: OwnedPreparedStatement,
-    due: OwnedPreparedStatement,
-    by_key: OwnedPreparedStatement,
-    sweep: OwnedPreparedStatement,
-    ended: OwnedPreparedStatement,
-    lockable: OwnedPreparedStatement,
-    delete: OwnedPreparedStatement,
-    record: OwnedPreparedStatement,
-    record_payload: OwnedPreparedStatement,
-    retry: OwnedPreparedStatement,
-    bury: OwnedPreparedStatement,
-    next_due: OwnedPreparedStatement,
-}
-
 /// The prepared statements; made in the first transaction, valid as long as the extension is not changed.
 #[derive(Default)]
 pub struct Store {
@@ -100,7 +79,7 @@ impl Store {
     /// Prepares the statements unless that is done.
     fn statements(&mut self, client: &SpiClient<'_>) -> Result<&Statements> {
         if self.statements.is_none() {
-            self.statements = Some(prepare(client)?);
+            self.statements = Some(Statements::prepare(client)?);
         }
         self.statements
             .as_ref()
@@ -404,120 +383,3 @@ fn record_columns<'a>(records: &[Record<'a>]) -> Vec<DatumWithOid<'a>> {
             .into(),
     ]
 }
-
-fn prepare(client: &SpiClient<'_>) -> Result<Statements> {
-    let text = Oids::TEXTOID;
-    let int8 = Oids::INT8OID;
-    let make = |sql: String, args: &[Oids]| {
-        let args: Vec<PgOid> = args.iter().map(|oid| PgOid::BuiltIn(*oid)).collect();
-        Ok::<_, SpiError>(client.prepare_mut(sql.as_str(), &args)?.keep())
-    };
-    let claim = |snapshot: &str, condition: &str| {
-        format!(
-            "select {COLUMNS}{snapshot} from jetstream.outbox o where o.connection = $1 and {condition} \
-             for update of o skip locked"
-        )
-    };
-    let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-        as u (id, acked_at, sequence, attempts, latency_ms, duplicate, connection, subject, message_id, stream, key)";
-    let record_args = [
-        Oids::INT8ARRAYOID,
-        Oids::INT8ARRAYOID,
-        Oids::INT8ARRAYOID,
-        Oids::INT4ARRAYOID,
-        Oids::FLOAT4ARRAYOID,
-        Oids::BOOLARRAYOID,
-        Oids::TEXTARRAYOID,
-        Oids::TEXTARRAYOID,
-        Oids::TEXTARRAYOID,
-        Oids::TEXTARRAYOID,
-        Oids::TEXTARRAYOID,
-    ];
-    let columns = "published_at, outbox_id, sequence, attempts, latency_ms, success, duplicate, connection, subject, \
-        message_id, stream, key";
-    let values = "timestamptz '2000-01-01 00:00+00' + u.acked_at * interval '1 microsecond', u.id, u.sequence, \
-        u.attempts, u.latency_ms, true, u.duplicate, u.connection, u.subject, u.message_id, u.stream, u.key";
-    let failure_args = [
-        Oids::INT8ARRAYOID,
-        Oids::INT4ARRAYOID,
-        Oids::TEXTARRAYOID,
-        Oids::INT8ARRAYOID,
-    ];
-    Ok(Statements {
-        insert_order: make(
-            claim(
-                ", (select pg_current_snapshot()::text)",
-                "o.id > $2 and o.deliver_at is null order by o.connection, o.id",
-            ),
-            &[text, int8],
-        )?,
-        late: make(
-            claim("", "o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null order by o.id"),
-            &[text, int8, text],
-        )?,
-        due: make(
-            claim(
-                "",
-                "o.deliver_at <= clock_timestamp() and o.id <> all ($2) order by o.connection, o.deliver_at, o.id",
-            ),
-            &[text, Oids::INT8ARRAYOID],
-        )?,
-        by_key: make(
-            claim("", "o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
-            &[text, text, int8],
-        )?,
-        sweep: make(
-            claim("", "o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.id"),
-            &[text, int8, int8],
-        )?,
-        ended: make(
-            "select x from unnest($1::xid8[]) x where pg_visible_in_snapshot(x, pg_current_snapshot())".into(),
-            &[text],
-        )?,
-        lockable: make(
-            "select id from jetstream.outbox where id = any ($1) for update skip locked".into(),
-            &[Oids::INT8ARRAYOID],
-        )?,
-        delete: make("delete from jetstream.outbox where id = any ($1)".into(), &[Oids::INT8ARRAYOID])?,
-        record: make(
-            format!(
-                "with gone as (delete from jetstream.outbox where id = any ($1)) \
-                 insert into jetstream.history ({columns}) select {values} from {unnest}"
-            ),
-            &record_args,
-        )?,
-        record_payload: make(
-            format!(
-                "with gone as (delete from jetstream.outbox where id = any ($1) returning id, payload, raw, headers) \
-                 insert into jetstream.history ({columns}, payload, raw, headers) \
-                 select {values}, g.payload, g.raw, g.headers from {unnest} left join gone g on g.id = u.id"
-            ),
-            &record_args,
-        )?,
-        retry: make(
-            "update jetstream.outbox o set attempts = u.attempts, last_error = u.reason, failed_at = clock_timestamp(), \
-             deliver_at = clock_timestamp() + u.delay * interval '1 millisecond' \
-             from unnest($1, $2, $3, $4) as u (id, attempts, reason, delay) where o.id = u.id"
-                .into(),
-            &failure_args,
-        )?,
-        bury: make(BURY.into(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
-        next_due: make(
-            "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
-             from jetstream.outbox o where o.connection = $1 and o.deliver_at > clock_timestamp()"
-                .into(),
-            &[text],
-        )?,
-    })
-}
-
-const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4) as u (id, attempts, reason, delay)), \
-    gone as (delete from jetstream.outbox o using u where o.id = u.id \
-        returning o.id, o.connection, o.subject, o.payload, o.raw, o.headers, o.message_id, o.key, o.ttl, o.webhook, \
-                  u.attempts, u.reason, o.created_at), \
-    letters as (insert into jetstream.dead_letters (outbox_id, connection, subject, payload, raw, headers, message_id, \
-            key, ttl, webhook, attempts, reason, created_at) select * from gone) \
-    insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key, \
-            webhook, error) \
-        select clock_timestamp(), id, attempts, false, connection, subject, message_id, key, webhook, reason \
-        from gone where $5";
