@@ -9,5 +9,9 @@ fn main() -> std::io::Result<()> {
         let per_second = rate.per_second();
         println!("{count} messages of {size} bytes, window {window}, {what}: {per_second:.0} messages/s");
     }
+    let times = lab::bench_relay::relay_round_trips(5_000, size)?;
+    if let (Some(half), Some(most)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {
+        println!("one message of {size} bytes at a time: p50 {half:.0?}, p99 {most:.0?}");
+    }
     Ok(())
 }

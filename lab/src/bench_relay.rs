@@ -44,11 +44,7 @@ impl Rate {
 ///
 /// Errors: no server, or an outcome other than stored.
 pub fn relay_rate(count: usize, size: usize, max_in_flight: usize, keys: usize) -> io::Result<Rate> {
-    let server = NatsServer::start()?;
-    let relay = Relay::start(Limits { max_in_flight, ack_timeout: Duration::from_secs(30) }, None)?;
-    relay.send(Command::Streams(vec![stream()]));
-    relay.send(Command::Connections(vec![connection(&server.url())]));
-    wait_for_stream(&relay)?;
+    let (_server, relay) = start(max_in_flight)?;
     let payload = Bytes::from(vec![b'x'; size]);
     let mut ids = 0..count;
     let mut outstanding = 0;
@@ -56,22 +52,71 @@ pub fn relay_rate(count: usize, size: usize, max_in_flight: usize, keys: usize) 
     let start = Instant::now();
     while stored < count {
         while outstanding + BATCH <= OUTSTANDING && !ids.is_empty() {
-            let batch: Vec<_> = ids.by_ref().take(BATCH).map(|id| Arc::new(message(id, &payload, keys))).collect();
+            let batch: Vec<_> = ids
+                .by_ref()
+                .take(BATCH)
+                .map(|id| Arc::new(message(id, &payload, keys)))
+                .collect();
             outstanding += batch.len();
             relay.send(Command::Publish(batch));
         }
-        if let Report::Settled(settled) = relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)? {
-            if let Some(bad) = settled.iter().find(|one| !matches!(one.outcome, Outcome::Stored { .. })) {
-                return Err(io::Error::other(format!("not stored: {bad:?}")));
-            }
-            outstanding -= settled.len();
-            stored += settled.len();
-        }
+        let settled = settled(&relay)?;
+        outstanding -= settled;
+        stored += settled;
     }
     let time = start.elapsed();
     relay.send(Command::Shutdown(Duration::from_secs(1)));
     relay.join();
     Ok(Rate { messages: count, time })
+}
+
+/// Time from the hand-over of a single message of `size` bytes to its outcome, `count` times, shortest first.
+///
+/// Errors: as [`relay_rate`].
+pub fn relay_round_trips(count: usize, size: usize) -> io::Result<Vec<Duration>> {
+    let (_server, relay) = start(1_000)?;
+    let payload = Bytes::from(vec![b'x'; size]);
+    let mut times = Vec::with_capacity(count);
+    for id in 0..count {
+        let start = Instant::now();
+        relay.send(Command::Publish(vec![Arc::new(message(id, &payload, 0))]));
+        while settled(&relay)? == 0 {}
+        times.push(start.elapsed());
+    }
+    relay.send(Command::Shutdown(Duration::from_secs(1)));
+    relay.join();
+    times.sort_unstable();
+    Ok(times)
+}
+
+/// A server with its stream, and a relay connected to it.
+fn start(max_in_flight: usize) -> io::Result<(NatsServer, Relay)> {
+    let server = NatsServer::start()?;
+    let relay = Relay::start(
+        Limits {
+            max_in_flight,
+            ack_timeout: Duration::from_secs(30),
+        },
+        None,
+    )?;
+    relay.send(Command::Streams(vec![stream()]));
+    relay.send(Command::Connections(vec![connection(&server.url())]));
+    wait_for_stream(&relay)?;
+    Ok((server, relay))
+}
+
+/// Waits for a report; the number of messages stored by it.
+fn settled(relay: &Relay) -> io::Result<usize> {
+    let Report::Settled(settled) = relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)? else {
+        return Ok(0);
+    };
+    match settled
+        .iter()
+        .find(|one| !matches!(one.outcome, Outcome::Stored { .. }))
+    {
+        Some(bad) => Err(io::Error::other(format!("not stored: {bad:?}"))),
+        None => Ok(settled.len()),
+    }
 }
 
 fn wait_for_stream(relay: &Relay) -> io::Result<()> {
