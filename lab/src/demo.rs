@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, consumer::pull::OrderedConfig};
 use futures_util::StreamExt;
 
+use crate::install;
 use crate::lab::{DATABASE, Lab, PATIENCE};
 use crate::paths::Paths;
-use crate::{install, up};
 
 /// A table, and a trigger that enqueues in the transaction of the insert.
 const SCHEMA: &str = "
@@ -33,7 +33,6 @@ const LAST: usize = EXPECTED - 1;
 
 /// Builds, starts both servers, shows the life of some messages, and stops everything.
 pub fn run(paths: &Paths) -> Result<()> {
-    up::sweep(paths)?;
     install::run(paths)?;
     let lab = Lab::builder().durable().start()?;
     lab.sql(SCHEMA)?;

@@ -82,25 +82,28 @@ pub fn clean(paths: &Paths) -> Result<()> {
     }
 }
 
-/// Stops the servers of lab processes that are gone, and removes their files.
+/// Stops the servers of lab processes that are gone, and removes their files, those of failed tests too.
 pub fn sweep(paths: &Paths) -> Result<()> {
-    for (folder, prefix) in [(paths.run(), "pg-"), (std::env::temp_dir(), "lab-nats-")] {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Some(owner) = owner(&entry.file_name().to_string_lossy(), prefix) else {
-                continue;
-            };
-            if process::alive(owner) {
-                continue;
-            }
-            let servers = [
-                process::find("postgres", &entry.path().join("data")),
-                find_nats(&entry.path()),
-            ];
-            for pid in servers.concat() {
-                end(pid, Signal::SIGQUIT)?;
-            }
-            remove(&entry.path())?;
+    sweep_folder(&paths.run(), "pg-")?;
+    sweep_folder(&std::env::temp_dir(), "lab-nats-")
+}
+
+/// [`sweep`] for one folder: what is in it and named `<prefix><process id>-…`.
+pub fn sweep_folder(folder: &Path, prefix: &str) -> Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let owner = owner(&entry.file_name().to_string_lossy(), prefix);
+        if owner.is_none_or(process::alive) {
+            continue;
         }
+        for pid in [
+            process::find("postgres", &entry.path().join("data")),
+            find_nats(&entry.path()),
+        ]
+        .concat()
+        {
+            end(pid, Signal::SIGQUIT)?;
+        }
+        remove(&entry.path())?;
     }
     Ok(())
 }

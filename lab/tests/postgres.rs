@@ -67,3 +67,28 @@ async fn async_connections_work_and_so_does_the_blocking_way() {
     assert_eq!(row.get::<_, i32>(0), 42);
     assert_eq!(server.value("postgres", "select 1").unwrap(), "1");
 }
+
+#[test]
+fn servers_of_a_killed_test_run_are_stopped_and_removed() {
+    let mut owner = std::process::Command::new("true").spawn().unwrap();
+    owner.wait().unwrap();
+    let folder = lab::paths::Paths::ready()
+        .unwrap()
+        .run()
+        .join(format!("sweep-{}", std::process::id()));
+    let (dead, living) = (
+        folder.join(format!("pg-{}-a", owner.id())),
+        folder.join(format!("pg-{}-b", std::process::id())),
+    );
+    std::fs::create_dir_all(&living).unwrap();
+    let server = Postgres::builder()
+        .set("shared_preload_libraries", "")
+        .dir(&dead)
+        .start()
+        .unwrap();
+    let pid = server.detach();
+    lab::up::sweep_folder(&folder, "pg-").unwrap();
+    assert!(!lab::process::alive(pid));
+    assert!(!dead.exists() && living.exists());
+    std::fs::remove_dir_all(folder).unwrap();
+}
