@@ -111,13 +111,7 @@ impl Checks<'_> {
         self.total.failed += count.failed;
         let verdict = if count.failed > 0 { "FAILED" } else { "ok" };
         if count.failed > 0 {
-            let noise = |line: &&str| {
-                ["Compiling ", "Checking ", "Finished "]
-                    .iter()
-                    .any(|word| line.trim().starts_with(word))
-            };
-            let shown: Vec<&str> = output.lines().filter(|line| !noise(line)).collect();
-            println!("{}", shown.join("\n").trim());
+            println!("{}", without_noise(output));
         }
         println!(
             "{verdict:<6} {name:<17} {:>4} passed {:>3} failed {:>9}",
@@ -126,6 +120,23 @@ impl Checks<'_> {
             seconds(took)
         );
     }
+}
+
+/// What is worth reading of a failed command's output: not the crates it built, not the tests that passed.
+fn without_noise(output: &str) -> String {
+    let starts = [
+        "Compiling ",
+        "Checking ",
+        "Finished ",
+        "Running ",
+        "running ",
+        "Doc-tests ",
+        "test result: ok",
+    ];
+    let noise = |line: &str| line.ends_with("... ok") || starts.iter().any(|start| line.trim().starts_with(start));
+    let mut lines: Vec<&str> = output.lines().filter(|line| !noise(line)).collect();
+    lines.dedup_by(|one, other| one.trim().is_empty() && other.trim().is_empty());
+    lines.join("\n").trim().to_owned()
 }
 
 /// The whole command is one test.
@@ -192,6 +203,12 @@ mod tests {
             output: output.to_owned(),
             took: Duration::ZERO,
         }
+    }
+
+    #[test]
+    fn shows_what_failed_and_not_what_passed() {
+        let output = "   Compiling a v1\n\n     Running tests/a.rs\n\nrunning 2 tests\ntest a ... ok\ntest b ... FAILED\n\n\nwhy\n";
+        assert_eq!(without_noise(output), "test b ... FAILED\n\nwhy");
     }
 
     #[test]
