@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 use super::backoff::Backoff;
 use super::connect::{Refusal, Session, connect};
@@ -137,7 +137,10 @@ impl Link {
         loop {
             match self.wait(sleep(backoff.next())).await {
                 Err(Todo::End) => return None,
-                Err(Todo::Reconnect) => backoff.reset(),
+                Err(Todo::Reconnect) => {
+                    backoff.reset();
+                    self.show(LinkState::Connecting, String::new());
+                }
                 _ => {}
             }
             let spec = self.spec.clone();
@@ -166,8 +169,11 @@ impl Link {
                 }
                 Err(todo) => Err(todo),
             };
-            if pause == Err(Todo::End) {
-                return None;
+            match pause {
+                Err(Todo::End) => return None,
+                // Whoever asked wants to hear of the result, also of the same one.
+                Err(Todo::Reconnect) => self.show(LinkState::Connecting, String::new()),
+                _ => {}
             }
             backoff.reset();
         }
@@ -235,12 +241,7 @@ impl Link {
         self.shown = now;
         let Some((_, detail)) = self.shown.clone() else { return };
         let connection = self.spec.name.clone();
-        match state {
-            LinkState::Disconnected | LinkState::Failed => {
-                warn!(target: "pg_jetstream", connection = &*connection, ?state, detail, "connection does not work");
-            }
-            _ => info!(target: "pg_jetstream", connection = &*connection, ?state, detail, "connection"),
-        }
+        debug!(target: "pg_jetstream", connection = &*connection, ?state, detail, "connection");
         self.reporter.send(Report::Link {
             connection,
             state,
