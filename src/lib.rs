@@ -49,6 +49,16 @@ extension_sql_file!(
     requires = ["outbox", "history", subject_matches]
 );
 extension_sql_file!(
+    "../sql/webhooks.sql",
+    name = "webhooks",
+    requires = ["outbox", "streams"]
+);
+extension_sql_file!(
+    "../sql/webhook_queue.sql",
+    name = "webhook_queue",
+    requires = ["webhooks"]
+);
+extension_sql_file!(
     "../sql/monitoring.sql",
     name = "monitoring",
     requires = [

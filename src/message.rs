@@ -31,6 +31,8 @@ pub struct Message {
     pub ttl_seconds: Option<u32>,
     /// Attempts that failed before this one.
     pub attempts: i32,
+    /// Webhook it belongs to.
+    pub webhook: Option<i32>,
 }
 
 impl Message {

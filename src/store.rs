@@ -304,9 +304,10 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
         key: text(7)?,
         ttl_seconds: datum(8)?.map(|d| d.value() as u32),
         attempts: number(9)? as i32,
+        webhook: datum(11)?.map(|d| d.value() as i32),
     };
     let in_progress = if with_snapshot {
-        text(11)?.map(|snapshot| in_progress(&snapshot))
+        text(12)?.map(|snapshot| in_progress(&snapshot))
     } else {
         None
     };
@@ -381,5 +382,6 @@ fn record_columns<'a>(records: &[Record<'a>]) -> Vec<DatumWithOid<'a>> {
             .map(|r| r.message.key.as_deref())
             .collect::<Vec<_>>()
             .into(),
+        records.iter().map(|r| r.message.webhook).collect::<Vec<_>>().into(),
     ]
 }

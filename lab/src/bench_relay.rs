@@ -141,6 +141,7 @@ fn message(id: usize, payload: &Bytes, keys: usize) -> Message {
         key: id.checked_rem(keys).map(|key| format!("key-{key}")),
         ttl_seconds: None,
         attempts: 0,
+        webhook: None,
     }
 }
 

@@ -86,6 +86,7 @@ pub(super) mod tests {
             key: key.map(str::to_owned),
             ttl_seconds: None,
             attempts: 0,
+            webhook: None,
         })
     }
 

@@ -10,7 +10,7 @@ use super::Result;
 const COLUMNS: &str = "o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
     convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
     case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
-    greatest(o.created_at, o.deliver_at)";
+    greatest(o.created_at, o.deliver_at), o.webhook";
 
 /// The statements of a cycle, by what they do.
 pub(super) struct Statements {
@@ -44,8 +44,9 @@ impl Statements {
              for update of o skip locked"
             )
         };
-        let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-        as u (id, acked_at, sequence, attempts, latency_ms, duplicate, connection, subject, message_id, stream, key)";
+        let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+        as u (id, acked_at, sequence, attempts, latency_ms, duplicate, connection, subject, message_id, stream, key, \
+            webhook)";
         let record_args = [
             Oids::INT8ARRAYOID,
             Oids::INT8ARRAYOID,
@@ -58,11 +59,12 @@ impl Statements {
             Oids::TEXTARRAYOID,
             Oids::TEXTARRAYOID,
             Oids::TEXTARRAYOID,
+            Oids::INT4ARRAYOID,
         ];
         let columns = "published_at, outbox_id, sequence, attempts, latency_ms, success, duplicate, connection, subject, \
-        message_id, stream, key";
+        message_id, stream, key, webhook";
         let values = "timestamptz '2000-01-01 00:00+00' + u.acked_at * interval '1 microsecond', u.id, u.sequence, \
-        u.attempts, u.latency_ms, true, u.duplicate, u.connection, u.subject, u.message_id, u.stream, u.key";
+        u.attempts, u.latency_ms, true, u.duplicate, u.connection, u.subject, u.message_id, u.stream, u.key, u.webhook";
         let failure_args = [
             Oids::INT8ARRAYOID,
             Oids::INT4ARRAYOID,

@@ -69,6 +69,7 @@ pub fn message(id: i64, subject: &str) -> Message {
         key: None,
         ttl_seconds: None,
         attempts: 0,
+        webhook: None,
     }
 }
 
