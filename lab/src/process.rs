@@ -16,9 +16,11 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     }
 }
 
-/// Whether the process runs; one that is dead and only not yet waited for does not.
+/// Whether the process runs; one that is dead and only not yet waited for does not. While a thread is left, the process
+/// holds its memory, even if its first thread is dead.
 pub fn alive(pid: u32) -> bool {
-    stat(pid).is_some_and(|stat| stat.state != 'Z' && stat.state != 'X')
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || threads() > 1)
 }
 
 /// The processes whose parent this one is.
