@@ -78,8 +78,9 @@ create trigger outbox_check_connection before insert or update of connection on 
 create trigger outbox_wake after insert on jetstream.outbox
     for each statement execute function jetstream.wake_worker();
 
--- Rows that somebody changed may lie below the ids already claimed: the worker looks through all of them.
-create trigger outbox_changed after update on jetstream.outbox
+-- Rows that somebody changed may lie below the ids already claimed, and one removed may have held its key: the worker
+-- looks through all of them.
+create trigger outbox_changed after update or delete or truncate on jetstream.outbox
     for each statement execute function jetstream.reload_worker();
 
 select pg_catalog.pg_extension_config_dump('jetstream.outbox', '');
@@ -159,9 +160,10 @@ begin
     return query
         insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)
         select publish_batch.connection, publish_batch.subject, b.payload, publish_batch.headers,
-               coalesce(publish_batch.message_ids[b.n], pg_catalog.gen_random_uuid()::text), publish_batch.key,
+               coalesce(b.message_id, pg_catalog.gen_random_uuid()::text), publish_batch.key,
                publish_batch.deliver_at, publish_batch.ttl
-        from pg_catalog.unnest(publish_batch.payloads) with ordinality as b (payload, n)
+        from rows from (pg_catalog.unnest(publish_batch.payloads), pg_catalog.unnest(publish_batch.message_ids))
+            with ordinality as b (payload, message_id, n)
         order by b.n
         returning o.id;
 end

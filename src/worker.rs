@@ -20,10 +20,10 @@ use crate::guc::Settings;
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
 use crate::order::{Keys, MAX_HELD};
+use crate::pg;
 use crate::relay::{Command, Relay, Report};
 use crate::status;
 use crate::store::{Store, config};
-use crate::pg;
 use begin::{micros, must};
 use lane::Lane;
 use link::Links;
@@ -34,6 +34,8 @@ const SETTLE_DELAY: Duration = Duration::from_millis(2);
 const SETTLE_AT_ONCE: usize = 250;
 /// How often rows skipped because of somebody's lock are looked for, and partitions are kept.
 const MAINTENANCE: Duration = Duration::from_secs(60);
+/// Every so many times it looks through the whole outbox, whatever it believes to have seen.
+const LOOK_EVERYWHERE: u32 = 60;
 /// How long a worker that is asked to end waits for acknowledgements.
 const LAST_ACKS: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,8 @@ struct Worker {
     checkpoint: settle::Checkpoint,
     next_sweep: Instant,
     next_maintenance: Instant,
+    /// Maintenances made.
+    rounds: u32,
     seen_requests: (u32, u32),
     report: status::Report,
 }
@@ -99,6 +103,7 @@ impl Worker {
             checkpoint: settle::Checkpoint::default(),
             next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
+            rounds: 0,
             seen_requests: (u32::MAX, u32::MAX),
             report: status::slot(slot).report,
         })
@@ -124,7 +129,7 @@ impl Worker {
         self.report.last_cycle_at = micros(SystemTime::now());
         let again = match result {
             Ok(Ok(settlement)) => {
-                self.links.synced.clear();
+                self.links.synced = std::mem::take(&mut self.links.unwritten);
                 self.settled(settlement);
                 self.hand_over(work);
                 self.has_room_for_more()

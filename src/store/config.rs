@@ -148,13 +148,17 @@ fn stream(row: &SpiHeapTupleData<'_>) -> SpiResult<StreamSpec> {
     })
 }
 
-/// Writes whether a stream is as asked.
-pub fn stream_synced(id: i64, error: Option<&str>) -> SpiResult<()> {
-    Spi::run_with_args(
-        "update jetstream.streams set sync_error = $2, \
-         synced_at = case when $2 is null then clock_timestamp() else synced_at end where id = $1",
+/// Writes whether a stream is as asked; false if somebody holds the row, so that it has to be written later.
+pub fn stream_synced(id: i64, error: Option<&str>) -> SpiResult<bool> {
+    let held: Option<bool> = Spi::get_one_with_args(
+        "with free as (select s.id from jetstream.streams s where s.id = $1 for update skip locked), \
+         written as (update jetstream.streams s set sync_error = $2, \
+             synced_at = case when $2 is null then clock_timestamp() else s.synced_at end \
+             from free where s.id = free.id) \
+         select exists (select from jetstream.streams s where s.id = $1) and not exists (select from free)",
         &[id.into(), error.into()],
-    )
+    )?;
+    Ok(held != Some(true))
 }
 
 /// Keyed messages that have failed and will be tried again: their keys are held.

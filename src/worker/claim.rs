@@ -52,6 +52,9 @@ impl Worker {
         if !claimed.rejoin.is_empty() {
             config::rejoin(std::mem::take(&mut claimed.rejoin))?;
         }
+        if claimed.messages.is_empty() && self.flights.is_empty() {
+            self.follow_sequence()?;
+        }
         Ok(())
     }
 

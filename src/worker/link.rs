@@ -24,6 +24,8 @@ pub(super) struct Links {
     streams: Vec<StreamSpec>,
     /// Results of stream requests, not written yet.
     pub(super) synced: Vec<(i64, Option<String>)>,
+    /// Of these, those that stay so once the transaction has committed: somebody holds their row.
+    pub(super) unwritten: Vec<(i64, Option<String>)>,
     /// Why no connection at all is up.
     pub(super) problem: Option<String>,
     /// The tables are to be read again.
@@ -72,8 +74,11 @@ impl Worker {
 
     /// Reads the tables again if they changed, and writes what the relay found out about streams.
     pub(super) fn apply_changes(&mut self) -> SpiResult<()> {
+        self.links.unwritten.clear();
         for (id, error) in &self.links.synced {
-            config::stream_synced(*id, error.as_deref())?;
+            if !config::stream_synced(*id, error.as_deref())? {
+                self.links.unwritten.push((*id, error.clone()));
+            }
         }
         if !self.links.stale {
             return Ok(());

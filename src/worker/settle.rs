@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use pgrx::spi::SpiResult;
 
 use super::claim::key_of;
-use super::{MAINTENANCE, Worker, micros};
+use super::lane::Lane;
+use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker, micros};
 use crate::error::{Class, RelayError};
 use crate::message::{Message, Outcome, Settled};
 use crate::order::End;
@@ -234,20 +235,30 @@ impl Worker {
             return Ok(());
         }
         self.next_sweep = Instant::now() + MAINTENANCE;
+        self.rounds += 1;
+        if self.rounds.is_multiple_of(LOOK_EVERYWHERE) {
+            self.lanes.iter_mut().for_each(Lane::sweep_all);
+        }
         self.look_everywhere()
+    }
+
+    /// Starts over if ids to come lie below those claimed: somebody set the sequence back, or gave an id of his own.
+    pub(super) fn follow_sequence(&mut self) -> SpiResult<()> {
+        let last = config::last_outbox_id()?;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.cursor > last) {
+            // The next look is soon enough: a row with a higher id that cannot be claimed must not keep this busy.
+            let more = lane.more;
+            lane.rewind(0);
+            lane.more = more;
+        }
+        Ok(())
     }
 
     /// Begins a sweep of every connection, and releases keys whose failing message is gone.
     pub(super) fn look_everywhere(&mut self) -> SpiResult<()> {
-        let last = config::last_outbox_id()?;
+        self.follow_sequence()?;
         let (oldest, _) = config::snapshot_bounds()?;
-        for lane in &mut self.lanes {
-            if last < lane.cursor {
-                // Somebody set the sequence back.
-                lane.rewind(0);
-            }
-            lane.begin_sweep(oldest);
-        }
+        self.lanes.iter_mut().for_each(|lane| lane.begin_sweep(oldest));
         let blockers = self.keys.blockers();
         if !blockers.is_empty() {
             let mut existing = config::existing(blockers)?;

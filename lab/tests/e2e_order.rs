@@ -1,0 +1,193 @@
+//! Messages of one key arrive in their order, whatever fails on the way; the others do not wait for them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use e2e_support::{
+    LATER, SOON, arrived, drained, eventually, exactly_once, lab, new_worker, number, numbers, stream, worker,
+};
+use lab::Lab;
+use lab::lab::DATABASE;
+use lab::process;
+use nix::sys::signal::Signal;
+
+/// Messages `from` to `to`, of `keys` keys in turn: `<prefix>.k0` and so on, which is also the subject.
+fn keyed(prefix: &str, keys: i64, from: i64, to: i64) -> String {
+    format!(
+        "insert into jetstream.outbox (subject, payload, key)
+         select '{prefix}.k' || n % {keys}, jsonb_build_object('n', n), '{prefix}.k' || n % {keys}
+         from generate_series({from}, {to}) n order by n"
+    )
+}
+
+/// In each subject of the stream, numbers go up.
+fn in_order(lab: &Lab, stream: &str) {
+    let mut last: BTreeMap<String, i64> = BTreeMap::new();
+    for message in lab.stream_messages(stream).unwrap() {
+        let n = number(&message);
+        if let Some(before) = last.insert(message.subject.clone(), n) {
+            assert!(before < n, "{n} after {before} of {}", message.subject);
+        }
+    }
+}
+
+#[test]
+fn a_key_waits_for_its_failing_message_and_no_other_does() {
+    let lab = lab(&[]);
+    lab.sql("update jetstream.streams set subjects = array['s.>', 'good.>'], synced_at = null")
+        .unwrap();
+    e2e_support::synced(&lab, "S");
+    // The stream of k0's subject is missing; k1's and the unkeyed ones' is there.
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload, key)
+         select case when n % 3 = 0 then 'missing.k0' when n % 3 = 1 then 'good.k1' else 'good.none' end,
+                jsonb_build_object('n', n), case when n % 3 < 2 then 'k' || n % 3 end
+         from generate_series(1, 900) n order by n",
+    )
+    .unwrap();
+    arrived(&lab, "S", 600);
+    in_order(&lab, "S");
+    let failing = "select count(*) = 1 and min(attempts) > 1 from jetstream.outbox where attempts > 0";
+    e2e_support::becomes(&lab, "one failing message, the first of its key", failing, "t");
+    assert_eq!(lab.value("select count(*) from jetstream.outbox").unwrap(), "300");
+    assert_eq!(lab.value("select held_keys from jetstream.status()").unwrap(), "1");
+    // More of the held key and of the other while it waits, and a new worker in the middle of it.
+    lab.sql("insert into jetstream.outbox (subject, payload, key) select 'missing.k0', jsonb_build_object('n', n), 'k0' from generate_series(901, 950) n").unwrap();
+    lab.sql("insert into jetstream.outbox (subject, payload, key) select 'good.k1', jsonb_build_object('n', n), 'k1' from generate_series(951, 1000) n").unwrap();
+    arrived(&lab, "S", 650);
+    let pid = worker(&lab);
+    process::signal(pid, Signal::SIGTERM).unwrap();
+    new_worker(&lab, pid);
+    eventually(&lab, SOON, "a key held by the new worker", || {
+        Ok(lab.value("select held_keys from jetstream.status()")? == "1")
+    });
+    stream(&lab, "LATE", "missing.>");
+    drained(&lab, LATER);
+    let late: Vec<i64> = (1..=300).map(|n| n * 3).chain(901..=950).collect();
+    assert_eq!(numbers(&lab, "LATE"), late);
+    exactly_once(&lab, "S", (1..=900).filter(|n| n % 3 != 0).chain(951..=1000));
+}
+
+/// Failures come and go at random, for each key by itself: a stream that takes few messages of each subject and
+/// refuses more, until somebody makes room.
+#[test]
+fn keys_keep_their_order_through_failures_crashes_and_outages() {
+    let mut lab = lab(&[("pg_jetstream.retry_backoff_max", "100ms")]);
+    lab.sql("select jetstream.create_stream('O', array['o.>'], discard => 'new', max_messages => 300)")
+        .unwrap();
+    e2e_support::synced(&lab, "O");
+    let conninfo = lab.postgres.conninfo(DATABASE);
+    let writer = std::thread::spawn(move || {
+        let mut client = postgres::Client::connect(&conninfo, postgres::NoTls).unwrap();
+        for from in (1..=6_000).step_by(50) {
+            client.batch_execute(&keyed("o", 17, from, from + 49)).unwrap();
+        }
+    });
+    writer.join().unwrap();
+    for room in 1..=20 {
+        arrived(&lab, "O", (300 * room).min(6_000) - 20);
+        match room {
+            4 => {
+                let pid = worker(&lab);
+                process::signal(pid, Signal::SIGKILL).unwrap();
+                new_worker(&lab, pid);
+            }
+            8 => lab.nats.restart().unwrap(),
+            12 => {
+                lab.postgres.kill9().unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+                lab.postgres.start_again().unwrap();
+            }
+            16 => {
+                let pid = worker(&lab);
+                process::signal(pid, Signal::SIGTERM).unwrap();
+                new_worker(&lab, pid);
+            }
+            _ => {}
+        }
+        let more = (room + 1) * 300;
+        eventually(&lab, SOON, "more room", || {
+            Ok(lab
+                .sql(&format!(
+                    "update jetstream.streams set max_messages = {more} where name = 'O'"
+                ))
+                .is_ok())
+        });
+    }
+    drained(&lab, LATER);
+    exactly_once(&lab, "O", 1..=6_000);
+    in_order(&lab, "O");
+    assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "0");
+}
+
+#[test]
+fn a_hot_key_stays_in_order_and_starves_nobody() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&keyed("s.hot", 1, 1, 5_000)).unwrap();
+    lab.sql(&keyed("s.cold", 50, 5_001, 6_000)).unwrap();
+    lab.sql(&e2e_support::insert("s.none", 6_001, 7_000)).unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    drained(&lab, LATER);
+    exactly_once(&lab, "S", 1..=7_000);
+    in_order(&lab, "S");
+    // All others were through before half of the hot key was.
+    let all = lab.stream_messages("S").unwrap();
+    let place = |n: i64| all.iter().position(|message| number(message) == n).unwrap();
+    let last_other = (5_001..=7_000).map(place).max().unwrap();
+    assert!(last_other < place(2_500), "the hot key went first");
+    // And one at a time, a hot key is still worth having.
+    let seconds = lab
+        .value(
+            "select extract(epoch from max(published_at) - min(published_at)) from jetstream.history where key = 's.hot.k0'",
+        )
+        .unwrap();
+    assert!(
+        seconds.parse::<f64>().unwrap() < 20.0,
+        "{seconds} s for 5000 messages of one key"
+    );
+}
+
+#[test]
+fn unkeyed_messages_go_in_insert_order_and_pass_a_failing_one() {
+    let lab = lab(&[]);
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload)
+         select case when n = 1 then 'nobody.takes.this' else 's.x' end, jsonb_build_object('n', n)
+         from generate_series(1, 5000) n order by n",
+    )
+    .unwrap();
+    arrived(&lab, "S", 4_999);
+    assert_eq!(numbers(&lab, "S"), (2..=5_000).collect::<Vec<_>>());
+    stream(&lab, "LATE", "nobody.>");
+    drained(&lab, SOON);
+    assert_eq!(numbers(&lab, "LATE"), [1]);
+}
+
+/// Who takes the failing message away lets its key go on.
+#[test]
+fn a_key_goes_on_when_its_failing_message_is_deleted_or_buried() {
+    let mut lab = lab(&[]);
+    let first = |n: i64| format!("select jetstream.publish('missing.{n}', '{{\"n\": {n}}}', key => 'k')");
+    let next = |n: i64| format!("select jetstream.publish('s.{n}', '{{\"n\": {n}}}', key => 'k')");
+    let failing = "select coalesce(max(attempts), 0) > 1 from jetstream.outbox";
+    lab.sql(&first(1)).unwrap();
+    lab.sql(&next(2)).unwrap();
+    e2e_support::becomes(&lab, "a failing message", failing, "t");
+    lab.sql("delete from jetstream.outbox where attempts > 0").unwrap();
+    arrived(&lab, "S", 1);
+    lab.sql(&first(3)).unwrap();
+    lab.sql(&next(4)).unwrap();
+    e2e_support::becomes(&lab, "a failing message", failing, "t");
+    lab.postgres.set(&[("pg_jetstream.max_attempts", "3")]).unwrap();
+    drained(&lab, SOON);
+    assert_eq!(numbers(&lab, "S"), [2, 4]);
+    assert_eq!(
+        lab.value("select string_agg(subject, ',') from jetstream.dead_letters")
+            .unwrap(),
+        "missing.3"
+    );
+}

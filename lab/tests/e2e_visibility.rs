@@ -1,0 +1,270 @@
+//! Old snapshots, open transactions, late committers and locked rows: nothing is missed, and nothing waits.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use std::time::{Duration, Instant};
+
+use e2e_support::{LATER, SOON, arrived, drained, eventually, exactly_once, insert, lab, new_worker, numbers, worker};
+use lab::lab::DATABASE;
+use lab::process;
+use nix::sys::signal::Signal;
+
+/// A backlog drains at the speed it has otherwise while one session holds an old snapshot and another one an open
+/// transaction with messages of its own, which arrive when it commits.
+#[test]
+fn a_backlog_drains_under_an_old_snapshot_and_an_open_transaction() {
+    let lab = lab(&[]);
+    let mut time = Vec::new();
+    let mut from = 0;
+    let mut drain = |held: i64| {
+        lab.sql("select jetstream.pause()").unwrap();
+        lab.sql(&insert("s.backlog", from + 1, from + 50_000)).unwrap();
+        from += 50_000;
+        let start = Instant::now();
+        lab.sql("select jetstream.resume()").unwrap();
+        arrived(&lab, "S", (from - held) as u64);
+        time.push(start.elapsed());
+    };
+    drain(0);
+    let mut reader = lab.postgres.client(DATABASE).unwrap();
+    reader.batch_execute("begin isolation level repeatable read").unwrap();
+    let seen: i64 = reader
+        .query_one("select count(*) from jetstream.outbox", &[])
+        .unwrap()
+        .get(0);
+    let mut open = lab.postgres.client(DATABASE).unwrap();
+    open.batch_execute(&format!(
+        "begin; {}; savepoint a; {}",
+        insert("s.open", 1_000_001, 1_000_010),
+        insert("s.open", 1_000_011, 1_000_020)
+    ))
+    .unwrap();
+    for _ in 0..3 {
+        drain(0);
+    }
+    open.batch_execute("commit").unwrap();
+    drained(&lab, SOON);
+    let still: i64 = reader
+        .query_one("select count(*) from jetstream.outbox", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(still, seen, "the snapshot was not an old one");
+    reader.batch_execute("commit").unwrap();
+    exactly_once(&lab, "S", (1..=200_000).chain(1_000_001..=1_000_020));
+    let (first, last) = (time[0], time[3]);
+    assert!(last < first * 2 + Duration::from_secs(2), "slower and slower: {time:?}");
+}
+
+#[test]
+fn late_committers_with_savepoints_are_published_once_and_none_is_missed() {
+    let lab = lab(&[]);
+    let conninfo = lab.postgres.conninfo(DATABASE);
+    lab.sql("create table truth (n bigint)").unwrap();
+    let writers: Vec<_> = (0..8_i64)
+        .map(|writer| {
+            let conninfo = conninfo.clone();
+            std::thread::spawn(move || {
+                let mut client = postgres::Client::connect(&conninfo, postgres::NoTls).unwrap();
+                for round in 0..60_i64 {
+                    let n = writer * 1_000_000 + round * 1_000;
+                    let put = |n: i64| format!("insert into truth values ({n}); {};", insert("s.late", n, n));
+                    client.batch_execute(&format!("begin; {}", put(n))).unwrap();
+                    for point in 1..=5 + round % 3 * 40 {
+                        let end = if point % 3 == 0 { "rollback to p" } else { "release p" };
+                        client
+                            .batch_execute(&format!("savepoint p; {} {end}", put(n + point)))
+                            .unwrap();
+                    }
+                    // Some commit at once, some late, some not at all.
+                    if (writer + round) % 4 == 0 {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    client
+                        .batch_execute(if round % 10 == 9 { "rollback" } else { "commit" })
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    drained(&lab, LATER);
+    let truth = lab.sql("select n from truth").unwrap().concat();
+    assert!(truth.len() > 5_000, "{}", truth.len());
+    exactly_once(&lab, "S", truth.iter().map(|n| n.parse().unwrap()));
+}
+
+#[test]
+fn prepared_transactions_arrive_when_they_are_committed() {
+    let mut lab = lab(&[]);
+    for n in 1..=3 {
+        lab.sql(&format!(
+            "begin; {}; prepare transaction 'p{n}'",
+            insert("s.prepared", n, n)
+        ))
+        .unwrap();
+    }
+    lab.sql(&insert("s.other", 100, 1_000)).unwrap();
+    drained(&lab, SOON);
+    lab.sql("commit prepared 'p1'").unwrap();
+    lab.sql("rollback prepared 'p2'").unwrap();
+    drained(&lab, SOON);
+    arrived(&lab, "S", 902);
+    // One that survives a restart, with a worker that has never seen it in progress.
+    lab.postgres.restart().unwrap();
+    worker(&lab);
+    lab.sql(&insert("s.other", 1_001, 2_000)).unwrap();
+    drained(&lab, SOON);
+    lab.sql("commit prepared 'p3'").unwrap();
+    arrived(&lab, "S", 1_903);
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (100..=2_000).chain([1, 3]));
+}
+
+#[test]
+fn rows_somebody_holds_are_skipped_and_published_after_their_release() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&insert("s.locked", 1, 2_000)).unwrap();
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    operator
+        .batch_execute(
+            "begin; select from jetstream.outbox where (payload ->> 'n')::int between 500 and 510 for update",
+        )
+        .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 1_989);
+    // The operator takes one out, changes another, and lets the rest go: what changed is known at once.
+    operator
+        .batch_execute("delete from jetstream.outbox where payload ->> 'n' = '500'")
+        .unwrap();
+    operator
+        .batch_execute("update jetstream.outbox set payload = '{\"n\": 5050}' where payload ->> 'n' = '505'; commit")
+        .unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (1..=2_000).filter(|n| *n != 500 && *n != 505).chain([5_050]));
+}
+
+/// A lock that is let go without a change is noticed by the look once a minute.
+#[test]
+fn a_row_that_was_only_locked_is_found_by_the_sweep() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&insert("s.locked", 1, 10)).unwrap();
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    operator
+        .batch_execute("begin; select from jetstream.outbox where payload ->> 'n' = '5' for update")
+        .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 9);
+    operator.batch_execute("rollback").unwrap();
+    drained(&lab, LATER);
+    exactly_once(&lab, "S", 1..=10);
+}
+
+/// The settlement of a message whose row somebody holds waits for it, alone: the worker goes on with all others.
+#[test]
+fn a_row_locked_while_its_message_is_in_flight_does_not_stop_the_worker() {
+    let lab = lab(&[]);
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.flight", 1, 3)).unwrap();
+    eventually(&lab, SOON, "messages in flight", || {
+        Ok(lab.value("select in_flight from jetstream.status()")? == "3")
+    });
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    operator
+        .batch_execute("begin; select from jetstream.outbox where payload ->> 'n' = '2' for update")
+        .unwrap();
+    lab.nats.resume().unwrap();
+    arrived(&lab, "S", 3);
+    lab.sql(&insert("s.flight", 4, 1_000)).unwrap();
+    eventually(&lab, SOON, "all but the held row settled", || {
+        Ok(lab.value("select count(*) from jetstream.outbox")? == "1")
+    });
+    let before = worker(&lab);
+    operator.batch_execute("commit").unwrap();
+    drained(&lab, SOON);
+    assert_eq!(worker(&lab), before, "the same worker all the time");
+    exactly_once(&lab, "S", 1..=1_000);
+}
+
+/// A lock on the whole table (VACUUM FULL, ALTER TABLE) holds the worker up, but does not end it.
+#[test]
+fn a_locked_table_holds_messages_up_and_nothing_else() {
+    let lab = lab(&[]);
+    let pid = worker(&lab);
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.table", 1, 500)).unwrap();
+    operator.batch_execute("begin; lock table jetstream.outbox").unwrap();
+    lab.nats.resume().unwrap();
+    let waiting = "select last_error like '%lock%' from jetstream.worker_status()";
+    eventually(&lab, SOON, "a worker that says it waits", || {
+        Ok(lab.value(waiting)? == "t")
+    });
+    operator
+        .batch_execute("alter table jetstream.outbox add column mine text; commit")
+        .unwrap();
+    lab.sql(&insert("s.table", 501, 1_000)).unwrap();
+    drained(&lab, SOON);
+    assert_eq!(worker(&lab), pid, "the same worker all the time");
+    exactly_once(&lab, "S", 1..=1_000);
+    // The result of a stream is not forgotten while somebody holds its row.
+    operator
+        .batch_execute("begin; select from jetstream.streams where name = 'S' for update")
+        .unwrap();
+    lab.sql("select jetstream.reload()").unwrap();
+    lab.sql("select jetstream.create_stream('T', array['t.>'])").unwrap();
+    e2e_support::synced(&lab, "T");
+    operator
+        .batch_execute("update jetstream.streams set max_messages = 5000 where name = 'S'; commit")
+        .unwrap();
+    lab.sql("update jetstream.streams set synced_at = null where name = 'S'")
+        .unwrap();
+    operator
+        .batch_execute("begin; select from jetstream.streams where name = 'S' for update")
+        .unwrap();
+    lab.sql("select jetstream.reload()").unwrap();
+    lab.sql(&insert("s.table", 1_001, 1_100)).unwrap();
+    arrived(&lab, "S", 1_100);
+    operator.batch_execute("commit").unwrap();
+    e2e_support::synced(&lab, "S");
+}
+
+#[test]
+fn a_sequence_set_back_loses_nothing() {
+    let lab = lab(&[]);
+    lab.sql(&insert("s.before", 1, 1_000)).unwrap();
+    drained(&lab, SOON);
+    lab.sql("alter sequence jetstream.outbox_id_seq restart").unwrap();
+    lab.sql(&insert("s.after", 1_001, 1_100)).unwrap();
+    drained(&lab, SOON);
+    // And once more, this time going past where it was before anybody could look.
+    lab.sql(&format!(
+        "begin; alter sequence jetstream.outbox_id_seq restart; {}; commit",
+        insert("s.after", 1_101, 3_100)
+    ))
+    .unwrap();
+    drained(&lab, LATER);
+    exactly_once(&lab, "S", 1..=3_100);
+    let duplicates = lab
+        .value("select count(*) from jetstream.history where duplicate")
+        .unwrap();
+    assert_eq!(duplicates, "0", "ids that were used before");
+}
+
+#[test]
+fn a_worker_that_starts_finds_all_there_is() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&insert("s.x", 1, 100)).unwrap();
+    lab.sql("update jetstream.outbox set attempts = 3, last_error = 'x', failed_at = now(), deliver_at = now() where id % 3 = 0").unwrap();
+    let pid = worker(&lab);
+    process::signal(pid, Signal::SIGTERM).unwrap();
+    new_worker(&lab, pid);
+    lab.sql("select jetstream.resume()").unwrap();
+    drained(&lab, SOON);
+    let mut got = numbers(&lab, "S");
+    got.sort_unstable();
+    assert_eq!(got, (1..=100).collect::<Vec<_>>());
+}
