@@ -1,5 +1,7 @@
 //! Functions callable from SQL: thin wrappers around the pure modules and shared memory.
 
+use std::time::{Duration, Instant};
+
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
@@ -79,7 +81,81 @@ fn reload_worker<'a>(_trigger: &'a PgTrigger<'a>) -> NoTuple {
 /// Asks the worker to connect anew, to one connection or (null) to all; false if no worker runs in this database.
 #[pg_extern(volatile)]
 fn request_reload(connection: Option<&str>) -> bool {
-    status::reconnect(pg::my_database(), connection.unwrap_or(""))
+    status::reconnect(pg::my_database(), connection.unwrap_or("")).is_some()
+}
+
+/// What the worker says of a connection.
+struct Answer {
+    state: &'static str,
+    detail: String,
+    /// It takes the request into account.
+    taken: bool,
+}
+
+/// None if no worker serves this database at all.
+fn ask_worker(connection: &str, request: Option<u32>) -> Option<Answer> {
+    let answer = |state, detail: &str, taken| {
+        let detail = detail.to_string();
+        Some(Answer { state, detail, taken })
+    };
+    let database = pg::my_database();
+    if !status::preloaded() {
+        return None;
+    }
+    let slot = status::slot(status::find(|slot| slot.database == database)?);
+    if slot.pid == 0 {
+        return answer("not running", slot.stopped.as_str(), false);
+    }
+    let report = &slot.report;
+    let taken = request.is_some_and(|request| report.reconnects_taken.wrapping_sub(request) as i32 >= 0);
+    let mut links = report.link[..report.links as usize].iter();
+    match links.find(|link| link.name.as_str() == connection) {
+        Some(link) => answer(status::link_state_name(link.state), link.detail.as_str(), taken),
+        None => answer(
+            "unknown",
+            "the worker does not see this connection (is it committed?)",
+            taken,
+        ),
+    }
+}
+
+/// Asks the worker to connect anew and waits for the result, `timeout_ms` milliseconds at most. The worker sees what is
+/// committed: a change of the connection in the current transaction does not count yet.
+#[pg_extern(volatile)]
+fn await_connection(connection: &str, timeout_ms: i32) -> JsonB {
+    const STEP: Duration = Duration::from_millis(10);
+    let begin = Instant::now();
+    let limit = Duration::from_millis(timeout_ms.max(0) as u64);
+    let mut request = None;
+    let (state, detail) = loop {
+        // A worker that is just starting does not listen yet.
+        request = request.or_else(|| status::reconnect(pg::my_database(), connection));
+        let Some(answer) = ask_worker(connection, request) else {
+            let detail = "no worker serves this database: see shared_preload_libraries and pg_jetstream.databases";
+            break ("not running", detail.to_string());
+        };
+        if answer.taken && answer.state != "connecting" {
+            break (answer.state, answer.detail);
+        }
+        if begin.elapsed() >= limit {
+            break match answer.state {
+                "not running" => (answer.state, answer.detail),
+                _ if answer.taken => (answer.state, format!("not connected after {timeout_ms} ms")),
+                _ => (
+                    "no answer",
+                    format!("the worker has not answered within {timeout_ms} ms"),
+                ),
+            };
+        }
+        pg::wait(None, STEP);
+        pgrx::check_for_interrupts!();
+    };
+    JsonB(serde_json::json!({
+        "connected": state == "connected",
+        "state": state,
+        "detail": detail,
+        "waited_ms": begin.elapsed().as_millis() as u64,
+    }))
 }
 
 type StatusRow = (

@@ -90,6 +90,8 @@ pub struct Report {
     pub started_at: i64,
     /// When the last transaction was made.
     pub last_cycle_at: i64,
+    /// Number of the last request to connect anew that `link` takes into account.
+    pub reconnects_taken: u32,
     /// Connections, `links` of them.
     pub link: [Link; MAX_LINKS],
     /// How many of `link` are used.
@@ -232,22 +234,25 @@ pub fn wake(database: u32, request: Request) -> bool {
     true
 }
 
-/// Asks the worker of a database to connect anew, to one connection or (empty) to all; false if none listens.
-pub fn reconnect(database: u32, connection: &str) -> bool {
+/// Asks the worker of a database to connect anew, to one connection or (empty) to all; the number of the request, which
+/// the worker reports when it has taken it, or none if no worker listens.
+pub fn reconnect(database: u32, connection: &str) -> Option<u32> {
     if !preloaded() {
-        return false;
+        return None;
     }
-    let Some(number) = WAKES
-        .get()
-        .0
+    let wakes = &WAKES.get().0;
+    let number = wakes
         .iter()
-        .position(|wake| wake.database.load(Ordering::Acquire) == database)
-    else {
-        return false;
-    };
-    update(number, |slot| slot.reconnect = connection.into());
-    WAKES.get().0[number].reconnects.fetch_add(1, Ordering::Release);
-    wake(database, Request::Reload)
+        .position(|wake| wake.database.load(Ordering::Acquire) == database)?;
+    let mut request = 0;
+    update(number, |slot| {
+        let before = wakes[number].reconnects.fetch_add(1, Ordering::Release);
+        // The place holds one name: if another request waits there, both are served by all.
+        let waits = before != slot.report.reconnects_taken && slot.reconnect.as_str() != connection;
+        slot.reconnect = if waits { "".into() } else { connection.into() };
+        request = before.wrapping_add(1);
+    });
+    wake(database, Request::Reload).then_some(request)
 }
 
 /// Name of a connection state as users see it.

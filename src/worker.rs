@@ -279,6 +279,9 @@ impl Worker {
         self.report.in_flight_bytes = self.flight_bytes as u64;
         self.report.held_keys = self.keys.held() as u32;
         self.links.show(&mut self.report);
+        if !self.links.stale {
+            self.report.reconnects_taken = self.seen_requests.1;
+        }
         status::update(self.slot, |slot| slot.report = self.report);
     }
 

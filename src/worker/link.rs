@@ -61,9 +61,10 @@ impl Worker {
         if requests != self.seen_requests {
             if self.seen_requests.1 != u32::MAX && requests.1 != self.seen_requests.1 {
                 let which = status::slot(self.slot).reconnect;
-                for shown in &self.links.shown {
+                for shown in self.links.shown.iter_mut().filter(|shown| shown.enabled) {
                     if which.as_str().is_empty() || which.as_str() == &*shown.spec.name {
                         self.relay.send(Command::Reconnect(shown.spec.name.clone()));
+                        (shown.state, shown.detail) = (LinkState::Connecting, String::new());
                     }
                 }
             }
