@@ -62,7 +62,6 @@ struct Worker {
     lanes: Vec<Lane>,
     keys: Keys,
     flights: HashMap<i64, Flight>,
-    flight_bytes: usize,
     outcomes: Vec<Settled>,
     outcomes_since: Instant,
     /// Somebody holds a row that is to be settled: lock first, settle what can be locked.
@@ -95,7 +94,6 @@ impl Worker {
             lanes: Vec::new(),
             keys: Keys::default(),
             flights: HashMap::new(),
-            flight_bytes: 0,
             outcomes: Vec::new(),
             outcomes_since: Instant::now(),
             careful: false,
@@ -276,7 +274,7 @@ impl Worker {
         };
         self.report.state = state.into();
         self.report.in_flight = self.flights.len() as u32;
-        self.report.in_flight_bytes = self.flight_bytes as u64;
+        self.report.in_flight_bytes = self.lanes.iter().map(|lane| lane.bytes as u64).sum();
         self.report.held_keys = self.keys.held() as u32;
         self.links.show(&mut self.report);
         if !self.links.stale {

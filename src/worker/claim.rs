@@ -197,7 +197,7 @@ impl Worker {
             &mut self.flights,
             &mut self.lanes[number],
         );
-        let (bytes, checkpoint) = (&mut self.flight_bytes, self.checkpoint.number);
+        let checkpoint = self.checkpoint.number;
         let mut row = |row: Row| {
             let id = row.message.id;
             if flights.contains_key(&id) {
@@ -214,7 +214,7 @@ impl Worker {
             let cost = row.message.cost();
             room.messages -= 1;
             room.bytes = room.bytes.saturating_sub(cost);
-            *bytes += cost;
+            lane.bytes += cost;
             lane.in_flight += 1;
             claimed.xids.insert(row.txid);
             claimed.messages.push(row.message.clone());
@@ -253,8 +253,13 @@ impl Worker {
             .min(self.settings.batch_size);
         Room {
             messages,
-            bytes: self.settings.max_bytes.saturating_sub(self.flight_bytes),
+            bytes: self.share().saturating_sub(self.lanes[number].bytes),
         }
+    }
+
+    /// Bytes each connection may have in flight: what waits for one that is down must leave room for the others.
+    fn share(&self) -> usize {
+        self.settings.max_bytes / self.lanes.len().max(1)
     }
 
     /// Whether a further claim would find messages and room for a fair part of a batch.
@@ -263,7 +268,7 @@ impl Worker {
         !self.paused
             && self.lanes.iter().enumerate().any(|(number, lane)| {
                 let room = self.room(number);
-                lane.ready && lane.more && room.messages >= worthwhile && room.bytes > self.settings.max_bytes / 4
+                lane.ready && lane.more && room.messages >= worthwhile && room.bytes > self.share() / 4
             })
     }
 
@@ -280,7 +285,6 @@ impl Worker {
     pub(super) fn undo(&mut self, claimed: Claimed, lanes: Vec<Lane>) {
         for message in &claimed.messages {
             self.flights.remove(&message.id);
-            self.flight_bytes -= message.cost();
             if let Some(key) = key_of(message) {
                 self.keys.ended(&key, message.id, End::Back);
             }

@@ -21,6 +21,8 @@ pub struct Lane {
     pub pending: BTreeSet<u64>,
     /// Claimed and not settled.
     pub in_flight: usize,
+    /// Their bytes.
+    pub bytes: usize,
     /// The last claim ended at its limit: there may be more.
     pub more: bool,
     /// When the next delayed message is due, as far as known.
@@ -49,6 +51,7 @@ impl Lane {
             cursor: 0,
             pending: BTreeSet::new(),
             in_flight: 0,
+            bytes: 0,
             more: true,
             next_due: None,
             sweep_from: None,

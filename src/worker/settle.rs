@@ -195,10 +195,10 @@ impl Worker {
             let Some(flight) = self.flights.remove(id) else {
                 continue;
             };
-            self.flight_bytes -= flight.message.cost();
             self.checkpoint.ended(flight.checkpoint);
             let lane = &mut self.lanes[flight.lane];
             lane.in_flight -= 1;
+            lane.bytes -= flight.message.cost();
             if *end == End::Again {
                 lane.next_due = None;
             }
