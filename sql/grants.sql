@@ -42,7 +42,7 @@ grant select (id, name, url, cluster_urls, auth_type, username, credentials_file
     subject_prefix, enabled, description, created_at, updated_at)
     on jetstream.connections to jetstream_reader, jetstream_admin;
 grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, attempts, last_error, failed_at,
-    created_at) on jetstream.outbox to jetstream_reader;
+    unsure_since, created_at) on jetstream.outbox to jetstream_reader;
 grant select (published_at, outbox_id, sequence, webhook, attempts, latency_ms, success, duplicate, connection, subject,
     message_id, stream, key, error) on jetstream.history to jetstream_reader;
 grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, attempts, reason, created_at, died_at)

@@ -18,6 +18,7 @@ create table jetstream.outbox (
     attempts integer not null default 0,
     last_error text,
     failed_at timestamptz,
+    unsure_since timestamptz,
     created_at timestamptz not null default clock_timestamp(),
     constraint outbox_pkey primary key (id),
     constraint outbox_subject_valid check (jetstream.check_subject(subject)),
@@ -45,6 +46,7 @@ comment on column jetstream.outbox.webhook is 'Webhook it belongs to; null for a
 comment on column jetstream.outbox.attempts is 'Attempts that failed';
 comment on column jetstream.outbox.last_error is 'Why the last attempt failed';
 comment on column jetstream.outbox.failed_at is 'When the last attempt failed';
+comment on column jetstream.outbox.unsure_since is 'An attempt went unanswered and may have been stored, though not before this time: it is looked for before it is sent again';
 comment on column jetstream.outbox.created_at is 'When it was inserted';
 
 create index outbox_claim on jetstream.outbox (connection, id) where deliver_at is null;

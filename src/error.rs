@@ -66,6 +66,9 @@ pub enum RelayError {
         /// Stream that refused it.
         stream: String,
     },
+    /// An earlier attempt may have been stored, and the stream could not be asked.
+    #[error("an earlier attempt may have been stored, which could not be looked up: {0}")]
+    NotLookedUp(String),
     /// A header or the subject cannot be put on the wire.
     #[error("message cannot be put on the wire: {0}")]
     Unsendable(String),
@@ -82,7 +85,10 @@ impl RelayError {
     /// last sequence, 10164 wrong last sequence for the subject, 10165 and 10166 bad or disabled message TTL.
     pub fn class(&self) -> Class {
         match self {
-            RelayError::AckTimeout { .. } | RelayError::NoStream { .. } | RelayError::Denied { .. } => Class::Transient,
+            RelayError::AckTimeout { .. }
+            | RelayError::NoStream { .. }
+            | RelayError::Denied { .. }
+            | RelayError::NotLookedUp(_) => Class::Transient,
             RelayError::Refused { err_code, .. } => match err_code {
                 10054 | 10060 | 10070 | 10071 | 10097 | 10164 | 10165 | 10166 => Class::PermanentForMessage,
                 _ => Class::Transient,
@@ -92,5 +98,10 @@ impl RelayError {
             }
             RelayError::Connection(_) => Class::PermanentForConnection,
         }
+    }
+
+    /// Whether the message may have been stored all the same.
+    pub fn is_unsure(&self) -> bool {
+        matches!(self, RelayError::AckTimeout { .. } | RelayError::NotLookedUp(_))
     }
 }

@@ -12,6 +12,7 @@ mod guc_defaults;
 mod launcher;
 mod log;
 mod message;
+mod micros;
 mod order;
 mod pg;
 mod relay;

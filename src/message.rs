@@ -33,6 +33,8 @@ pub struct Message {
     pub attempts: i32,
     /// Webhook it belongs to.
     pub webhook: Option<i32>,
+    /// An earlier attempt may have been stored, though not before this time.
+    pub unsure_since: Option<SystemTime>,
 }
 
 impl Message {

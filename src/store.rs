@@ -14,7 +14,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 
 use crate::guc::Settings;
 use crate::message::{self, Message};
-use crate::pg;
+use crate::{micros, pg};
 use statements::Statements;
 
 /// SPI failed in a way that is not an ERROR of its own: a defect of this module.
@@ -67,6 +67,8 @@ pub struct Failure<'a> {
     pub reason: String,
     /// Delay until the next attempt, milliseconds.
     pub delay_ms: i64,
+    /// When the attempt began, if it may have been stored; microseconds since 2000-01-01 UTC.
+    pub unsure_since: Option<i64>,
 }
 
 /// The prepared statements; made in the first transaction, valid as long as the extension is not changed.
@@ -217,6 +219,7 @@ impl Store {
             failures.iter().map(|f| f.attempts).collect::<Vec<_>>().into(),
             failures.iter().map(|f| f.reason.as_str()).collect::<Vec<_>>().into(),
             failures.iter().map(|f| f.delay_ms).collect::<Vec<_>>().into(),
+            failures.iter().map(|f| f.unsure_since).collect::<Vec<_>>().into(),
         ];
         args.extend(flag.map(DatumWithOid::from));
         Spi::connect_mut(|client| {
@@ -305,9 +308,10 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
         ttl_seconds: datum(8)?.map(|d| d.value() as u32),
         attempts: number(9)? as i32,
         webhook: datum(11)?.map(|d| d.value() as i32),
+        unsure_since: datum(12)?.map(|d| micros::to_time(d.value() as i64)),
     };
     let in_progress = if with_snapshot {
-        text(12)?.map(|snapshot| in_progress(&snapshot))
+        text(13)?.map(|snapshot| in_progress(&snapshot))
     } else {
         None
     };

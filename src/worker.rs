@@ -20,11 +20,10 @@ use crate::guc::Settings;
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
 use crate::order::{Keys, MAX_HELD};
-use crate::pg;
 use crate::relay::{Command, Relay, Report};
-use crate::status;
 use crate::store::{Store, config};
-use begin::{micros, must};
+use crate::{micros, pg, status};
+use begin::must;
 use lane::Lane;
 use link::Links;
 
@@ -43,6 +42,7 @@ const LAST_ACKS: Duration = Duration::from_secs(1);
 struct Flight {
     message: Arc<Message>,
     due_at: i64,
+    claimed_at: SystemTime,
     lane: usize,
     /// Checkpoint it has to be settled for; see `settle`.
     checkpoint: u64,
@@ -124,7 +124,7 @@ impl Worker {
         let mut work = claim::Claimed::default();
         let result = pg::transaction(|| self.work(&mut work));
         self.report.cycles += 1;
-        self.report.last_cycle_at = micros(SystemTime::now());
+        self.report.last_cycle_at = micros::from_time(SystemTime::now());
         let again = match result {
             Ok(Ok(settlement)) => {
                 self.links.synced = std::mem::take(&mut self.links.unwritten);
@@ -257,7 +257,7 @@ impl Worker {
 
     fn note_error(&mut self, error: &str) {
         self.report.last_error = error.into();
-        self.report.last_error_at = micros(SystemTime::now());
+        self.report.last_error_at = micros::from_time(SystemTime::now());
     }
 
     fn publish_status(&mut self) {

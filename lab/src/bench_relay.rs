@@ -142,6 +142,7 @@ fn message(id: usize, payload: &Bytes, keys: usize) -> Message {
         ttl_seconds: None,
         attempts: 0,
         webhook: None,
+        unsure_since: None,
     }
 }
 

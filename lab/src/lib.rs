@@ -9,6 +9,8 @@ pub mod error;
 pub mod message;
 #[path = "../../src/relay/mod.rs"]
 pub mod relay;
+#[path = "../../src/subject.rs"]
+pub mod subject;
 
 pub mod bench;
 pub mod bench_relay;

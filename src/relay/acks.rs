@@ -70,12 +70,9 @@ impl Serving<'_> {
         if let Some(number) = token.strip_prefix(PROBE_MARK) {
             return self.probe_back(number.parse().ok());
         }
-        let Some(message) = token
-            .parse()
-            .ok()
-            .and_then(|token| self.window.take(token))
-            .map(|slot| slot.message)
-        else {
+        let token: Option<u64> = token.parse().ok();
+        let oldest = token.is_some_and(|token| self.window.is_oldest(token));
+        let Some(message) = token.and_then(|token| self.window.take(token)).map(|slot| slot.message) else {
             debug!(target: "pg_jetstream", connection = &*self.link.spec.name, token, "late ack");
             return;
         };
@@ -86,6 +83,10 @@ impl Serving<'_> {
                 duplicate,
             } => {
                 let stream = self.name_of(&stream);
+                if oldest && !duplicate {
+                    // All that was sent before it is settled: what is not, lies behind it in the stream.
+                    self.link.advance(&stream, sequence);
+                }
                 let outcome = Outcome::Stored {
                     stream,
                     sequence,

@@ -229,7 +229,7 @@ async fn check_jetstream(
 }
 
 /// Ends when the server denies the question for JetStream, or goes away.
-async fn trouble(events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
+pub(super) async fn trouble(events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
     let mut reason = "connection lost".to_owned();
     loop {
         match events.recv().await {

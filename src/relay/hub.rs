@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::link::{Link, Order};
 use super::wake::Reporter;
-use super::{Command, Limits, Report};
+use super::{Command, Limits, Plan, Report};
 use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};
 
 struct Handle {
@@ -35,6 +35,8 @@ struct Hub {
     links: HashMap<Arc<str>, Handle>,
     tasks: JoinSet<()>,
     reporter: Reporter,
+    /// For connections about to be opened.
+    plans: HashMap<Arc<str>, Plan>,
 }
 
 /// Runs until [`Command::Shutdown`] is done or the main thread is gone. A panic in a connection's task comes out here:
@@ -46,6 +48,7 @@ pub(super) async fn run(mut commands: UnboundedReceiver<Command>, limits: Limits
         links: HashMap::new(),
         tasks: JoinSet::new(),
         reporter,
+        plans: HashMap::new(),
     };
     let patience = loop {
         tokio::select! {
@@ -86,6 +89,7 @@ impl Hub {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Connections(specs) => self.set_connections(specs),
+            Command::Recover(name, plan) => drop(self.plans.insert(name, plan)),
             Command::Reconnect(name) => self.order(&name, Order::Reconnect),
             Command::Streams(specs) => self.set_streams(specs),
             Command::Limits(limits) => {
@@ -137,7 +141,8 @@ impl Hub {
         let streams = self.streams_of(&spec.name);
         let retired = Arc::new(AtomicBool::new(false));
         let reporter = self.reporter.clone();
-        let link = Link::new(spec.clone(), self.limits, streams, orders, reporter, retired.clone());
+        let mut link = Link::new(spec.clone(), self.limits, streams, orders, reporter, retired.clone());
+        link.plan = self.plans.remove(&spec.name);
         self.tasks.spawn(link.run());
         Handle {
             spec,

@@ -1,19 +1,21 @@
 //! One connection's life: connect, publish until it is lost, connect again.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
-use super::connect::{Refusal, Session, connect};
+use super::connect::{Refusal, Session, connect, trouble};
 use super::publish::{self, End};
 use super::queue::Queue;
+use super::recover::{self, Plan, Tail};
 use super::wake::Reporter;
 use super::{Limits, Report};
 use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};
@@ -61,12 +63,24 @@ pub(super) struct Link {
     pub(super) queue: Queue,
     /// Sent on a connection that was lost before the ack came, oldest first.
     pub(super) unknown: Vec<Arc<Message>>,
+    /// No message of `unknown` was sent before.
+    pub(super) unknown_since: Option<SystemTime>,
+    /// An earlier attempt of these may have been stored: they are looked for before they are published.
+    pub(super) unsure: Vec<Arc<Message>>,
+    /// What to look for before anything is published: left by those who sent before us.
+    pub(super) plan: Option<Plan>,
+    /// What was found of that.
+    tail: Tail,
+    /// For each stream the sequence up to which everything we sent is settled.
+    pub(super) safe: HashMap<Arc<str>, u64>,
     /// Outcomes not yet reported.
     pub(super) settled: Vec<Settled>,
     /// No more is published; acks are waited for until then.
     pub(super) closing: Option<Instant>,
     pub(super) orders: UnboundedReceiver<Order>,
     pub(super) reporter: Reporter,
+    /// The account may not read its streams.
+    pub(super) blind: bool,
     /// The present session has stored something.
     pub(super) proved: bool,
     /// The state is not reported any more.
@@ -89,10 +103,16 @@ impl Link {
             streams,
             queue: Queue::default(),
             unknown: Vec::new(),
+            unknown_since: None,
+            unsure: Vec::new(),
+            plan: None,
+            tail: Tail::default(),
+            safe: HashMap::new(),
             settled: Vec::new(),
             closing: None,
             orders,
             reporter,
+            blind: false,
             proved: false,
             retired,
             shown: None,
@@ -103,10 +123,12 @@ impl Link {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.spec.reconnect_delay);
         self.show(LinkState::Connecting, String::new());
-        while let Some(session) = self.connected(&mut backoff).await {
+        while let Some(mut session) = self.connected(&mut backoff).await {
             let since = Instant::now();
-            self.resend_unknown();
-            let end = publish::serve(&mut self, session).await;
+            let end = match self.recover(&mut session).await {
+                Ok(()) => publish::serve(&mut self, session).await,
+                Err(end) => end,
+            };
             if self.closing.is_some() {
                 break;
             }
@@ -205,7 +227,7 @@ impl Link {
     /// Takes in an order; none means that the hub is gone.
     pub(super) fn take_in(&mut self, order: Option<Order>) -> Todo {
         match order {
-            Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.queue.push(message)),
+            Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.push(message)),
             Some(Order::Limits(limits)) => self.limits = limits,
             Some(Order::Streams(streams)) => {
                 self.streams = streams;
@@ -222,13 +244,124 @@ impl Link {
         Todo::Nothing
     }
 
-    /// The place of recovery: what is of unknown outcome is to be looked for in the stream here, and settled if it
-    /// is there, before the rest is sent again ahead of everything newer, with the same message ids.
-    fn resend_unknown(&mut self) {
+    /// Takes a message in: to be looked for, to be published, or found already.
+    fn push(&mut self, message: Arc<Message>) {
+        match self.tail.take(message.id, &message.message_id) {
+            Some((stream, sequence)) => self.found(&message, stream, sequence),
+            None if message.unsure_since.is_some() => self.unsure.push(message),
+            None => self.queue.push(message),
+        }
+    }
+
+    /// Takes note that everything sent up to this sequence of a stream is settled.
+    pub(super) fn advance(&mut self, stream: &Arc<str>, sequence: u64) {
+        match self.safe.get_mut(stream) {
+            // A stream made anew counts from 1 again.
+            Some(safe) => *safe = sequence,
+            None => drop(self.safe.insert(stream.clone(), sequence)),
+        }
+    }
+
+    /// Settles a message that recovery has found in a stream.
+    pub(super) fn found(&mut self, message: &Message, stream: Arc<str>, sequence: u64) {
+        let outcome = Outcome::Stored {
+            stream,
+            sequence,
+            duplicate: true,
+            acked_at: SystemTime::now(),
+        };
+        self.settled.push(Settled {
+            id: message.id,
+            outcome,
+        });
+    }
+
+    /// Before anything is published on a new session: settles what is stored already of the messages whose outcome is
+    /// unknown, and puts the rest back ahead of everything newer, with the same message ids.
+    async fn recover(&mut self, session: &mut Session) -> Result<(), End> {
+        if let Some(plan) = self.plan.clone() {
+            self.tail = self.read_tail(session, &plan).await?;
+            self.plan = None;
+            for (stream, sequence) in plan.positions {
+                self.safe.entry(stream).or_insert(sequence);
+            }
+            for message in self
+                .queue
+                .drain()
+                .into_iter()
+                .chain(std::mem::take(&mut self.unsure))
+                .collect::<Vec<_>>()
+            {
+                self.push(message);
+            }
+        }
+        if self.unknown.is_empty() {
+            return Ok(());
+        }
+        let plan = Plan {
+            positions: self.safe.clone(),
+            subjects: recover::subjects(&self.unknown),
+            since: self.unknown_since,
+            filtered: false,
+            up_to: i64::MAX,
+        };
+        let mut tail = self.read_tail(session, &plan).await?;
         let unknown = std::mem::take(&mut self.unknown);
-        if !unknown.is_empty() {
-            info!(target: "pg_jetstream", connection = &*self.spec.name, messages = unknown.len(), "publishing again");
-            self.queue.put_back(unknown);
+        self.unknown_since = None;
+        let sent = unknown.len();
+        let mut again = Vec::new();
+        for message in unknown {
+            match tail.take(message.id, &message.message_id) {
+                Some((stream, sequence)) => {
+                    self.queue.stored(&message);
+                    self.found(&message, stream, sequence);
+                }
+                None => again.push(message),
+            }
+        }
+        info!(
+            target: "pg_jetstream",
+            connection = &*self.spec.name,
+            found = sent - again.len(),
+            publishing_again = again.len(),
+            "outcome of messages on the wire looked up"
+        );
+        self.queue.put_back(again);
+        self.flush();
+        Ok(())
+    }
+
+    /// Reads the tails of streams. An account that may not read them gets none: its messages are published again, and
+    /// dropped by the stream as long as its duplicate window lasts.
+    async fn read_tail(&mut self, session: &mut Session, plan: &Plan) -> Result<Tail, End> {
+        let client = session.client.clone();
+        let label = session.server.clone();
+        let prefix = self.spec.subject_prefix.clone();
+        let events = &mut session.events;
+        let reading = async {
+            tokio::select! {
+                tail = recover::read(&client, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
+                refusal = trouble(events, &label) => match refusal {
+                    Ok(()) => Ok(None),
+                    Err(Refusal::Passing(reason)) => Err(End::Lost(reason)),
+                    Err(Refusal::Lasting(error)) => Err(End::Refused(error)),
+                },
+            }
+        };
+        match self.wait(reading).await {
+            Ok(Ok(Some(tail))) => Ok(tail),
+            Ok(Ok(None)) => {
+                self.blind = true;
+                warn!(
+                    target: "pg_jetstream",
+                    connection = &*self.spec.name,
+                    "the account may not read its streams: what was on the wire is published again unseen"
+                );
+                Ok(Tail::default())
+            }
+            Ok(Err(end)) => Err(end),
+            Err(Todo::Reconnect) => Err(End::Again),
+            Err(_) => Err(End::Closed),
         }
     }
 
@@ -261,7 +394,11 @@ impl Link {
         while let Ok(order) = self.orders.try_recv() {
             self.take_in(Some(order));
         }
-        let held = self.unknown.drain(..).chain(self.queue.drain());
+        let held = self
+            .unknown
+            .drain(..)
+            .chain(self.unsure.drain(..))
+            .chain(self.queue.drain());
         self.settled.extend(held.map(|message| Settled {
             id: message.id,
             outcome: Outcome::Released,

@@ -14,6 +14,7 @@ mod jsapi;
 mod link;
 mod publish;
 mod queue;
+mod recover;
 mod streams;
 mod wake;
 mod window;
@@ -30,6 +31,8 @@ use crossbeam_channel::Receiver;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tracing::{Dispatch, dispatcher, error};
+
+pub use recover::Plan;
 
 use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
 use wake::{Reporter, Wake};
@@ -58,6 +61,9 @@ pub enum Command {
     Streams(Vec<StreamSpec>),
     /// New limits.
     Limits(Limits),
+    /// What the connection may have sent before: read the tails of its streams when it is connected, and settle what is
+    /// there. To be sent before the [`Command::Connections`] that opens it.
+    Recover(Arc<str>, Plan),
     /// Publish these, in order. Each is answered by exactly one [`Settled`].
     Publish(Vec<Arc<Message>>),
     /// Publish no more; wait at most so long for acks, release the rest, end the thread.

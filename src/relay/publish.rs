@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_nats::client::PublishErrorKind;
 use async_nats::{Event, ServerError};
@@ -16,16 +17,20 @@ use super::acks::{Oversized, Probe};
 use super::connect::Session;
 use super::hub::pass_panic;
 use super::link::{Link, Todo};
+use super::recover::{self, Plan, Tail};
 use super::window::Window;
 use super::{streams, wire};
 use crate::error::RelayError;
-use crate::message::{LinkState, Message};
+use crate::message::{LinkState, Message, Outcome, Settled};
 
 /// Most messages sent after one whose ack is missing: bounds the memory of the window.
 const MAX_SPAN: usize = 1_000_000;
 
 /// Fewest and most messages in a window; older servers drop what goes beyond 10,000.
 const WINDOW: (usize, usize) = (1, 9_999);
+
+/// Most subjects of a consumer's filter.
+const MAX_FILTERS: usize = 64;
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub(super) enum End {
 pub(super) enum Note {
     /// All streams have been looked at once; whether the default stream exists, if one is named.
     StreamsSeen { default_missing: bool },
+    /// What was found of the messages looked for, or why they could not be.
+    LookedFor(Result<Tail, String>),
     /// `max_msg_size` of a stream; none if it cannot be had.
     StreamLimit { stream: String, limit: Option<i64> },
 }
@@ -68,6 +75,8 @@ pub(super) struct Serving<'a> {
     /// Found no stream while the streams were being made.
     pub(super) early: Option<Vec<Arc<Message>>>,
     last_error: Option<String>,
+    /// Messages of which an earlier attempt may have been stored, being looked for.
+    looked_for: Vec<Arc<Message>>,
 }
 
 /// Publishes until the session ends. What was on the wire then is in `link.unknown`; the rest waits in its queue.
@@ -88,6 +97,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         keeper: None,
         early: None,
         last_error: None,
+        looked_for: Vec::new(),
     };
     serving.link.show(LinkState::Connected, serving.session.server.clone());
     serving.keep_streams();
@@ -99,6 +109,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
 impl Serving<'_> {
     async fn run(&mut self) -> End {
         loop {
+            self.look_for_unsure();
             if let Err(end) = self.fill().await {
                 return end;
             }
@@ -214,6 +225,7 @@ impl Serving<'_> {
 
     fn server_error(&mut self, text: String) -> Result<(), End> {
         if let Some(subject) = wire::denied(&text, "Publish") {
+            self.link.blind |= subject.starts_with("$JS.API.");
             self.publish_denied(&subject, &text);
         } else if wire::denied(&text, "Subscription").is_some_and(|subject| subject.starts_with(&self.session.inbox)) {
             return Err(End::Refused(RelayError::Connection(format!(
@@ -250,6 +262,7 @@ impl Serving<'_> {
 
     fn take_note(&mut self, note: Note) {
         match note {
+            Note::LookedFor(result) => self.unsure_known(result),
             Note::StreamLimit { stream, limit } => self.stream_limit_known(&stream, limit),
             Note::StreamsSeen { default_missing } => {
                 self.release_early();
@@ -258,6 +271,57 @@ impl Serving<'_> {
                     let _ = write!(detail, "; stream \"{stream}\" does not exist");
                 }
                 self.link.show(LinkState::Connected, detail);
+            }
+        }
+    }
+
+    /// Starts looking for the messages of which an earlier attempt may have been stored.
+    fn look_for_unsure(&mut self) {
+        if self.link.unsure.is_empty() || !self.looked_for.is_empty() || self.link.closing.is_some() {
+            return;
+        }
+        if self.link.blind {
+            // They are dropped by the stream as long as its duplicate window lasts.
+            std::mem::take(&mut self.link.unsure)
+                .into_iter()
+                .for_each(|message| self.link.queue.push(message));
+            return;
+        }
+        self.looked_for = std::mem::take(&mut self.link.unsure);
+        let subjects = recover::subjects(&self.looked_for);
+        let plan = Plan {
+            since: self.looked_for.iter().filter_map(|message| message.unsure_since).min(),
+            filtered: subjects.len() <= MAX_FILTERS,
+            subjects,
+            up_to: i64::MAX,
+            ..Plan::default()
+        };
+        let (client, note) = (self.session.client.clone(), self.note.clone());
+        let prefix = self.link.spec.subject_prefix.clone();
+        self.helpers.spawn(async move {
+            let _ = note.send(Note::LookedFor(recover::read(&client, prefix.as_deref(), &plan).await));
+        });
+    }
+
+    /// Settles what was found; publishes the rest, or leaves it for another time if nothing could be seen.
+    fn unsure_known(&mut self, result: Result<Tail, String>) {
+        let messages = std::mem::take(&mut self.looked_for);
+        match result {
+            Ok(mut tail) => {
+                for message in messages {
+                    match tail.take(message.id, &message.message_id) {
+                        Some((stream, sequence)) => self.link.found(&message, stream, sequence),
+                        None => self.link.queue.push(message),
+                    }
+                }
+            }
+            Err(_) if self.link.blind => messages.into_iter().for_each(|message| self.link.queue.push(message)),
+            Err(reason) => {
+                let failed = messages.iter().map(|message| Settled {
+                    id: message.id,
+                    outcome: Outcome::Failed(RelayError::NotLookedUp(reason.clone())),
+                });
+                self.link.settled.extend(failed);
             }
         }
     }
@@ -273,6 +337,11 @@ impl Serving<'_> {
     fn put_away(&mut self) {
         self.oversized_unmeasured();
         self.release_early();
+        self.link.unsure.append(&mut self.looked_for);
+        if let Some(oldest) = self.window.oldest() {
+            let since = SystemTime::now() - oldest.elapsed();
+            self.link.unknown_since.get_or_insert(since);
+        }
         self.link.unknown = self.window.take_where(|_| true);
         self.link.flush();
     }

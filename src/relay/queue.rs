@@ -87,6 +87,7 @@ pub(super) mod tests {
             ttl_seconds: None,
             attempts: 0,
             webhook: None,
+            unsure_since: None,
         })
     }
 

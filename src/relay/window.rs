@@ -58,6 +58,11 @@ impl Window {
         taken
     }
 
+    /// Whether this is the token of the oldest message on the wire.
+    pub(super) fn is_oldest(&self, token: u64) -> bool {
+        token == self.first && !self.slots.is_empty()
+    }
+
     /// When the oldest message on the wire was sent.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.slots

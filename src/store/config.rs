@@ -8,7 +8,9 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
 
 use crate::message::{Auth, ConnectionSpec, StreamSpec, Tls};
+use crate::micros;
 use crate::order::Key;
+use crate::relay::Plan;
 
 /// Lets the worker's session plan and wait as it must: no compilation of its small statements, plans kept, index
 /// scans even on a table that was never analyzed, no long wait for anybody's lock.
@@ -216,6 +218,41 @@ pub fn snapshot_bounds() -> SpiResult<(u64, u64)> {
     let text = text.unwrap_or_default();
     let mut parts = text.split(':').map(|part| part.parse().unwrap_or(0));
     Ok((parts.next().unwrap_or(0), parts.next().unwrap_or(0)))
+}
+
+/// What an earlier worker, or an earlier connection of this one, may have sent to a connection without our knowing what
+/// became of it; `None` if nothing is owed.
+pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
+    const OLDEST: &str = "select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 \
+        order by o.id limit 10000";
+    const POSITIONS: &str = "select p.stream, p.last_sequence from jetstream.positions p where p.connection = $1";
+    let up_to = last_outbox_id()?;
+    Spi::connect_mut(|client| {
+        let mut subjects = std::collections::BTreeSet::new();
+        let mut since = None;
+        for row in client.update(OLDEST, None, &[connection.into()])? {
+            let created: Option<TimestampWithTimeZone> = row.get(1)?;
+            since = since.or_else(|| created.map(|at| micros::to_time(at.into())));
+            subjects.extend(row.get::<String>(2)?);
+        }
+        if subjects.is_empty() {
+            return Ok(None);
+        }
+        let mut positions = std::collections::HashMap::new();
+        for row in client.update(POSITIONS, None, &[connection.into()])? {
+            if let (Some(stream), Some(sequence)) = (row.get::<String>(1)?, row.get::<i64>(2)?) {
+                positions.insert(Arc::from(stream), sequence.max(0) as u64);
+            }
+        }
+        let subjects = subjects.into_iter().collect();
+        Ok(Some(Plan {
+            positions,
+            subjects,
+            since,
+            filtered: false,
+            up_to,
+        }))
+    })
 }
 
 /// Advances the position of a stream.

@@ -10,7 +10,8 @@ use super::Result;
 const COLUMNS: &str = "o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
     convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
     case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
-    greatest(o.created_at, o.deliver_at), o.webhook";
+    greatest(o.created_at, o.deliver_at), o.webhook, \
+    o.unsure_since";
 
 /// The statements of a cycle, by what they do.
 pub(super) struct Statements {
@@ -70,6 +71,7 @@ impl Statements {
             Oids::INT4ARRAYOID,
             Oids::TEXTARRAYOID,
             Oids::INT8ARRAYOID,
+            Oids::INT8ARRAYOID,
         ];
         Ok(Statements {
         insert_order: make(
@@ -124,8 +126,9 @@ impl Statements {
         )?,
         retry: make(
             "update jetstream.outbox o set attempts = u.attempts, last_error = u.reason, failed_at = clock_timestamp(), \
-             deliver_at = clock_timestamp() + u.delay * interval '1 millisecond' \
-             from unnest($1, $2, $3, $4) as u (id, attempts, reason, delay) where o.id = u.id"
+             deliver_at = clock_timestamp() + u.delay * interval '1 millisecond', unsure_since = coalesce(o.unsure_since, \
+                 timestamptz '2000-01-01 00:00+00' + u.since * interval '1 microsecond') \
+             from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since) where o.id = u.id"
                 .into(),
             &failure_args,
         )?,
@@ -140,7 +143,7 @@ impl Statements {
     }
 }
 
-const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4) as u (id, attempts, reason, delay)), \
+const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)), \
     gone as (delete from jetstream.outbox o using u where o.id = u.id \
         returning o.id, o.connection, o.subject, o.payload, o.raw, o.headers, o.message_id, o.key, o.ttl, o.webhook, \
                   u.attempts, u.reason, o.created_at), \
@@ -149,4 +152,4 @@ const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4) as u (id, at
     insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key, \
             webhook, error) \
         select clock_timestamp(), id, attempts, false, connection, subject, message_id, key, webhook, reason \
-        from gone where $5";
+        from gone where $6";

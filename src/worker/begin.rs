@@ -1,6 +1,6 @@
 //! From the start of the process to the loop of cycles.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
@@ -9,7 +9,7 @@ use pgrx::spi::SpiResult;
 use super::Worker;
 use crate::guc::{self, Settings};
 use crate::store::config;
-use crate::{pg, status, wake};
+use crate::{micros, pg, status, wake};
 
 /// Main function of a drain worker; the argument is its slot.
 #[pg_guard]
@@ -25,7 +25,7 @@ pub extern "C-unwind" fn pg_jetstream_worker_main(arg: pg_sys::Datum) {
         slot.pid = pg::my_pid();
         slot.stopped = "".into();
         slot.report = status::Report {
-            started_at: micros(SystemTime::now()),
+            started_at: micros::from_time(SystemTime::now()),
             ..status::Report::default()
         };
     });
@@ -98,11 +98,4 @@ pub(super) fn must<T>(result: Result<SpiResult<T>, pg::SqlError>) -> T {
         Ok(Err(e)) => pg::fatal(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("statement failed: {e}")),
         Err(e) => pg::fatal(e.code, e.message),
     }
-}
-
-/// Microseconds since 2000-01-01 UTC, PostgreSQL's own count.
-pub(super) fn micros(time: SystemTime) -> i64 {
-    const EPOCH: Duration = Duration::from_secs(946_684_800);
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    since.as_micros() as i64 - EPOCH.as_micros() as i64
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::spi::SpiResult;
 
@@ -198,6 +198,7 @@ impl Worker {
             &mut self.lanes[number],
         );
         let checkpoint = self.checkpoint.number;
+        let now = SystemTime::now();
         let mut row = |row: Row| {
             let id = row.message.id;
             if flights.contains_key(&id) {
@@ -224,6 +225,7 @@ impl Worker {
                 Flight {
                     message: row.message,
                     due_at: row.due_at,
+                    claimed_at: now,
                     lane: number,
                     checkpoint,
                     delayed,

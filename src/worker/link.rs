@@ -88,7 +88,7 @@ impl Worker {
         let connections = config::connections()?;
         let streams = config::streams()?;
         self.links.stale = false;
-        self.take_connections(connections);
+        self.take_connections(connections)?;
         if streams != self.links.streams {
             self.relay.send(Command::Streams(streams.clone()));
             self.links.streams = streams;
@@ -98,7 +98,7 @@ impl Worker {
         self.look_everywhere()
     }
 
-    fn take_connections(&mut self, connections: Vec<(ConnectionSpec, bool)>) {
+    fn take_connections(&mut self, connections: Vec<(ConnectionSpec, bool)>) -> SpiResult<()> {
         let enabled = |list: &[Shown]| -> Vec<ConnectionSpec> {
             list.iter()
                 .filter(|shown| shown.enabled)
@@ -125,10 +125,16 @@ impl Worker {
             let up = |shown: &Shown| shown.spec.name == lane.name && shown.state == LinkState::Connected;
             lane.ready = self.links.shown.iter().any(up);
         }
+        for spec in after.iter().filter(|spec| !before.contains(spec)) {
+            if let Some(plan) = config::recovery_plan(&spec.name)? {
+                self.relay.send(Command::Recover(spec.name.clone(), plan));
+            }
+        }
         if before != after {
             self.relay.send(Command::Connections(after));
         }
         self.links.judge();
+        Ok(())
     }
 
     /// Takes note of a connection's new state, and says so in the log.

@@ -2,15 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::spi::SpiResult;
 
 use super::claim::key_of;
 use super::lane::Lane;
-use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker, micros};
+use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker};
 use crate::error::{Class, RelayError};
 use crate::message::{Message, Outcome, Settled};
+use crate::micros;
 use crate::order::End;
 use crate::store::{Failure, Record, config};
 
@@ -45,10 +46,9 @@ impl Default for Checkpoint {
 }
 
 impl Checkpoint {
+    /// Takes note of a message stored, not as a duplicate. A lower sequence is that of a stream made anew.
     fn stored(&mut self, connection: &Arc<str>, stream: &Arc<str>, sequence: i64) {
-        let key = (connection.clone(), stream.clone());
-        let highest = self.highest.entry(key).or_insert(sequence);
-        *highest = (*highest).max(sequence);
+        self.highest.insert((connection.clone(), stream.clone()), sequence);
         self.changed = true;
     }
 
@@ -92,6 +92,7 @@ struct Failed {
     message: Arc<Message>,
     error: RelayError,
     attempts: i32,
+    began_at: SystemTime,
 }
 
 impl Worker {
@@ -114,7 +115,7 @@ impl Worker {
                     duplicate,
                     acked_at,
                 } => {
-                    let acked_at = micros(*acked_at);
+                    let acked_at = micros::from_time(*acked_at);
                     records.push(Record {
                         message: &flight.message,
                         stream,
@@ -134,6 +135,7 @@ impl Worker {
                         message: flight.message.clone(),
                         error: error.clone(),
                         attempts: flight.message.attempts + 1,
+                        began_at: flight.claimed_at,
                     };
                     match error.class() {
                         Class::PermanentForConnection => End::Back,
@@ -211,7 +213,7 @@ impl Worker {
         self.careful = !settlement.kept.is_empty();
         self.outcomes = settlement.kept;
         self.outcomes_since = Instant::now();
-        self.report.stored += settlement.stored.len() as u64;
+        self.report.stored += (settlement.stored.len() + settlement.duplicates) as u64;
         self.report.duplicates += settlement.duplicates as u64;
         self.report.retried += settlement.retried as u64;
         self.report.dead += settlement.dead as u64;
@@ -282,5 +284,6 @@ fn as_failure(failed: &Failed, reason: String, delay_ms: i64) -> Failure<'_> {
         attempts: failed.attempts,
         reason,
         delay_ms,
+        unsure_since: failed.error.is_unsure().then(|| micros::from_time(failed.began_at)),
     }
 }

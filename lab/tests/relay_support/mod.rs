@@ -70,6 +70,7 @@ pub fn message(id: i64, subject: &str) -> Message {
         ttl_seconds: None,
         attempts: 0,
         webhook: None,
+        unsure_since: None,
     }
 }
 

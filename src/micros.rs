@@ -1,0 +1,33 @@
+//! PostgreSQL's own count of time: microseconds since 2000-01-01 UTC. Free of pgrx.
+
+use std::time::{Duration, SystemTime};
+
+/// Seconds from 1970-01-01 to 2000-01-01 UTC.
+const EPOCH: Duration = Duration::from_secs(946_684_800);
+
+/// A time as PostgreSQL counts it; 2000-01-01 for any earlier one than 1970.
+pub fn from_time(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(EPOCH);
+    since.as_micros() as i64 - EPOCH.as_micros() as i64
+}
+
+/// The time of a count.
+pub fn to_time(micros: i64) -> SystemTime {
+    let epoch = SystemTime::UNIX_EPOCH + EPOCH;
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 { epoch - distance } else { epoch + distance }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_both_ways() {
+        let epoch = SystemTime::UNIX_EPOCH + EPOCH;
+        assert_eq!(from_time(epoch), 0);
+        for micros in [-1_000_000, 0, 1, 800_000_000_000_000] {
+            assert_eq!(from_time(to_time(micros)), micros);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Recovery: the tail of the streams is read, headers only, so that what is stored already is not sent again.
+//!
+//! A duplicate window drops what was sent twice within it. A crash or an outage may last longer; then only the stream
+//! itself knows what it holds.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_nats::Client;
+use async_nats::jetstream::{self, consumer::DeliverPolicy, consumer::pull::OrderedConfig};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::jsapi::{self, ApiError};
+use super::wire;
+use crate::message::Message;
+use crate::subject;
+
+/// How long the next message of a tail may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Taken off a time before it is compared with the server's clock.
+const CLOCK_MARGIN: Duration = Duration::from_secs(60);
+
+/// What to look for, and from where on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Streams of which is known up to which sequence everything has been settled.
+    pub positions: HashMap<Arc<str>, u64>,
+    /// Subjects, as stored, that messages of unknown outcome were sent to: streams that take one of these are read
+    /// too, from `since` on.
+    pub subjects: Vec<String>,
+    /// No message of unknown outcome was sent before.
+    pub since: Option<SystemTime>,
+    /// Read only messages with these subjects, where it says so: for a few messages in a busy stream.
+    pub filtered: bool,
+    /// Highest `outbox.id` whose outcome may be unknown.
+    pub up_to: i64,
+}
+
+/// The message ids found in the tails, by a 128-bit hash.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    found: HashMap<u128, (Arc<str>, u64)>,
+    up_to: i64,
+}
+
+impl Tail {
+    /// Where a message is stored, if it was found; it is not found a second time.
+    pub(super) fn take(&mut self, id: i64, message_id: &str) -> Option<(Arc<str>, u64)> {
+        if self.found.is_empty() || id > self.up_to {
+            return None;
+        }
+        self.found.remove(&hash(message_id))
+    }
+
+    /// Number of message ids.
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    fn insert(&mut self, message_id: &str, stream: &Arc<str>, sequence: u64) {
+        // The first copy is the one that counts.
+        self.found
+            .entry(hash(message_id))
+            .or_insert_with(|| (stream.clone(), sequence));
+    }
+}
+
+fn hash(message_id: &str) -> u128 {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, message_id).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
+}
+
+/// The subjects of messages, each once.
+pub(super) fn subjects(messages: &[Arc<Message>]) -> Vec<String> {
+    let distinct: BTreeSet<&str> = messages.iter().map(|message| message.subject.as_str()).collect();
+    distinct.into_iter().map(str::to_owned).collect()
+}
+
+/// Reads the tails that `plan` asks for.
+///
+/// Errors: the server's reason; nothing may then be sent again, or it might be stored twice.
+pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> Result<Tail, String> {
+    let mut plan = plan.clone();
+    for subject in &mut plan.subjects {
+        *subject = wire::subject(prefix, subject).into_owned();
+    }
+    let plan = &plan;
+    let mut tail = Tail {
+        found: HashMap::new(),
+        up_to: plan.up_to,
+    };
+    for info in streams(client)
+        .await
+        .map_err(|error| format!("streams cannot be listed: {error}"))?
+    {
+        let name: Arc<str> = text(&info["config"]["name"]).into();
+        if let Some(from) = start(plan, &name, &info) {
+            let before = tail.len();
+            read_stream(client, &name, &info, from, plan, &mut tail)
+                .await
+                .map_err(|error| format!("stream \"{name}\" cannot be read: {error}"))?;
+            debug!(target: "pg_jetstream", stream = &*name, found = tail.len() - before, "tail read");
+        }
+    }
+    Ok(tail)
+}
+
+/// All streams of the account, as the server describes them.
+async fn streams(client: &Client) -> Result<Vec<Value>, ApiError> {
+    let mut all = Vec::new();
+    loop {
+        let mut page = jsapi::call(client, "STREAM.LIST", &json!({ "offset": all.len() })).await?;
+        let total = page["total"].as_u64().unwrap_or(0);
+        match page["streams"].take() {
+            Value::Array(streams) if !streams.is_empty() => all.extend(streams),
+            _ => return Ok(all),
+        }
+        if all.len() as u64 >= total {
+            return Ok(all);
+        }
+    }
+}
+
+/// Where to begin in a stream; none if nothing of ours can be there.
+fn start(plan: &Plan, name: &str, info: &Value) -> Option<DeliverPolicy> {
+    let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
+    if info["state"]["messages"].as_u64() == Some(0) {
+        return None;
+    }
+    match plan.positions.get(name) {
+        // A stream made anew counts from 1 again.
+        Some(&position) if position > last => Some(DeliverPolicy::All),
+        Some(&position) if position == last => None,
+        Some(&position) => Some(DeliverPolicy::ByStartSequence {
+            start_sequence: position + 1,
+        }),
+        None => {
+            let takes = |subject: &String| {
+                let patterns = info["config"]["subjects"].as_array().into_iter().flatten();
+                patterns
+                    .filter_map(Value::as_str)
+                    .any(|pattern| subject::matches(subject, pattern))
+            };
+            if !plan.subjects.iter().any(takes) {
+                return None;
+            }
+            let since = plan.since.and_then(|since| since.checked_sub(CLOCK_MARGIN));
+            Some(match since {
+                Some(since) => DeliverPolicy::ByStartTime {
+                    start_time: since.into(),
+                },
+                None => DeliverPolicy::All,
+            })
+        }
+    }
+}
+
+async fn read_stream(
+    client: &Client,
+    name: &Arc<str>,
+    info: &Value,
+    from: DeliverPolicy,
+    plan: &Plan,
+    tail: &mut Tail,
+) -> Result<(), String> {
+    // A consumer on any other kind of stream would take part in its retention.
+    if text(&info["config"]["retention"]) != "limits" {
+        return read_one_by_one(client, name, info, from, tail).await;
+    }
+    let stream = jetstream::new(client.clone())
+        .get_stream(&**name)
+        .await
+        .map_err(|error| error.to_string())?;
+    let config = OrderedConfig {
+        deliver_policy: from,
+        headers_only: true,
+        filter_subjects: if plan.filtered {
+            plan.subjects.clone()
+        } else {
+            Vec::new()
+        },
+        ..OrderedConfig::default()
+    };
+    let consumer = stream
+        .create_consumer(config)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut left = consumer.cached_info().num_pending;
+    let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
+    while left > 0 {
+        let next = tokio::time::timeout(PATIENCE, messages.next()).await;
+        let message = match next {
+            Ok(Some(Ok(message))) => message,
+            Ok(Some(Err(error))) => return Err(error.to_string()),
+            Ok(None) => return Err("the server ended the delivery".to_owned()),
+            Err(_) => return Err(format!("nothing came for {} s", PATIENCE.as_secs())),
+        };
+        let place = message.info().map_err(|error| error.to_string())?;
+        left = place.pending;
+        let id = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
+        if let Some(id) = id {
+            tail.insert(id.as_str(), name, place.stream_sequence);
+        }
+    }
+    Ok(())
+}
+
+/// Reads messages by sequence, which takes nothing from a work queue. What was consumed already cannot be found.
+async fn read_one_by_one(
+    client: &Client,
+    name: &Arc<str>,
+    info: &Value,
+    from: DeliverPolicy,
+    tail: &mut Tail,
+) -> Result<(), String> {
+    let stream = jetstream::new(client.clone())
+        .get_stream(&**name)
+        .await
+        .map_err(|error| error.to_string())?;
+    let first = info["state"]["first_seq"].as_u64().unwrap_or(1);
+    let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
+    let begin = match from {
+        DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.max(first),
+        _ => first,
+    };
+    let stream = &stream;
+    let mut reads = futures_util::stream::iter(begin..=last)
+        .map(|sequence| async move { stream.get_raw_message(sequence).await })
+        .buffered(64);
+    while let Some(read) = reads.next().await {
+        // Gone in the meantime, or deleted before.
+        let Ok(message) = read else { continue };
+        if let Some(id) = message.headers.get(async_nats::header::NATS_MESSAGE_ID) {
+            tail.insert(id.as_str(), name, message.sequence);
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(last: u64) -> Value {
+        json!({"config": {"name": "S", "subjects": ["a.>"]}, "state": {"messages": last, "first_seq": 1, "last_seq": last}})
+    }
+
+    fn plan(position: Option<u64>, subject: &str) -> Plan {
+        Plan {
+            positions: position.map(|at| (Arc::from("S"), at)).into_iter().collect(),
+            subjects: vec![subject.to_owned()],
+            ..Plan::default()
+        }
+    }
+
+    #[test]
+    fn reads_from_behind_the_position() {
+        let start_sequence = 8;
+        assert_eq!(
+            start(&plan(Some(7), "x"), "S", &info(9)),
+            Some(DeliverPolicy::ByStartSequence { start_sequence })
+        );
+        assert_eq!(start(&plan(Some(9), "a.b"), "S", &info(9)), None);
+    }
+
+    #[test]
+    fn reads_a_stream_made_anew_from_its_beginning() {
+        assert_eq!(start(&plan(Some(100), "a.b"), "S", &info(3)), Some(DeliverPolicy::All));
+    }
+
+    #[test]
+    fn without_a_position_reads_only_where_the_subject_goes() {
+        assert_eq!(start(&plan(None, "a.b"), "S", &info(3)), Some(DeliverPolicy::All));
+        assert_eq!(start(&plan(None, "b"), "S", &info(3)), None);
+        assert_eq!(start(&plan(None, "a.b"), "S", &info(0)), None);
+    }
+
+    #[test]
+    fn an_id_is_found_once_and_only_for_older_messages() {
+        let mut tail = Tail {
+            up_to: 5,
+            ..Tail::default()
+        };
+        tail.insert("m", &"S".into(), 3);
+        tail.insert("m", &"S".into(), 4);
+        assert_eq!(tail.take(6, "m"), None);
+        assert_eq!(tail.take(5, "other"), None);
+        assert_eq!(tail.take(5, "m"), Some(("S".into(), 3)));
+        assert_eq!(tail.take(5, "m"), None);
+    }
+}
