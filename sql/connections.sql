@@ -83,6 +83,11 @@ begin
           and not exists (select from jetstream.streams s where s.connection = c.name)
           and not exists (select from jetstream.outbox o where o.connection = c.name);
     else
+        if new.name <> old.name and old.name = 'default' then
+            raise exception 'connection "default" cannot be renamed'
+                using errcode = 'foreign_key_violation',
+                      hint = 'Messages that name no connection go there. Insert a further connection instead.';
+        end if;
         if new.name <> old.name and exists (select from jetstream.outbox o where o.connection = old.name) then
             raise exception 'connection "%" still has messages owed', old.name
                 using errcode = 'foreign_key_violation',
@@ -103,6 +108,12 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- Not for the delete in connections_before_write.
+    if old.name = 'default' and pg_trigger_depth() = 1 then
+        raise exception 'connection "default" cannot be removed'
+            using errcode = 'foreign_key_violation',
+                  hint = 'Messages that name no connection go there. Switch it off with enabled = false instead.';
+    end if;
     if exists (select from jetstream.outbox o where o.connection = old.name) then
         raise exception 'connection "%" still has messages owed', old.name
             using errcode = 'foreign_key_violation',
@@ -111,7 +122,7 @@ begin
     return old;
 end
 $$;
-comment on function jetstream.connections_before_delete() is 'Refuses to remove a connection that messages are owed to';
+comment on function jetstream.connections_before_delete() is 'Refuses to remove the default connection, or one that messages are owed to';
 
 create trigger connections_before_delete before delete on jetstream.connections
     for each row execute function jetstream.connections_before_delete();

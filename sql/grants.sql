@@ -67,6 +67,7 @@ grant execute on function
 grant select on jetstream.connections, jetstream.streams, jetstream.control, jetstream.outbox to jetstream_worker;
 grant update (synced_at, sync_error) on jetstream.streams to jetstream_worker;
 grant update, delete on jetstream.outbox to jetstream_worker;
+grant select on sequence jetstream.outbox_id_seq to jetstream_worker;
 grant select, insert on jetstream.history, jetstream.dead_letters to jetstream_worker;
 grant select, insert, update on jetstream.positions to jetstream_worker;
 grant execute on function jetstream.history_maintain(interval, integer) to jetstream_worker;

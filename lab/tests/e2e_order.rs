@@ -75,7 +75,7 @@ fn a_key_waits_for_its_failing_message_and_no_other_does() {
 /// refuses more, until somebody makes room.
 #[test]
 fn keys_keep_their_order_through_failures_crashes_and_outages() {
-    let mut lab = lab(&[("pg_jetstream.retry_backoff_max", "100ms")]);
+    let mut lab = lab(&[]);
     lab.sql("select jetstream.create_stream('O', array['o.>'], discard => 'new', max_messages => 300)")
         .unwrap();
     e2e_support::synced(&lab, "O");

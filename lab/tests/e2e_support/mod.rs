@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lab::lab::DATABASE;
+use async_nats::ConnectOptions;
+use lab::lab::{DATABASE, LabBuilder};
 use lab::nats::NatsServer;
 use lab::{Lab, StoredMessage};
 
@@ -18,15 +19,20 @@ pub const LATER: Duration = Duration::from_secs(100);
 
 /// A lab with a connected worker and a stream `S` that takes `s.>`.
 pub fn lab(settings: &[(&str, &str)]) -> Lab {
-    let quick = [
-        ("pg_jetstream.retry_backoff_base", "50ms"),
-        ("pg_jetstream.retry_backoff_max", "500ms"),
-    ];
-    let builder = quick
-        .iter()
-        .chain(settings)
-        .fold(Lab::builder(), |builder, (name, value)| builder.set(name, value));
-    let lab = builder.start().unwrap();
+    quick_lab(
+        settings
+            .iter()
+            .fold(Lab::builder(), |builder, (name, value)| builder.set(name, value)),
+    )
+}
+
+/// The same of a builder.
+pub fn quick_lab(builder: LabBuilder) -> Lab {
+    let lab = builder
+        .set("pg_jetstream.retry_backoff_base", "50ms")
+        .set("pg_jetstream.retry_backoff_max", "500ms")
+        .start()
+        .unwrap();
     lab.sql("update jetstream.connections set reconnect_delay_ms = 50")
         .unwrap();
     stream(&lab, "S", "s.>");
@@ -177,17 +183,20 @@ pub fn connection(lab: &Lab, name: &str) -> NatsServer {
     nats
 }
 
-/// The lab as it looks from another NATS server.
+/// How many messages a stream on another NATS server holds.
 pub fn count_on(nats: &NatsServer, stream: &str) -> u64 {
+    count_with(ConnectOptions::new(), nats, stream)
+}
+
+/// The same of a server that wants to know who asks.
+pub fn count_with(login: ConnectOptions, nats: &NatsServer, stream: &str) -> u64 {
     let (url, stream) = (nats.url(), stream.to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
-        let Ok(client) = async_nats::connect(url).await else {
-            return 0;
-        };
+        let Ok(client) = login.connect(url).await else { return 0 };
         match async_nats::jetstream::new(client).get_stream(stream).await {
             Ok(stream) => stream.cached_info().state.messages,
             Err(_) => 0,
@@ -289,4 +298,21 @@ impl Writers {
 pub fn committed(lab: &Lab) -> Vec<i64> {
     let rows = lab.sql("select n from business order by n").unwrap();
     rows.concat().iter().map(|n| n.parse().unwrap()).collect()
+}
+
+/// Runs a client program of PostgreSQL (`pg_dump`, `psql`) on the lab's server, in a folder of the test's own.
+pub fn program(lab: &Lab, name: &str, arguments: &[&str]) -> std::process::Output {
+    std::process::Command::new(lab::paths::Paths::ready().unwrap().pg_bin().join(name))
+        .args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-p",
+            &lab.postgres.port().to_string(),
+        ])
+        .args(arguments)
+        .current_dir(lab.nats.dir())
+        .output()
+        .unwrap()
 }
