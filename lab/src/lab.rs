@@ -81,6 +81,12 @@ impl LabBuilder {
         self
     }
 
+    /// A folder for PostgreSQL's files alone.
+    pub fn postgres_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.postgres = self.postgres.dir(dir);
+        self
+    }
+
     /// Starts both servers, creates the extension and points its connection `default` to the NATS server.
     pub fn start(mut self) -> Result<Lab> {
         install::check(&Paths::ready()?)?;

@@ -14,6 +14,7 @@ pub mod subject;
 
 pub mod bench;
 pub mod bench_relay;
+pub mod chaos;
 pub mod checks;
 pub mod cluster;
 pub mod demo;

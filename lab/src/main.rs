@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{bench, demo, install, setup, up};
+use lab::{bench, chaos, demo, install, setup, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -38,6 +38,21 @@ enum Cmd {
     Env,
     /// Measure throughput, latency and memory
     Bench,
+    /// Let faults strike while transactions are written, then compare the stream with what was committed
+    Chaos {
+        /// Draws the faults; a random one if not given
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How long faults strike
+        #[arg(long, default_value_t = 2.0)]
+        minutes: f64,
+        /// Only these faults, by name
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// The stream's duplicate window in seconds, otherwise drawn
+        #[arg(long)]
+        window: Option<f64>,
+    },
     /// Run all checks and tests
     Test,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
@@ -89,6 +104,24 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Clean => up::clean(&Paths::find()?)?,
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
         Cmd::Bench => bench::run()?,
+        Cmd::Chaos {
+            seed,
+            minutes,
+            only,
+            window,
+        } => {
+            let options = chaos::Options {
+                seed,
+                minutes,
+                only,
+                window,
+            };
+            return Ok(if chaos::run(&options)? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
         Cmd::Installcheck { pg_config } => {
             let paths = Paths::find()?;

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::lab::{DATABASE, Lab};
 use crate::nats::nats_binary;
 use crate::paths::Paths;
-use crate::{install, process};
+use crate::{chaos, install, process};
 
 /// How long a server may take to stop before it is killed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -103,6 +103,7 @@ pub fn sweep_folder(folder: &Path, prefix: &str) -> Result<()> {
         {
             end(pid, Signal::SIGQUIT)?;
         }
+        chaos::release(&entry.path());
         remove(&entry.path())?;
     }
     Ok(())

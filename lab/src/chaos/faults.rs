@@ -1,0 +1,105 @@
+//! The faults by name.
+
+use anyhow::Result;
+use rand::seq::SliceRandom;
+
+use super::world::World;
+use super::{faults_nats, faults_operator, faults_postgres};
+
+/// What became of a fault.
+pub enum Effect {
+    /// It happened; how.
+    Happened(String),
+    /// It could not happen; why.
+    Not(String),
+}
+
+/// One fault.
+pub struct Fault {
+    /// As in the log and on the command line.
+    pub name: &'static str,
+    /// Whether it takes but a moment, so that it can strike during another.
+    pub quick: bool,
+    /// Makes it happen and undoes it.
+    pub run: fn(&mut World) -> Result<Effect>,
+}
+
+const fn quick(name: &'static str, run: fn(&mut World) -> Result<Effect>) -> Fault {
+    Fault { name, quick: true, run }
+}
+
+const fn long(name: &'static str, run: fn(&mut World) -> Result<Effect>) -> Fault {
+    Fault {
+        name,
+        quick: false,
+        run,
+    }
+}
+
+/// Every fault of two single servers.
+pub const SINGLE: &[Fault] = &[
+    quick("worker-kill", faults_postgres::worker_kill),
+    quick("worker-terminate", faults_postgres::worker_terminate),
+    quick("worker-cancel", faults_postgres::worker_cancel),
+    quick("launcher-kill", faults_postgres::launcher_kill),
+    quick("backend-kill", faults_postgres::backend_kill),
+    quick("postmaster-kill", faults_postgres::postmaster_kill),
+    quick("immediate-shutdown", faults_postgres::immediate_shutdown),
+    quick("postgres-restart", faults_postgres::restart),
+    quick("reload-storm", faults_postgres::reload_storm),
+    long("old-snapshot", faults_postgres::old_snapshot),
+    long("held-xid", faults_postgres::held_xid),
+    long("held-rows", faults_postgres::held_rows),
+    long("disk-full", faults_postgres::disk_full),
+    long("nats-kill", faults_nats::kill),
+    long("nats-stop", faults_nats::stop),
+    long("nats-restart", faults_nats::restart),
+    long("nats-outage", faults_nats::outage),
+    long("drop-acks", faults_nats::drop_acks),
+    long("delay", faults_nats::delay),
+    long("stall", faults_nats::stall),
+    long("half-close", faults_nats::half_close),
+    quick("cut", faults_nats::cut),
+    long("stream-full", faults_nats::stream_full),
+    long("stream-purge", faults_nats::stream_purge),
+    long("stream-delete", faults_nats::stream_delete),
+    long("pause", faults_operator::pause),
+    long("extension-recreate", faults_operator::extension_recreate),
+];
+
+/// Draws faults from a deck that is shuffled again when it is empty, so that each has its turn.
+pub struct Deck {
+    faults: Vec<&'static Fault>,
+    left: Vec<&'static Fault>,
+}
+
+impl Deck {
+    /// A deck of these faults.
+    pub fn new(faults: Vec<&'static Fault>) -> Self {
+        Self {
+            faults,
+            left: Vec::new(),
+        }
+    }
+
+    /// The next fault happens. True if it was the last of the deck.
+    pub fn strike(&mut self, world: &mut World) -> Result<bool> {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.faults);
+            self.left.shuffle(&mut world.random);
+        }
+        if let Some(fault) = self.left.pop() {
+            strike(fault, world)?;
+        }
+        Ok(self.left.is_empty())
+    }
+}
+
+/// Lets a fault happen, and writes down what became of it.
+pub fn strike(fault: &Fault, world: &mut World) -> Result<()> {
+    match (fault.run)(world)? {
+        Effect::Happened(effect) => world.log.happened(fault.name, &effect),
+        Effect::Not(reason) => world.log.missed(fault.name, &reason),
+    }
+    Ok(())
+}

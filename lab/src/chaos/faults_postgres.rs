@@ -1,0 +1,193 @@
+//! Faults of PostgreSQL and its processes.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use rand::RngExt;
+
+use super::faults::Effect::{self, Happened, Not};
+use super::world::World;
+use crate::lab::DATABASE;
+use crate::postgres::Stop;
+use crate::process;
+
+const WORKER: &str = "pg_jetstream worker%";
+const LAUNCHER: &str = "pg_jetstream launcher";
+
+/// Kills the drain worker, which makes the postmaster reset everything.
+pub(super) fn worker_kill(world: &mut World) -> Result<Effect> {
+    kill(world, WORKER)
+}
+
+/// Kills the launcher.
+pub(super) fn launcher_kill(world: &mut World) -> Result<Effect> {
+    kill(world, LAUNCHER)
+}
+
+/// Kills the backend of a writer.
+pub(super) fn backend_kill(world: &mut World) -> Result<Effect> {
+    kill(world, "client backend")
+}
+
+fn kill(world: &mut World, pattern: &str) -> Result<Effect> {
+    let Some(pid) = world.process(pattern) else {
+        return Ok(Not(format!("no process like {pattern:?}")));
+    };
+    let prepared = world.prepared();
+    process::signal(pid, Signal::SIGKILL)?;
+    if !process::wait_gone(&[pid], Duration::from_secs(10)) {
+        return Ok(Not(format!("process {pid} does not go")));
+    }
+    world.wait_postgres()?;
+    survived(world, prepared);
+    Ok(Happened(format!("killed process {pid}")))
+}
+
+/// Kills the postmaster, and starts it again a moment later.
+pub(super) fn postmaster_kill(world: &mut World) -> Result<Effect> {
+    let prepared = world.prepared();
+    let pid = world.lab.postgres.pid();
+    world.lab.postgres.kill9()?;
+    start_again(world, prepared)?;
+    Ok(Happened(format!("killed postmaster {pid}")))
+}
+
+/// Immediate shutdown and start.
+pub(super) fn immediate_shutdown(world: &mut World) -> Result<Effect> {
+    stop(world, Stop::Immediate)
+}
+
+/// An orderly restart.
+pub(super) fn restart(world: &mut World) -> Result<Effect> {
+    stop(world, Stop::Fast)
+}
+
+fn stop(world: &mut World, mode: Stop) -> Result<Effect> {
+    let prepared = world.prepared();
+    world.lab.postgres.stop(mode)?;
+    start_again(world, prepared)?;
+    Ok(Happened(format!("{mode:?} stop and start")))
+}
+
+fn start_again(world: &mut World, prepared: u64) -> Result<()> {
+    let pause = world.some(0, 1000);
+    std::thread::sleep(pause);
+    world.lab.postgres.start_again()?;
+    survived(world, prepared);
+    Ok(())
+}
+
+/// Prepared transactions that were there before and are there now.
+fn survived(world: &mut World, before: u64) {
+    let now = world.prepared();
+    if before > 0 && now > 0 {
+        world
+            .log
+            .happened(PREPARED, &format!("{now} prepared transactions came through"));
+    }
+}
+
+/// What is counted when prepared transactions outlive a restart.
+pub(super) const PREPARED: &str = "prepared-over-restart";
+
+/// `pg_terminate_backend` of the worker.
+pub(super) fn worker_terminate(world: &mut World) -> Result<Effect> {
+    signal_worker(world, "pg_terminate_backend")
+}
+
+/// `pg_cancel_backend` of the worker.
+pub(super) fn worker_cancel(world: &mut World) -> Result<Effect> {
+    signal_worker(world, "pg_cancel_backend")
+}
+
+fn signal_worker(world: &mut World, function: &str) -> Result<Effect> {
+    let Some(pid) = world.process(WORKER) else {
+        return Ok(Not("no worker runs".to_owned()));
+    };
+    Ok(match world.lab.value(&format!("select {function}({pid})"))?.as_str() {
+        "t" => Happened(format!("{function}({pid})")),
+        _ => Not(format!("worker {pid} was gone")),
+    })
+}
+
+/// Many reloads, each with other settings.
+pub(super) fn reload_storm(world: &mut World) -> Result<Effect> {
+    let reloads = world.random.random_range(20..60);
+    for _ in 0..reloads {
+        let (batch, window) = (world.random.random_range(1..2000), world.random.random_range(1..5000));
+        world.lab.postgres.set(&[
+            ("pg_jetstream.batch_size", &batch.to_string()),
+            ("pg_jetstream.max_in_flight", &window.to_string()),
+        ])?;
+        let pause = world.some(0, 30);
+        std::thread::sleep(pause);
+    }
+    let batch = [1, 10, 100, 1000][world.random.random_range(0..4)].to_string();
+    let usual = [
+        ("pg_jetstream.batch_size", batch.as_str()),
+        ("pg_jetstream.max_in_flight", "1000"),
+    ];
+    world.lab.postgres.set(&usual)?;
+    Ok(Happened(format!("{reloads} reloads, in the end batch_size {batch}")))
+}
+
+/// A session that holds an old snapshot.
+pub(super) fn old_snapshot(world: &mut World) -> Result<Effect> {
+    hold(
+        world,
+        "begin isolation level repeatable read; select count(*) from chaos.ledger",
+        "held a snapshot",
+    )
+}
+
+/// A transaction that has an xid, and a message that commits late.
+pub(super) fn held_xid(world: &mut World) -> Result<Effect> {
+    let sql = "begin; select pg_current_xact_id(); select chaos.put('insert', null, 'held xid', 1)";
+    hold(world, sql, "held an xid and a message")
+}
+
+/// A transaction that has locked rows of the outbox.
+pub(super) fn held_rows(world: &mut World) -> Result<Effect> {
+    let sql = "begin; select id from jetstream.outbox order by random() limit 50 for update skip locked";
+    hold(world, sql, "held rows of the outbox")
+}
+
+fn hold(world: &mut World, sql: &str, what: &str) -> Result<Effect> {
+    let mut client = world.lab.postgres.client(DATABASE)?;
+    client.simple_query(sql)?;
+    let time = world.some(2000, 8000);
+    world.during(time)?;
+    let end = match client.simple_query("commit") {
+        Ok(_) => "then committed",
+        Err(_) => "until its session was lost",
+    };
+    Ok(Happened(format!("{what} for {time:?}, {end}")))
+}
+
+/// Not a byte is left on PostgreSQL's disk, until there is again.
+pub(super) fn disk_full(world: &mut World) -> Result<Effect> {
+    let time = world.some(1500, 6000);
+    let disk = match &world.disk {
+        Ok(disk) => disk,
+        Err(reason) => return Ok(Not(reason.clone())),
+    };
+    let before = errors(world);
+    let taken = disk.fill()?;
+    std::thread::sleep(time / 2);
+    disk.fill()?;
+    std::thread::sleep(time / 2);
+    let errors = errors(world).saturating_sub(before);
+    disk.empty()?;
+    world.wait_postgres()?;
+    Ok(match errors {
+        0 => Not(format!("{taken} kB taken, but PostgreSQL did not notice")),
+        _ => Happened(format!(
+            "{taken} kB taken for {time:?}, {errors} errors for want of space"
+        )),
+    })
+}
+
+fn errors(world: &World) -> usize {
+    world.lab.postgres.log().matches("No space left on device").count()
+}

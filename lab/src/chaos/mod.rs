@@ -1,0 +1,146 @@
+//! `lab chaos`: writers write, faults drawn from a seed strike, and at the end the stream holds exactly what was
+//! committed, once, in order.
+
+mod checker;
+mod disk;
+mod faults;
+mod faults_nats;
+mod faults_operator;
+mod faults_postgres;
+mod log;
+mod proxy;
+mod stream;
+mod world;
+mod writers;
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use faults::{Deck, Fault, SINGLE};
+use log::FaultLog;
+use world::{Plan, World};
+use writers::Pace;
+
+pub use disk::release;
+
+/// What is asked for on the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Draws faults, their times and what the writers do; a random one if not given.
+    pub seed: Option<u64>,
+    /// How long faults strike.
+    pub minutes: f64,
+    /// Only these faults.
+    pub only: Vec<String>,
+    /// The stream's duplicate window in seconds; drawn from the seed if not given.
+    pub window: Option<f64>,
+}
+
+/// Runs it; true if every promise was kept.
+pub fn run(options: &Options) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let mut random = StdRng::seed_from_u64(seed);
+    let drawn = [2.0, 3.0, 5.0, 10.0][random.random_range(0..4)];
+    let window = Duration::try_from_secs_f64(options.window.unwrap_or(drawn))?;
+    let faults = chosen(&options.only)?;
+    let plan = Plan {
+        seed,
+        window,
+        faults: faults.iter().map(|fault| fault.name).collect(),
+    };
+    println!(
+        "chaos: seed {seed}, {} minutes, duplicate window {window:?}",
+        options.minutes
+    );
+    let length = Duration::try_from_secs_f64(options.minutes * 60.0)?;
+    let bar = bar(length);
+    let result = scenario(&plan, faults, length, bar.clone());
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    let kept = result.with_context(|| format!("seed {seed}"))?;
+    println!("chaos: seed {seed} {}", if kept { "passed" } else { "FAILED" });
+    Ok(kept)
+}
+
+fn chosen(only: &[String]) -> Result<Vec<&'static Fault>> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !SINGLE.iter().any(|fault| fault.name == name.as_str()))
+    {
+        let names: Vec<_> = SINGLE.iter().map(|fault| fault.name).collect();
+        bail!("no fault is called {unknown:?}; there are: {}", names.join(", "));
+    }
+    let wanted = |fault: &&Fault| only.is_empty() || only.iter().any(|name| name == fault.name);
+    Ok(SINGLE.iter().filter(wanted).collect())
+}
+
+fn scenario(plan: &Plan, faults: Vec<&'static Fault>, length: Duration, bar: Option<ProgressBar>) -> Result<bool> {
+    let mut names = plan.faults.clone();
+    let mut world = World::start(plan, FaultLog::new(bar.clone()))?;
+    if let Err(reason) = &world.disk {
+        let text = format!("PostgreSQL has no disk of its own: {reason}");
+        world.log.say(text);
+    }
+    world.start_writers(&Pace {
+        pause: Duration::from_millis(80),
+        asynchronous: true,
+    });
+    let mut deck = Deck::new(faults);
+    let struck = strikes(&mut world, &mut deck, length, bar.as_ref());
+    let logs = world.lab.postgres.data().with_file_name("postgres.log");
+    struck.and_then(|()| world.finish()).or_else(|error| {
+        // What was lost may say why.
+        println!("{error:#}\n{}", world.lab.logs());
+        world.log.say("the run could not be ended properly");
+        world.broken = true;
+        world.heal()
+    })?;
+    let verdict = checker::check(&world.lab, &world.observed)?;
+    if world.log.count(faults_postgres::PREPARED) > 0 {
+        names.push(faults_postgres::PREPARED);
+    }
+    println!("{}", world.log.table(&names));
+    println!("  {}", verdict.summary());
+    let kept = verdict.broken.is_empty() && !world.broken;
+    if !kept {
+        println!(
+            "{}",
+            checker::histories(&world.lab, &world.observed, &verdict, &world.log)
+        );
+        let saved = crate::paths::Paths::find()?
+            .logs()
+            .join(format!("chaos-{}-postgres.log", plan.seed));
+        std::fs::copy(logs, &saved)?;
+        println!("PostgreSQL's log: {}", saved.display());
+    }
+    Ok(kept)
+}
+
+/// Faults strike until the time is over.
+fn strikes(world: &mut World, deck: &mut Deck, length: Duration, bar: Option<&ProgressBar>) -> Result<()> {
+    while world.log.elapsed() < length {
+        let pause = world.some(200, 2500);
+        std::thread::sleep(pause);
+        deck.strike(world)?;
+        if let Some(bar) = bar {
+            bar.set_position(world.log.elapsed().as_secs());
+        }
+    }
+    Ok(())
+}
+
+fn bar(length: Duration) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let bar = ProgressBar::new(length.as_secs());
+        let style = ProgressStyle::with_template("{spinner} chaos [{bar:24}] {pos}/{len} s");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        bar
+    })
+}

@@ -1,0 +1,182 @@
+//! A TCP proxy between the worker and nats-server that can be told to misbehave.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// How the proxy treats its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Hands on everything.
+    Pass,
+    /// Hands on what the client says and swallows what the server answers.
+    DropAcks,
+    /// Hands on everything, each piece this much later.
+    Delay(Duration),
+    /// Takes bytes from neither side; connections stay open.
+    Stall,
+    /// Ends the server's half towards the client; what the client says is still handed on.
+    HalfClose,
+    /// Closes every connection, and new ones at once.
+    Refuse,
+}
+
+#[derive(Clone, Copy)]
+struct Order {
+    mode: Mode,
+    /// Connections made under an older number end.
+    generation: u64,
+}
+
+/// The running proxy. It ends with its runtime.
+pub struct Proxy {
+    port: u16,
+    orders: watch::Sender<Order>,
+    swallowed: Arc<AtomicU64>,
+    accepted: Arc<AtomicU64>,
+}
+
+/// What one connection needs to know.
+#[derive(Clone)]
+struct Pump {
+    orders: watch::Receiver<Order>,
+    generation: u64,
+    swallowed: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1 and hands on to `server`.
+    pub fn start(runtime: &Handle, server: u16) -> Result<Self> {
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let port = listener.local_addr()?.port();
+        let first = Order {
+            mode: Mode::Pass,
+            generation: 0,
+        };
+        let (orders, watched) = watch::channel(first);
+        let (swallowed, accepted) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (bytes, count) = (swallowed.clone(), accepted.clone());
+        runtime.spawn(async move {
+            loop {
+                let Ok((client, _)) = listener.accept().await else {
+                    continue;
+                };
+                let order = *watched.borrow();
+                if order.mode == Mode::Refuse {
+                    continue;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                let pump = Pump {
+                    orders: watched.clone(),
+                    generation: order.generation,
+                    swallowed: bytes.clone(),
+                };
+                tokio::spawn(serve(client, server, pump));
+            }
+        });
+        Ok(Self {
+            port,
+            orders,
+            swallowed,
+            accepted,
+        })
+    }
+
+    /// `nats://127.0.0.1:<port>`.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Changes what becomes of every connection from now on.
+    pub fn set(&self, mode: Mode) {
+        self.orders.send_modify(|order| order.mode = mode);
+    }
+
+    /// Closes all connections of this moment and hands on everything for those to come.
+    pub fn renew(&self) {
+        self.orders.send_modify(|order| {
+            order.mode = Mode::Pass;
+            order.generation += 1;
+        });
+    }
+
+    /// Bytes of answers swallowed so far.
+    pub fn swallowed(&self) -> u64 {
+        self.swallowed.load(Ordering::Relaxed)
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// One connection, until either side or the proxy has had enough.
+async fn serve(client: TcpStream, server: u16, pump: Pump) {
+    let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, server))).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let up = pump.clone().copy(from_client, to_server, false);
+    let down = pump.copy(from_server, to_client, true);
+    tokio::pin!(up, down);
+    tokio::select! {
+        // A half-closed connection goes on in the other direction.
+        ended = &mut down => if ended == Ended::Half { up.await; },
+        _ = &mut up => {}
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ended {
+    Whole,
+    Half,
+}
+
+impl Pump {
+    async fn copy(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, answers: bool) -> Ended {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let order = *self.orders.borrow_and_update();
+            if order.mode == Mode::Refuse || order.generation != self.generation {
+                return Ended::Whole;
+            }
+            if order.mode == Mode::HalfClose && answers {
+                let _ = to.shutdown().await;
+                return Ended::Half;
+            }
+            let read = tokio::select! {
+                changed = self.orders.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return Ended::Whole,
+                },
+                read = from.read(&mut buffer), if order.mode != Mode::Stall => read,
+            };
+            let bytes = match read {
+                Ok(n) if n > 0 => &buffer[..n],
+                _ => return Ended::Whole,
+            };
+            match order.mode {
+                Mode::DropAcks if answers => {
+                    self.swallowed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    continue;
+                }
+                Mode::Delay(time) => tokio::time::sleep(time).await,
+                _ => {}
+            }
+            if to.write_all(bytes).await.is_err() {
+                return Ended::Whole;
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! What the faults act on: servers, proxy, writers, stream, and how to bring everything up again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use async_nats::jetstream;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::{Builder, Runtime};
+
+use super::disk::SmallDisk;
+use super::faults::{Fault, SINGLE, strike};
+use super::log::FaultLog;
+use super::proxy::{Mode, Proxy};
+use super::stream::{Observed, STREAM, is_missing};
+use super::writers::{Pace, Writers, end_all_prepared};
+use crate::lab::{DATABASE, Lab};
+use crate::paths::Paths;
+
+/// The ledger and the function the writers call.
+const LEDGER: &str = include_str!("ledger.sql");
+
+/// Longest wait for PostgreSQL to take connections.
+const COMES_BACK: Duration = Duration::from_secs(60);
+
+/// Size of the disk that gets filled, megabytes.
+const DISK: u64 = 3000;
+
+/// Most of the time for a backlog to drain once nothing fails any more.
+const DRAINS: Duration = Duration::from_secs(180);
+
+/// A scenario's servers and what goes on in them. What is dropped last stands last.
+pub struct World {
+    /// Writers, while there are any.
+    pub writers: Option<Writers>,
+    /// Both servers.
+    pub lab: Lab,
+    /// What stands between them.
+    pub proxy: Proxy,
+    /// What the stream has held.
+    pub observed: Observed,
+    /// What happened.
+    pub log: FaultLog,
+    /// Draws everything.
+    pub random: StdRng,
+    /// The stream's duplicate window.
+    pub window: Duration,
+    /// Faults that may strike.
+    pub allowed: Vec<&'static str>,
+    /// That no fault is drawn within a fault within a fault.
+    pub nested: bool,
+    /// Whether something went wrong that leaves no message to show.
+    pub broken: bool,
+    /// PostgreSQL's disk, or why it has none of its own.
+    pub disk: Result<SmallDisk, String>,
+    /// Runs writers and proxy.
+    pub runtime: Runtime,
+    seed: u64,
+}
+
+/// What a scenario is like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Draws everything.
+    pub seed: u64,
+    /// The stream's duplicate window.
+    pub window: Duration,
+    /// Names of the faults that may strike. With `disk-full` PostgreSQL gets a disk of its own.
+    pub faults: Vec<&'static str>,
+}
+
+impl World {
+    /// Starts servers and proxy, and creates extension, stream and ledger.
+    pub fn start(plan: &Plan, log: FaultLog) -> Result<Self> {
+        let paths = Paths::ready()?;
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let folder = paths.run().join(format!("pg-{}-chaos", std::process::id()));
+        let disk = match plan.faults.contains(&"disk-full") {
+            true => SmallDisk::make(&folder, DISK).map_err(|error| format!("{error:#}")),
+            false => Err("not asked for".to_owned()),
+        };
+        let mut builder = Lab::builder().durable();
+        for (name, value) in SETTINGS {
+            builder = builder.set(name, value);
+        }
+        if disk.is_ok() {
+            builder = builder.postgres_dir(folder);
+        }
+        let lab = builder.start()?;
+        let proxy = Proxy::start(runtime.handle(), lab.nats.port())?;
+        let world = Self {
+            writers: None,
+            lab,
+            proxy,
+            observed: Observed::default(),
+            log,
+            random: StdRng::seed_from_u64(plan.seed),
+            window: plan.window,
+            allowed: plan.faults.clone(),
+            nested: false,
+            broken: false,
+            disk,
+            runtime,
+            seed: plan.seed,
+        };
+        world.lab.sql(LEDGER)?;
+        world.configure()?;
+        world.lab.wait_connected()?;
+        Ok(world)
+    }
+
+    /// What an operator does after `create extension`.
+    pub fn configure(&self) -> Result<()> {
+        let url = self.proxy.url();
+        self.lab.sql(&format!(
+            "update jetstream.connections set url = '{url}', reconnect_delay_ms = 100, connection_timeout_ms = 1000 \
+             where name = 'default'"
+        ))?;
+        self.ask_for_stream(-1)
+    }
+
+    /// Asks for the stream, with this limit.
+    pub fn ask_for_stream(&self, max_messages: i64) -> Result<()> {
+        self.lab.sql(&format!(
+            "select jetstream.create_stream('{STREAM}', array['chaos.>'], discard => 'new', \
+             max_messages => {max_messages}, duplicate_window => interval '{} ms')",
+            self.window.as_millis()
+        ))?;
+        Ok(())
+    }
+
+    /// Lets the writers begin.
+    pub fn start_writers(&mut self, pace: &Pace) {
+        let conninfo = self.lab.postgres.conninfo(DATABASE);
+        self.writers = Some(Writers::start(self.runtime.handle(), &conninfo, self.seed, pace));
+    }
+
+    /// A random time between two, in milliseconds.
+    pub fn some(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(self.random.random_range(least..=most))
+    }
+
+    /// Lets time pass in the middle of a fault; now and then another one strikes in it.
+    pub fn during(&mut self, time: Duration) -> Result<()> {
+        let started = Instant::now();
+        if !self.nested && self.random.random_bool(0.3) {
+            std::thread::sleep(time / 3);
+            let quick: Vec<&Fault> = SINGLE
+                .iter()
+                .filter(|fault| fault.quick && self.allowed.contains(&fault.name))
+                .collect();
+            if let Some(fault) = quick.choose(&mut self.random) {
+                self.nested = true;
+                strike(fault, self)?;
+                self.nested = false;
+            }
+        }
+        std::thread::sleep(time.saturating_sub(started.elapsed()));
+        Ok(())
+    }
+
+    /// Waits until PostgreSQL takes connections, starting it if it has ended.
+    pub fn wait_postgres(&mut self) -> Result<()> {
+        let deadline = Instant::now() + COMES_BACK;
+        loop {
+            match self.lab.value("select 1") {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).with_context(|| format!("PostgreSQL does not come back\n{}", self.lab.logs()));
+                }
+                Err(_) if !crate::process::alive(self.lab.postgres.pid()) => {
+                    self.lab.postgres.kill9()?;
+                    self.lab.postgres.start_again()?;
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// The first process of this kind, waited for a moment.
+    pub fn process(&self, pattern: &str) -> Option<u32> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let found = self
+                .lab
+                .postgres
+                .backends(pattern)
+                .ok()
+                .and_then(|pids| pids.first().copied());
+            if found.is_some() || Instant::now() > deadline {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Prepared transactions of this moment.
+    pub fn prepared(&self) -> u64 {
+        let count = self.lab.value("select count(*) from pg_prepared_xacts");
+        count.ok().and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until NATS has the stream.
+    pub fn wait_stream(&self) -> Result<()> {
+        let exists = || {
+            self.lab
+                .jetstream(async |context| match context.get_stream(STREAM).await {
+                    Ok(_) => Ok(true),
+                    Err(error) if is_missing(&error) => Ok(false),
+                    Err(error) => Err(error.into()),
+                })
+        };
+        crate::wait_until(Duration::from_secs(30), "the stream is there", exists)
+    }
+
+    /// Reads, purges or deletes: runs code on what was observed and the JetStream it was observed in.
+    pub fn on_stream<T: Send>(
+        &mut self,
+        code: impl AsyncFnOnce(&mut Observed, jetstream::Context) -> Result<T> + Send,
+    ) -> Result<T> {
+        let observed = &mut self.observed;
+        self.lab.jetstream(async move |context| code(observed, context).await)
+    }
+
+    /// Undoes whatever a fault may have left, and waits until both servers answer.
+    pub fn heal(&mut self) -> Result<()> {
+        self.proxy.set(Mode::Pass);
+        let _ = self.lab.nats.resume();
+        if !crate::process::alive(self.lab.nats.pid()) {
+            self.lab.nats.restart()?;
+        }
+        if let Ok(disk) = &self.disk {
+            disk.empty()?;
+        }
+        self.wait_postgres()?;
+        self.lab.sql("select jetstream.resume()")?;
+        self.ask_for_stream(-1)?;
+        self.wait_stream()
+    }
+
+    /// Stops the writers, ends what is prepared, heals, and waits until nothing is owed.
+    pub fn finish(&mut self) -> Result<()> {
+        self.log.say("no more faults; waiting until nothing is owed");
+        if let Some(writers) = self.writers.take() {
+            let tally = writers.stop();
+            let text = format!("writers: {tally:?}");
+            self.log.say(text);
+        }
+        self.heal()?;
+        let conninfo = self.lab.postgres.conninfo(DATABASE);
+        end_all_prepared(self.runtime.handle(), &conninfo, self.seed)?;
+        let drained = self.wait_drained(DRAINS);
+        self.on_stream(async |observed, context| observed.read_on(&context).await)?;
+        drained
+    }
+
+    /// Waits until nothing is owed.
+    pub fn wait_drained(&mut self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        let deadline = started + limit;
+        loop {
+            let owed: u64 = self.lab.value("select count(*) from jetstream.outbox")?.parse()?;
+            if owed == 0 {
+                let text = format!("nothing is owed after {:.1} s", started.elapsed().as_secs_f64());
+                self.log.say(text);
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let status = self.lab.sql("select row_to_json(s) from jetstream.status() s")?;
+                let rows = self
+                    .lab
+                    .sql("select row_to_json(o) from jetstream.outbox o order by id limit 3")?;
+                bail!("{owed} messages are still owed after {limit:?}; status {status:?}; the first {rows:?}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// Short times, so that much happens.
+const SETTINGS: [(&str, &str); 12] = [
+    ("pg_jetstream.ack_timeout", "1s"),
+    ("pg_jetstream.retry_backoff_base", "200ms"),
+    ("pg_jetstream.retry_backoff_max", "2s"),
+    ("pg_jetstream.poll_interval", "200ms"),
+    ("pg_jetstream.max_attempts", "1000000"),
+    ("max_prepared_transactions", "60"),
+    ("max_connections", "60"),
+    ("max_wal_size", "200MB"),
+    ("min_wal_size", "80MB"),
+    ("checkpoint_timeout", "30s"),
+    ("log_min_duration_statement", "5s"),
+    ("restart_after_crash", "on"),
+];
