@@ -1,0 +1,117 @@
+//! A standby stays quiet; a promoted one goes on where the primary was.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use e2e_support::{SOON, arrived, drained, eventually, exactly_once, insert, lab, worker};
+use lab::Lab;
+use lab::lab::DATABASE;
+use lab::nats::free_port;
+use lab::paths::Paths;
+use lab::postgres::Stop;
+use lab::user::ServerUser;
+use nix::sys::signal::Signal;
+
+/// A server that follows the lab's.
+struct Standby {
+    child: Child,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Standby {
+    fn start(lab: &Lab) -> Standby {
+        let (user, bin) = (ServerUser::find().unwrap(), Paths::ready().unwrap().pg_bin());
+        let home = lab.postgres.data().parent().unwrap().to_owned();
+        let (data, log) = (home.join("standby"), home.join("standby.log"));
+        let made = user
+            .command(bin.join("pg_basebackup"))
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-p",
+                &lab.postgres.port().to_string(),
+            ])
+            .args(["-R", "-X", "stream", "-c", "fast", "-D"])
+            .arg(&data)
+            .current_dir(&home)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let (port, file) = (free_port().unwrap(), File::create(&log).unwrap());
+        let child = user
+            .command(bin.join("postgres"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", &format!("port={port}")])
+            .current_dir(&home)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let standby = Standby { child, port, log };
+        eventually(lab, SOON, "a standby", || {
+            Ok(standby.value("select pg_is_in_recovery()")? == "t")
+        });
+        standby
+    }
+
+    fn value(&self, query: &str) -> anyhow::Result<String> {
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname={DATABASE}", self.port);
+        let rows = postgres::Client::connect(&conninfo, postgres::NoTls)?.simple_query(query)?;
+        let value = rows.iter().find_map(|row| match row {
+            postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Ok(value.unwrap_or_default())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        let _ = lab::process::signal(self.child.id(), Signal::SIGQUIT);
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_standby_is_quiet_and_a_promoted_one_goes_on() {
+    let mut lab = lab(&[("max_wal_senders", "5")]);
+    let standby = Standby::start(&lab);
+    lab.sql(&insert("s.x", 1, 100)).unwrap();
+    drained(&lab, SOON);
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.x", 101, 200)).unwrap();
+    let owed = "select count(*) from jetstream.outbox";
+    eventually(
+        &lab,
+        SOON,
+        "the standby to follow",
+        || Ok(standby.value(owed)? == "100"),
+    );
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!standby.log().contains("pg_jetstream"), "{}", standby.log());
+    let told = standby.value("select last_error from jetstream.status()").unwrap();
+    assert!(!told.is_empty(), "a standby says why it does nothing");
+
+    worker(&lab);
+    lab.postgres.stop(Stop::Immediate).unwrap();
+    assert_eq!(standby.value("select pg_promote()").unwrap(), "t");
+    lab.nats.resume().unwrap();
+    // The lab's own server is gone: only the stream and the new primary can be asked.
+    lab::wait_until(SOON, "an empty outbox", || Ok(standby.value(owed)? == "0")).unwrap();
+    arrived(&lab, "S", 200);
+    exactly_once(&lab, "S", 1..=200);
+}

@@ -1,0 +1,142 @@
+//! The worker as a citizen of the server: its memory, its threads, what it does when there is nothing to do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use std::fs;
+use std::time::Duration;
+
+use e2e_support::{LATER, SOON, arrived, drained, eventually, insert, lab, worker};
+use lab::lab::DATABASE;
+
+/// A line of /proc/<pid>/status, kB for sizes.
+fn proc_status(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(name))
+        .unwrap_or_else(|| panic!("{name}: {status}"));
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_million_messages_owed_fit_into_a_hundred_megabytes() {
+    let lab = lab(&[("pg_jetstream.history", "none"), ("max_wal_size", "4GB")]);
+    let pid = worker(&lab);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(
+        "set synchronous_commit = off;
+         insert into jetstream.outbox (subject, payload, key)
+         select 's.m', jsonb_build_object('n', n, 'filler', repeat('x', 200)), case when n % 2 = 0 then 'k' || n % 50000 end
+         from generate_series(1, 1000000) n",
+    )
+    .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 200_000);
+    let (peak, own) = (proc_status(pid, "VmHWM:") / 1024, proc_status(pid, "RssAnon:") / 1024);
+    assert_eq!(worker(&lab), pid);
+    assert!(own < 100, "{own} MB of its own, {peak} MB at most with shared memory");
+    assert!(peak < 100 + 32, "{peak} MB at most, 32 of them shared buffers");
+}
+
+#[test]
+fn no_thread_but_the_main_one_takes_signals() {
+    let lab = lab(&[]);
+    // A host name makes the runtime's threads for lookups.
+    let url = lab.nats.url().replace("127.0.0.1", "localhost");
+    lab.sql(&format!("update jetstream.connections set url = '{url}'"))
+        .unwrap();
+    lab.sql(&insert("s.x", 1, 1_000)).unwrap();
+    drained(&lab, SOON);
+    let pid = worker(&lab);
+    let mut others = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let task = task.unwrap();
+        if task.file_name().to_str() == Some(&pid.to_string()) {
+            continue;
+        }
+        others += 1;
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let blocked = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:"))
+            .unwrap()
+            .trim();
+        let blocked = u64::from_str_radix(blocked, 16).unwrap();
+        // All but SIGKILL and SIGSTOP, which cannot be blocked, and the two of the C library.
+        for signal in (1..=31_u32).filter(|signal| ![9, 19].contains(signal)) {
+            assert!(blocked & 1 << (signal - 1) != 0, "signal {signal} is open in {status}");
+        }
+    }
+    assert!(others >= 1, "no relay thread?");
+}
+
+#[test]
+fn an_idle_worker_makes_few_transactions_and_little_noise() {
+    let lab = lab(&[("autovacuum", "off")]);
+    lab.sql(&insert("s.x", 1, 100)).unwrap();
+    drained(&lab, SOON);
+    let pid = worker(&lab);
+    let count = |query: &str| lab.value(query).unwrap().parse::<i64>().unwrap();
+    let cycles = "select cycles from jetstream.status()";
+    let commits = "select xact_commit from pg_stat_database where datname = 'postgres'";
+    let cpu = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    std::thread::sleep(Duration::from_secs(2));
+    let (log, before, commits_before, cpu_before) = (lab.postgres.log().len(), count(cycles), count(commits), cpu());
+    std::thread::sleep(Duration::from_secs(5));
+    let made = count(cycles) - before;
+    assert!((2..=15).contains(&made), "{made} cycles in 5 s");
+    let made = count(commits) - commits_before;
+    assert!(made <= 40, "{made} transactions in 5 s");
+    let used = cpu() - cpu_before;
+    assert!(used <= 10, "{used} hundredths of a second of CPU in 5 s");
+    assert_eq!(lab.postgres.log().len(), log, "{}", lab.postgres.log_tail());
+    // It holds back nothing: no snapshot, no transaction.
+    let held = "select count(*) from pg_stat_activity where backend_type ilike 'pg_jetstream%' \
+                and (backend_xmin is not null or backend_xid is not null)";
+    eventually(&lab, SOON, "no snapshot held", || Ok(lab.value(held)? == "0"));
+}
+
+#[test]
+fn what_the_worker_does_is_seen_where_one_looks() {
+    let lab = lab(&[]);
+    let pid = worker(&lab);
+    let seen = lab.sql("select pid, backend_type, application_name, state, datname from pg_stat_activity where backend_type ilike 'pg_jetstream worker%'").unwrap();
+    assert_eq!(seen[0][0], pid.to_string());
+    assert_eq!(seen[0][2..], ["pg_jetstream", "idle", DATABASE], "{seen:?}");
+    lab.sql(&insert("s.x", 1, 5_000)).unwrap();
+    drained(&lab, LATER);
+    // Deleted rows are counted, so that autovacuum sees them.
+    let deleted =
+        "select n_tup_del >= 5000 from pg_stat_user_tables where schemaname = 'jetstream' and relname = 'outbox'";
+    eventually(&lab, SOON, "statistics", || Ok(lab.value(deleted)? == "t"));
+    let status = lab.sql("select worker, state, in_flight, claimed, stored, duplicates, retried, dead, lag is null from jetstream.status()").unwrap();
+    assert_eq!(status, [["postgres", "idle", "0", "5000", "5000", "0", "0", "0", "t"]]);
+    let health = lab
+        .value("select jetstream.health() - 'detail' - 'worker_pid'")
+        .unwrap();
+    for part in [
+        "\"healthy\": true",
+        "\"owed\": false",
+        "\"dead_letters\": 0",
+        "\"connected\": true",
+    ] {
+        assert!(health.contains(part), "{part}: {health}");
+    }
+    assert_eq!(
+        lab.value("select successful from jetstream.publish_summary").unwrap(),
+        "5000"
+    );
+    assert_eq!(
+        lab.value("select count from jetstream.performance where stream = 'S'")
+            .unwrap(),
+        "5000"
+    );
+    eventually(&lab, SOON, "a position", || {
+        Ok(lab.value("select coalesce(max(last_sequence), 0) from jetstream.positions where stream = 'S'")? == "5000")
+    });
+}
