@@ -61,6 +61,8 @@ struct Held {
     blockers: BTreeSet<i64>,
     /// Messages of the key with this id or a higher one may be unclaimed.
     from: i64,
+    /// Messages in flight may still come back untried: nothing is claimed before they have.
+    returning: bool,
 }
 
 /// The keys with something in flight or held.
@@ -88,8 +90,8 @@ impl Keys {
                 self.held.insert(
                     key.clone(),
                     Held {
-                        blockers: BTreeSet::new(),
                         from: id,
+                        ..Held::default()
                     },
                 );
                 return Admit::Leave;
@@ -120,7 +122,9 @@ impl Keys {
                     from: id,
                     ..Held::default()
                 });
+                held.blockers.remove(&id);
                 held.from = held.from.min(id);
+                held.returning = true;
             }
         }
     }
@@ -133,6 +137,7 @@ impl Keys {
         });
         held.blockers.insert(id);
         held.from = held.from.min(from);
+        held.returning = true;
     }
 
     /// Keys of a connection whose messages can be claimed by key now, with the id to start from, at most `most`.
@@ -140,7 +145,8 @@ impl Keys {
         self.held
             .iter()
             .filter(|(key, held)| {
-                &*key.connection == connection && held.blockers.is_empty() && self.waiting(key) <= MAX_PER_KEY / 2
+                let most = if held.returning { 0 } else { MAX_PER_KEY / 2 };
+                &*key.connection == connection && held.blockers.is_empty() && self.waiting(key) <= most
             })
             .take(most)
             .map(|(key, held)| (key.clone(), held.from))
@@ -154,6 +160,7 @@ impl Keys {
             self.held.remove(key);
         } else if let (Some(held), Some(last)) = (self.held.get_mut(key), last) {
             held.from = last.saturating_add(1);
+            held.returning = false;
         }
     }
 
@@ -218,6 +225,20 @@ mod tests {
         keys.claimed(&key(), Some(3), true);
         assert_eq!(keys.admit(&key(), 4, Lane::Insert), Admit::Send);
         assert_eq!(keys.held(), 0);
+    }
+
+    #[test]
+    fn nothing_is_claimed_while_messages_may_come_back_untried() {
+        let mut keys = Keys::default();
+        for id in 1..=3 {
+            assert_eq!(keys.admit(&key(), id, Lane::Insert), Admit::Send);
+        }
+        keys.block(key(), 1, 2);
+        keys.ended(&key(), 1, End::Gone);
+        assert_eq!(keys.ready("default", 1), [], "2 and 3 are still out");
+        keys.ended(&key(), 2, End::Back);
+        keys.ended(&key(), 3, End::Back);
+        assert_eq!(keys.ready("default", 1), [(key(), 2)]);
     }
 
     #[test]

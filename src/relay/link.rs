@@ -31,6 +31,8 @@ const STEADY: Duration = Duration::from_secs(5);
 pub(super) enum Order {
     /// Publish these, in order.
     Publish(Vec<Arc<Message>>),
+    /// The failure of a message of this key is known.
+    Resume(String),
     /// The connection's streams, all of them.
     Streams(Vec<StreamSpec>),
     Limits(Limits),
@@ -228,6 +230,7 @@ impl Link {
     pub(super) fn take_in(&mut self, order: Option<Order>) -> Todo {
         match order {
             Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.push(message)),
+            Some(Order::Resume(key)) => self.queue.open(&key),
             Some(Order::Limits(limits)) => self.limits = limits,
             Some(Order::Streams(streams)) => {
                 self.streams = streams;
@@ -249,7 +252,18 @@ impl Link {
         match self.tail.take(message.id, &message.message_id) {
             Some((stream, sequence)) => self.found(&message, stream, sequence),
             None if message.unsure_since.is_some() => self.unsure.push(message),
-            None => self.queue.push(message),
+            None => self.enqueue(message),
+        }
+    }
+
+    /// Puts a message in line, or holds it back if one of its key has failed.
+    pub(super) fn enqueue(&mut self, message: Arc<Message>) {
+        let id = message.id;
+        if !self.queue.push(message) {
+            self.settled.push(Settled {
+                id,
+                outcome: Outcome::HeldBack,
+            });
         }
     }
 

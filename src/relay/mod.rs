@@ -64,6 +64,14 @@ pub enum Command {
     /// What the connection may have sent before: read the tails of its streams when it is connected, and settle what is
     /// there. To be sent before the [`Command::Connections`] that opens it.
     Recover(Arc<str>, Plan),
+    /// The failure of a message of this key has been taken in: what is published from now on knows of it. What came
+    /// between the failure and this is held back.
+    Resume {
+        /// `connections.name`.
+        connection: Arc<str>,
+        /// `outbox.key`.
+        key: String,
+    },
     /// Publish these, in order. Each is answered by exactly one [`Settled`].
     Publish(Vec<Arc<Message>>),
     /// Publish no more; wait at most so long for acks, release the rest, end the thread.

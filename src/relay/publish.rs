@@ -284,7 +284,7 @@ impl Serving<'_> {
             // They are dropped by the stream as long as its duplicate window lasts.
             std::mem::take(&mut self.link.unsure)
                 .into_iter()
-                .for_each(|message| self.link.queue.push(message));
+                .for_each(|message| self.link.enqueue(message));
             return;
         }
         self.looked_for = std::mem::take(&mut self.link.unsure);
@@ -311,11 +311,11 @@ impl Serving<'_> {
                 for message in messages {
                     match tail.take(message.id, &message.message_id) {
                         Some((stream, sequence)) => self.link.found(&message, stream, sequence),
-                        None => self.link.queue.push(message),
+                        None => self.link.enqueue(message),
                     }
                 }
             }
-            Err(_) if self.link.blind => messages.into_iter().for_each(|message| self.link.queue.push(message)),
+            Err(_) if self.link.blind => messages.into_iter().for_each(|message| self.link.enqueue(message)),
             Err(reason) => {
                 let failed = messages.iter().map(|message| Settled {
                     id: message.id,

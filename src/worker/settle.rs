@@ -13,6 +13,7 @@ use crate::error::{Class, RelayError};
 use crate::message::{Message, Outcome, Settled};
 use crate::micros;
 use crate::order::End;
+use crate::relay::Command;
 use crate::store::{Failure, Record, config};
 
 /// Positions are written at most so often.
@@ -170,6 +171,23 @@ impl Worker {
         self.store.settle_retries(&retries)?;
         self.store.settle_dead(&deaths, &self.settings)?;
         Ok(settlement)
+    }
+
+    /// Holds the keys of failed messages before anything else of them is claimed, then lets the relay take them again.
+    pub(super) fn hold_failed_keys(&mut self, outcomes: &[Settled]) {
+        for settled in outcomes
+            .iter()
+            .filter(|settled| matches!(settled.outcome, Outcome::Failed(_)))
+        {
+            let Some(key) = self.flights.get(&settled.id).and_then(|flight| key_of(&flight.message)) else {
+                continue;
+            };
+            self.keys.block(key.clone(), settled.id, settled.id.saturating_add(1));
+            self.relay.send(Command::Resume {
+                connection: key.connection,
+                key: key.key,
+            });
+        }
     }
 
     /// Takes out the outcomes of messages whose row somebody else holds; they are settled later.
