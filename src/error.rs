@@ -1,4 +1,4 @@
-//! What can go wrong on the way to JetStream, and the class that decides what happens then. Free of pgrx.
+//! What can go wrong on the way to JetStream, and the class that decides what happens then. Free of PostgreSQL.
 
 use thiserror::Error;
 

@@ -1,4 +1,4 @@
-//! Default values of the settings that the pure modules and their tests refer to. Free of pgrx.
+//! Default values of the settings that the pure modules and their tests refer to. Free of PostgreSQL.
 
 /// `pg_jetstream.max_attempts`: with the default backoff, more than a day of attempts.
 pub const MAX_ATTEMPTS: i32 = 330;

@@ -1,4 +1,4 @@
-//! The message: one row to send, as plain values. Free of pgrx, so that it is tested without PostgreSQL.
+//! The message: one row to send, as plain values. Free of PostgreSQL, so that it is tested without a server.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

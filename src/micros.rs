@@ -1,4 +1,4 @@
-//! PostgreSQL's own count of time: microseconds since 2000-01-01 UTC. Free of pgrx.
+//! PostgreSQL's own count of time: microseconds since 2000-01-01 UTC. Free of PostgreSQL.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Which messages may be in flight together. Free of pgrx.
+//! Which messages may be in flight together. Free of PostgreSQL.
 //!
 //! Messages of one key leave in order, one at a time. The relay sends the next when the last is acknowledged; this
 //! module sees to it that none overtakes a message of its key that failed, and that no key fills the window. A key

@@ -1,4 +1,4 @@
-//! When a failed message is tried again. Free of pgrx.
+//! When a failed message is tried again. Free of PostgreSQL.
 
 use std::time::Duration;
 

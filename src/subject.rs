@@ -1,4 +1,4 @@
-//! Subjects: what may be published to, and matching against patterns. Free of pgrx.
+//! Subjects: what may be published to, and matching against patterns. Free of PostgreSQL.
 
 use thiserror::Error;
 

@@ -1,5 +1,5 @@
 //! The relay: the I/O side of the drain worker. One thread owns a current-thread tokio runtime and the NATS
-//! clients; plain values go in and out. Nothing here imports pgrx.
+//! clients; plain values go in and out. Nothing here knows PostgreSQL.
 //!
 //! `hub` hands each connection its share of the commands; `link` is one connection's life, `connect` its login,
 //! `publish` and `acks` what it does while connected, `streams` the streams it keeps as asked. `queue`, `window`,
