@@ -80,7 +80,6 @@ fn owe(lab: &Lab, count: usize) -> Result<()> {
         "insert into jetstream.outbox (subject, raw) \
          select 'bench.s' || i % 128, convert_to(repeat('x', {SIZE}), 'UTF8') from generate_series(1, {count}) i"
     ))?;
-    lab.sql("checkpoint")?;
     Ok(())
 }
 
