@@ -26,6 +26,10 @@ create table jetstream.outbox (
     constraint outbox_message_id_valid check (jetstream.check_message_id(message_id)),
     constraint outbox_one_payload
         check (num_nonnulls(payload, raw) = 1 or jetstream.reject_payload(num_nonnulls(payload, raw))),
+    -- No NATS server takes more than 64 MB. Text can be much longer than its jsonb (1e100000), hence the second look.
+    constraint outbox_payload_size check (pg_column_size(payload) < 4096 or octet_length(payload::text) <= 67108864),
+    constraint outbox_raw_size check (octet_length(raw) <= 67108864),
+    constraint outbox_deliver_at_finite check (isfinite(deliver_at)),
     constraint outbox_ttl_range check (ttl between '1 second' and '10000 days'),
     constraint outbox_attempts_range check (attempts >= 0)
 );

@@ -205,17 +205,25 @@ pub fn is_alive(pid: i32) -> bool {
 ///
 /// Source of the method: hint bits are held back in the same way (`SetHintBits` in heapam_visibility.c).
 pub fn flush_commits(xids: impl Iterator<Item = u64>) {
-    // SAFETY: reads a counter in shared memory.
-    let next = unsafe { pg_sys::ReadNextFullTransactionId() }.value;
+    // SAFETY: reads counters in shared memory. The lock of the second is not needed: what is cut off the commit log in
+    // between raises an ERROR, after which the worker starts again.
+    let (next, oldest) = unsafe {
+        #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+        let variables = pg_sys::ShmemVariableCache;
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        let variables = pg_sys::TransamVariables;
+        (pg_sys::ReadNextFullTransactionId().value, (*variables).oldestClogXid)
+    };
+    let oldest = full_xid(oldest, next);
     let mut flush_to = 0;
     for xid in xids {
-        // Ids outside this range come from a restored dump, and the commit log may not reach them.
-        let lsn = if xid >= next || next - xid > 50_000_000 {
+        // Ids outside this range are old, or come from a restored dump, and the commit log does not know them.
+        let lsn = if (oldest..next).contains(&xid) {
+            // SAFETY: the commit log has this id, see above.
+            unsafe { pg_sys::TransactionIdGetCommitLSN(short_xid(xid)) }
+        } else {
             // SAFETY: reads the current insert position.
             unsafe { pg_sys::GetXLogInsertRecPtr() }
-        } else {
-            // SAFETY: the id is a recent one of this cluster, so its commit log page exists.
-            unsafe { pg_sys::TransactionIdGetCommitLSN(short_xid(xid)) }
         };
         flush_to = flush_to.max(lsn);
     }
@@ -223,6 +231,13 @@ pub fn flush_commits(xids: impl Iterator<Item = u64>) {
         // SAFETY: flush_to is a position already inserted.
         unsafe { pg_sys::XLogFlush(flush_to) }
     }
+}
+
+/// The full form of an id that is not after `next`.
+fn full_xid(xid: pg_sys::TransactionId, next: u64) -> u64 {
+    let xid = u64::from(xid.into_inner());
+    let full = next & !0xFFFF_FFFF | xid;
+    if full > next { full - (1 << 32) } else { full }
 }
 
 fn short_xid(xid: u64) -> pg_sys::TransactionId {
