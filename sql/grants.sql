@@ -4,7 +4,8 @@ do $$
 declare
     role text;
 begin
-    foreach role in array array['jetstream_publisher', 'jetstream_reader', 'jetstream_admin', 'jetstream_worker'] loop
+    foreach role in array array['jetstream_publisher', 'jetstream_reader', 'jetstream_admin', 'jetstream_worker',
+        'jetstream_webhook_worker'] loop
         if not exists (select from pg_catalog.pg_roles where rolname = role) then
             execute pg_catalog.format('create role %I nologin', role);
         end if;
@@ -16,7 +17,8 @@ revoke all on schema jetstream from public;
 revoke all on all tables in schema jetstream from public;
 revoke all on all functions in schema jetstream from public;
 
-grant usage on schema jetstream to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
+grant usage on schema jetstream to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker,
+    jetstream_webhook_worker;
 
 -- The checks of the outbox run as whoever inserts.
 grant execute on function
@@ -39,7 +41,7 @@ grant execute on function
 -- jetstream_reader: look, without bodies, headers or secrets.
 grant select (id, name, url, cluster_urls, auth_type, username, credentials_file, tls_required, tls_ca_file, tls_cert_file,
     tls_key_file, connection_timeout_ms, reconnect_delay_ms, max_reconnect_attempts, max_connections, default_stream,
-    subject_prefix, enabled, description, created_at, updated_at)
+    subject_prefix, webhook_stream, webhook_prefix, jetstream_enabled, enabled, description, created_at, updated_at)
     on jetstream.connections to jetstream_reader, jetstream_admin;
 grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, attempts, last_error, failed_at,
     unsure_since, created_at) on jetstream.outbox to jetstream_reader;
@@ -71,6 +73,68 @@ grant select on sequence jetstream.outbox_id_seq to jetstream_worker;
 grant select, insert on jetstream.history, jetstream.dead_letters to jetstream_worker;
 grant select, insert, update on jetstream.positions to jetstream_worker;
 grant execute on function jetstream.history_maintain(interval, integer) to jetstream_worker;
+
+-- Webhooks: publishers call, readers look (not at headers and bodies), admins change.
+grant execute on function
+    jetstream.webhook_call(integer, jsonb, text, timestamptz, text, text),
+    jetstream.rule_webhook_call_unified(integer, jsonb, text, timestamptz),
+    jetstream.rule_webhook_publish_nats(integer, jsonb, text),
+    jetstream.rule_webhook_enqueue(integer, jsonb, timestamptz, text),
+    jetstream.rule_webhook_call(integer, jsonb)
+    to jetstream_publisher, jetstream_admin;
+grant select (webhook_id, webhook_name, enabled, publish_mode) on jetstream.rule_webhooks to jetstream_publisher;
+grant select (id, name, enabled, publish_mode) on jetstream.webhooks to jetstream_publisher;
+
+grant select (id, name, url, method, timeout_ms, max_attempts, retry_base_ms, retry_max_ms, retry_multiplier, enabled,
+    description, tags, connection, subject, publish_mode, nats_enabled, created_at, updated_at)
+    on jetstream.webhooks to jetstream_reader;
+grant select (id, webhook, message_id, status, url, method, timeout_ms, attempts, max_attempts, scheduled_at, worker,
+    claimed_at, lease_until, response_status, response_ms, error, created_at, completed_at)
+    on jetstream.webhook_calls to jetstream_reader;
+grant select (webhook_id, webhook_name, description, webhook_url, http_method, timeout_ms, retry_enabled, max_retries,
+    retry_delay_ms, retry_backoff_multiplier, enabled, tags, publish_mode, nats_enabled, nats_subject, nats_config_id,
+    created_at, updated_at) on jetstream.rule_webhooks to jetstream_reader;
+grant select (publish_id, webhook_id, subject, published_at, message_id, stream_name, sequence_number, success, duplicate,
+    error_message, latency_ms, attempts, expires_at) on jetstream.rule_nats_publish_history to jetstream_reader;
+grant select on jetstream.consumers, jetstream.rule_nats_config, jetstream.rule_nats_streams,
+    jetstream.rule_nats_consumer_stats, jetstream.nats_publish_summary, jetstream.nats_performance_stats,
+    jetstream.nats_recent_failures, jetstream.webhook_status_summary, jetstream.webhook_recent_failures,
+    jetstream.webhook_performance_stats to jetstream_reader, jetstream_admin;
+grant execute on function
+    jetstream.rule_nats_health_check(text), jetstream.rule_nats_config_info(text),
+    jetstream.rule_nats_stats(integer, integer), jetstream.rule_nats_webhooks_list(), jetstream.rule_webhook_list(boolean)
+    to jetstream_reader, jetstream_admin;
+
+grant select, insert, update, delete on jetstream.webhooks, jetstream.webhook_calls, jetstream.consumers,
+    jetstream.rule_nats_config, jetstream.rule_nats_streams, jetstream.rule_webhooks,
+    jetstream.rule_nats_publish_history, jetstream.rule_nats_consumer_stats to jetstream_admin;
+grant select (webhook, name, created_at) on jetstream.webhook_secrets to jetstream_admin;
+grant execute on function
+    jetstream.check_webhook_url(text),
+    jetstream.await_connection(text, integer),
+    jetstream.webhook_retry(bigint), jetstream.webhook_cleanup(interval, boolean), jetstream.webhook_reclaim(),
+    jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text, text[], boolean, text,
+        text, text, integer, integer, integer, integer),
+    jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer, integer),
+    jetstream.rule_nats_init(text), jetstream.rule_nats_test_connection(text),
+    jetstream.rule_nats_cleanup_old_history(interval, boolean), jetstream.rule_nats_cleanup_expired(),
+    jetstream.rule_webhook_register(text, text, text, jsonb, text, integer, integer, boolean, text, text, text, text[]),
+    jetstream.rule_webhook_update(integer, text, text, jsonb, integer, boolean, integer, text, boolean, text, text, text[]),
+    jetstream.rule_webhook_delete(integer), jetstream.rule_webhook_get(text),
+    jetstream.rule_webhook_secret_set(integer, text, text), jetstream.rule_webhook_secret_delete(integer, text),
+    jetstream.rule_webhook_enable_nats(integer, text, text, text), jetstream.rule_webhook_disable_nats(integer),
+    jetstream.rule_webhook_retry(bigint), jetstream.rule_webhook_call_status(bigint),
+    jetstream.rule_webhook_cleanup_old_calls(interval, boolean)
+    to jetstream_admin;
+
+-- jetstream_webhook_worker: what makes the HTTP calls. It gets the secrets of the calls it makes.
+grant execute on function jetstream.webhook_claim(text, integer, interval), jetstream.webhook_headers(integer, jsonb)
+    to jetstream_webhook_worker;
+grant execute on function
+    jetstream.webhook_complete(bigint, integer, text, double precision, text, integer),
+    jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text, integer),
+    jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean)
+    to jetstream_webhook_worker, jetstream_admin;
 
 do $$
 begin

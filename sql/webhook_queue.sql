@@ -5,21 +5,37 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    text_form text := coalesce(webhook_resolve.headers, '{}')::text;
-    secret record;
-    quoted text;
+    header record;
+    rest text;
+    done text;
+    part text[];
+    secret text;
 begin
-    if strpos(text_form, '{{secret:') > 0 then
-        for secret in select s.name, s.value from jetstream.webhook_secrets s where s.webhook = webhook_resolve.webhook loop
-            quoted := to_jsonb(secret.value)::text;
-            text_form := replace(text_form, '{{secret:' || secret.name || '}}', substr(quoted, 2, length(quoted) - 2));
+    resolved := coalesce(webhook_resolve.headers, '{}');
+    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
+                  where strpos(h.value::text, '{{secret:') > 0 loop
+        -- One pass from the left, so that what a secret holds is never taken for a reference.
+        rest := header.value;
+        done := '';
+        loop
+            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
+            exit when part is null;
+            select s.value into secret from jetstream.webhook_secrets s
+            where s.webhook = webhook_resolve.webhook and s.name = part[2];
+            if not found then
+                missing := part[2];
+                resolved := null;
+                return;
+            end if;
+            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
+            rest := part[3];
         end loop;
-        missing := substring(text_form from '\{\{secret:([A-Za-z0-9_.-]+)\}\}');
-    end if;
-    resolved := case when missing is null then text_form::jsonb end;
+        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
+    end loop;
 end
 $$;
-comment on function jetstream.webhook_resolve(integer, jsonb) is 'Header values with the secrets of the webhook in their places; missing names one that does not exist';
+comment on function jetstream.webhook_resolve(integer, jsonb) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist';
 
 create function jetstream.webhook_headers(webhook integer, headers jsonb) returns jsonb
 language plpgsql stable security definer
@@ -43,16 +59,19 @@ create function jetstream.webhook_backoff(call jetstream.webhook_calls) returns 
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-    select least(w.retry_max_ms, w.retry_base_ms * 2 ^ least(greatest(call.attempts, 1) - 1, 30))
+    select least(w.retry_max_ms,
+                 w.retry_base_ms * power(w.retry_multiplier::double precision, least(greatest(call.attempts, 1) - 1, 100)))
         * (0.9 + random() * 0.2) * interval '1 millisecond'
     from jetstream.webhooks w where w.id = call.webhook
 $$;
-comment on function jetstream.webhook_backoff(jetstream.webhook_calls) is 'Delay until the next attempt of a call, give or take a tenth';
+comment on function jetstream.webhook_backoff(jetstream.webhook_calls) is
+    'Delay until the next attempt of a call, give or take a tenth';
 
 -- Calls whose worker did not come back: pending again, or dead if that was the last attempt.
 create function jetstream.webhook_reclaim() returns integer
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
     with expired as (
         select c.id from jetstream.webhook_calls c
@@ -69,8 +88,10 @@ as $$
     )
     select count(*)::integer from back
 $$;
-comment on function jetstream.webhook_reclaim() is 'Takes calls back whose lease ran out; webhook_claim does it first. Returns how many';
+comment on function jetstream.webhook_reclaim() is
+    'Takes calls back whose lease ran out; webhook_claim does it first. Returns how many';
 
+-- By its index, also on a table that was never analyzed.
 create function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
 returns table (
     call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
@@ -78,6 +99,9 @@ returns table (
 )
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -87,11 +111,11 @@ begin
     if coalesce(btrim(webhook_claim.worker), '') = '' then
         raise exception 'worker name is empty'
             using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
-    elsif webhook_claim.n not between 1 and 10000 then
-        raise exception 'cannot claim % calls', webhook_claim.n
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
             using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
-    elsif webhook_claim.lease not between '1 millisecond' and '1 day' then
-        raise exception 'lease % is out of range', webhook_claim.lease
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
             using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
     end if;
     perform jetstream.webhook_reclaim();
@@ -102,12 +126,14 @@ begin
             order by k.scheduled_at, k.id
             limit webhook_claim.n
             for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
         )
-        update jetstream.webhook_calls k
-        set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
-            lease_until = clock_timestamp() + webhook_claim.lease
-        from due d where k.id = d.id
-        returning k.*
+        select * from claimed k order by k.scheduled_at, k.id
     loop
         select * into r from jetstream.webhook_resolve(c.webhook, c.headers);
         if r.missing is not null then
@@ -126,10 +152,10 @@ begin
 end
 $$;
 comment on function jetstream.webhook_claim(text, integer, interval) is
-    'Claims up to n calls that are due for a worker, until the lease runs out; headers come with their secrets';
+    'Claims up to n calls that are due for a worker, until the lease runs out; headers come with their secrets. Send message_id as Idempotency-Key';
 
--- The claimed call, locked; an ERROR if it is not claimed any more, or by another worker.
-create function jetstream.webhook_claimed(call_id bigint, worker text) returns jetstream.webhook_calls
+-- The claimed call, locked; an ERROR if it is not claimed any more, or not by that worker, or in another attempt.
+create function jetstream.webhook_claimed(call_id bigint, worker text, attempt integer) returns jetstream.webhook_calls
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -138,20 +164,24 @@ declare
 begin
     select k.* into c from jetstream.webhook_calls k where k.id = webhook_claimed.call_id for update;
     if not found then
-        raise exception 'webhook call % does not exist', webhook_claimed.call_id
+        raise exception 'webhook call % does not exist', coalesce(webhook_claimed.call_id::text, 'null')
             using errcode = 'undefined_object', hint = 'It may have been cleaned up.';
     elsif c.status <> 'claimed' then
         raise exception 'webhook call % is %, not claimed', c.id, c.status
             using errcode = 'object_not_in_prerequisite_state',
                   hint = 'It was finished already, or its lease ran out and it went back into the queue.';
-    elsif webhook_claimed.worker is not null and webhook_claimed.worker <> c.worker then
+    elsif webhook_claimed.worker <> c.worker then
         raise exception 'webhook call % is claimed by "%", not by "%"', c.id, c.worker, webhook_claimed.worker
             using errcode = 'object_not_in_prerequisite_state', hint = 'The lease ran out and another worker took it.';
+    elsif webhook_claimed.attempt <> c.attempts then
+        raise exception 'webhook call % is in attempt %, not in %', c.id, c.attempts, webhook_claimed.attempt
+            using errcode = 'object_not_in_prerequisite_state', hint = 'The lease ran out and the call was claimed again.';
     end if;
     return c;
 end
 $$;
-comment on function jetstream.webhook_claimed(bigint, text) is 'A claimed call, locked; an ERROR if it is not that worker''s';
+comment on function jetstream.webhook_claimed(bigint, text, integer) is
+    'A claimed call, locked; an ERROR if it is not that worker''s, or in another attempt';
 
 create function jetstream.webhook_fail(
     call_id bigint,
@@ -161,14 +191,15 @@ create function jetstream.webhook_fail(
     status integer default null,
     body text default null,
     elapsed_ms double precision default null,
-    worker text default null
+    worker text default null,
+    attempt integer default null
 ) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    c jetstream.webhook_calls := jetstream.webhook_claimed(webhook_fail.call_id, webhook_fail.worker);
-    again boolean := webhook_fail.retry and c.attempts < c.max_attempts;
+    c jetstream.webhook_calls := jetstream.webhook_claimed(webhook_fail.call_id, webhook_fail.worker, webhook_fail.attempt);
+    again boolean := coalesce(webhook_fail.retry, true) and c.attempts < c.max_attempts;
 begin
     update jetstream.webhook_calls k
     set status = case when again then 'failed' else 'dead' end,
@@ -176,21 +207,23 @@ begin
             then clock_timestamp() + greatest(jetstream.webhook_backoff(c), webhook_fail.retry_after)
             else k.scheduled_at end,
         completed_at = case when again then null else clock_timestamp() end,
-        lease_until = null, error = webhook_fail.error, response_status = webhook_fail.status,
-        response_body = left(webhook_fail.body, 16384), response_ms = webhook_fail.elapsed_ms
+        lease_until = null, error = left(coalesce(webhook_fail.error, 'failed'), 2000),
+        response_status = webhook_fail.status, response_body = left(webhook_fail.body, 16384),
+        response_ms = webhook_fail.elapsed_ms
     where k.id = c.id;
     return case when again then 'failed' else 'dead' end;
 end
 $$;
-comment on function jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text) is
-    'Ends a claimed call''s attempt as failed: tried again with backoff (not before retry_after), or dead; returns which';
+comment on function jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text, integer) is
+    'Ends a claimed call''s attempt as failed: tried again with backoff (not before retry_after), or dead; returns which. With worker and attempt it refuses what a later claim owns';
 
 create function jetstream.webhook_complete(
     call_id bigint,
     status integer,
     body text default null,
     elapsed_ms double precision default null,
-    worker text default null
+    worker text default null,
+    attempt integer default null
 ) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -198,12 +231,15 @@ as $$
 declare
     c jetstream.webhook_calls;
 begin
-    if webhook_complete.status is null or webhook_complete.status not between 200 and 299 then
+    if webhook_complete.status is null or webhook_complete.status not between 100 and 599 then
+        raise exception '% is not an HTTP status', coalesce(webhook_complete.status::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Without an answer, call jetstream.webhook_fail.';
+    elsif webhook_complete.status not between 200 and 299 then
         return jetstream.webhook_fail(webhook_complete.call_id, 'HTTP status ' || webhook_complete.status,
-            coalesce(jetstream.http_retryable(webhook_complete.status), true), null, webhook_complete.status,
-            webhook_complete.body, webhook_complete.elapsed_ms, webhook_complete.worker);
+            jetstream.http_retryable(webhook_complete.status), null, webhook_complete.status, webhook_complete.body,
+            webhook_complete.elapsed_ms, webhook_complete.worker, webhook_complete.attempt);
     end if;
-    c := jetstream.webhook_claimed(webhook_complete.call_id, webhook_complete.worker);
+    c := jetstream.webhook_claimed(webhook_complete.call_id, webhook_complete.worker, webhook_complete.attempt);
     update jetstream.webhook_calls k
     set status = 'succeeded', completed_at = clock_timestamp(), lease_until = null, error = null,
         response_status = webhook_complete.status, response_body = left(webhook_complete.body, 16384),
@@ -212,30 +248,108 @@ begin
     return 'succeeded';
 end
 $$;
-comment on function jetstream.webhook_complete(bigint, integer, text, double precision, text) is
+comment on function jetstream.webhook_complete(bigint, integer, text, double precision, text, integer) is
     'Ends a claimed call''s attempt with an HTTP status: 2xx succeeds; 408, 425, 429 and 5xx are tried again; others are dead. Returns which';
 
+create function jetstream.webhook_retry(call_id bigint) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    c jetstream.webhook_calls;
+begin
+    select k.* into c from jetstream.webhook_calls k where k.id = webhook_retry.call_id for update;
+    if not found then
+        raise exception 'webhook call % does not exist', coalesce(webhook_retry.call_id::text, 'null')
+            using errcode = 'undefined_object', hint = 'It may have been cleaned up.';
+    end if;
+    if c.status in ('claimed', 'succeeded') then
+        return false;
+    end if;
+    update jetstream.webhook_calls k
+    set status = 'pending', scheduled_at = clock_timestamp(), completed_at = null,
+        attempts = case when c.status = 'dead' then 0 else k.attempts end
+    where k.id = c.id;
+    return true;
+end
+$$;
+comment on function jetstream.webhook_retry(bigint) is
+    'Makes a call due now; a dead one gets all its attempts again. False if it has succeeded or a worker is at it';
+
+create function jetstream.webhook_cleanup(older_than interval default '30 days', keep_dead boolean default true)
+returns bigint
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with gone as (
+        delete from jetstream.webhook_calls c
+        where c.completed_at < clock_timestamp() - $1 and (c.status = 'succeeded' or (c.status = 'dead' and not $2))
+        returning 1
+    )
+    select count(*) from gone
+$$;
+comment on function jetstream.webhook_cleanup(interval, boolean) is
+    'Deletes calls that ended longer ago than that; dead ones only if asked for, open ones never. Returns how many';
+
 create table jetstream.consumers (
+    id integer generated by default as identity,
     stream text not null,
     consumer text not null,
+    queue_group text,
+    ack_policy text,
+    max_deliver integer,
     delivered bigint not null default 0,
     acknowledged bigint not null default 0,
-    failed bigint not null default 0,
+    redelivered bigint not null default 0,
+    pending bigint not null default 0,
+    timed bigint not null default 0,
     processing_ms double precision not null default 0,
+    avg_processing_ms numeric,
     active boolean not null default true,
-    first_active_at timestamptz not null default clock_timestamp(),
     last_active_at timestamptz not null default clock_timestamp(),
-    constraint consumers_pkey primary key (stream, consumer),
-    constraint consumers_not_negative
-        check (delivered >= 0 and acknowledged >= 0 and failed >= 0 and processing_ms >= 0)
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    constraint consumers_pkey primary key (id),
+    constraint consumers_key unique (stream, consumer),
+    constraint consumers_not_negative check (delivered >= 0 and acknowledged >= 0 and redelivered >= 0 and pending >= 0
+        and timed >= 0 and processing_ms >= 0)
 );
 comment on table jetstream.consumers is 'Statistics of the workers that consume the webhooks'' streams, as they report them';
 comment on column jetstream.consumers.stream is 'Stream consumed';
-comment on column jetstream.consumers.consumer is 'Name of the worker';
+comment on column jetstream.consumers.consumer is 'Name of the worker, or of the durable consumer that several workers share';
+comment on column jetstream.consumers.queue_group is 'Queue group for load balancing';
+comment on column jetstream.consumers.ack_policy is 'none, all or explicit';
+comment on column jetstream.consumers.max_deliver is 'Most deliveries of one message';
 comment on column jetstream.consumers.delivered is 'Messages delivered to it';
 comment on column jetstream.consumers.acknowledged is 'Of these, those that succeeded';
-comment on column jetstream.consumers.failed is 'Of these, those that failed';
-comment on column jetstream.consumers.processing_ms is 'Time spent on all of them, milliseconds';
+comment on column jetstream.consumers.redelivered is 'Of these, those delivered again';
+comment on column jetstream.consumers.pending is 'Messages waiting for it when it last reported';
+comment on column jetstream.consumers.timed is 'Messages whose processing time is part of processing_ms';
+comment on column jetstream.consumers.processing_ms is 'Time spent on them in all, milliseconds';
+comment on column jetstream.consumers.avg_processing_ms is 'processing_ms / timed; written directly, it takes the place of both sums';
 comment on column jetstream.consumers.active is 'false once it has ended';
-comment on column jetstream.consumers.first_active_at is 'When it first reported';
 comment on column jetstream.consumers.last_active_at is 'When it last reported';
+comment on column jetstream.consumers.created_at is 'When it first reported';
+comment on column jetstream.consumers.updated_at is 'When the row was last changed';
+
+create function jetstream.consumers_before_write() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.updated_at := now();
+    if new.avg_processing_ms is not null and new.timed = 0
+        or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
+        new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;
+        new.processing_ms := coalesce(new.avg_processing_ms, 0) * new.timed;
+    end if;
+    new.avg_processing_ms := case when new.timed > 0 then round((new.processing_ms / new.timed)::numeric, 2) end;
+    return new;
+end
+$$;
+comment on function jetstream.consumers_before_write() is 'Keeps the average of a consumer in line with its sums';
+create trigger consumers_before_write before insert or update on jetstream.consumers
+    for each row execute function jetstream.consumers_before_write();
+
+select pg_catalog.pg_extension_config_dump('jetstream.consumers', '');
+select pg_catalog.pg_extension_config_dump('jetstream.consumers_id_seq', '');

@@ -72,9 +72,24 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!(
+    "../sql/rule_engine.sql",
+    name = "rule_engine",
+    requires = ["webhook_queue", "history"]
+);
+extension_sql_file!(
+    "../sql/rule_engine_nats.sql",
+    name = "rule_engine_nats",
+    requires = ["rule_engine", "monitoring", await_connection]
+);
+extension_sql_file!(
+    "../sql/rule_engine_webhooks.sql",
+    name = "rule_engine_webhooks",
+    requires = ["rule_engine"]
+);
+extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["monitoring"],
+    requires = ["monitoring", "rule_engine_nats", "rule_engine_webhooks"],
     finalize
 );
 
