@@ -17,6 +17,7 @@ mod order;
 mod pg;
 mod relay;
 mod retry;
+mod snapshot;
 mod status;
 mod store;
 mod subject;

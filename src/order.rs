@@ -140,6 +140,15 @@ impl Keys {
         held.returning = true;
     }
 
+    /// Takes note of a message that a claim by key has left.
+    pub fn left(&mut self, key: &Key, id: i64) {
+        let held = self.held.entry(key.clone()).or_insert_with(|| Held {
+            from: id,
+            ..Held::default()
+        });
+        held.from = held.from.min(id);
+    }
+
     /// Keys of a connection whose messages can be claimed by key now, with the id to start from, at most `most`.
     pub fn ready(&self, connection: &str, most: usize) -> Vec<(Key, i64)> {
         self.held

@@ -14,6 +14,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 
 use crate::guc::Settings;
 use crate::message::{self, Message};
+use crate::snapshot::Snapshot;
 use crate::{micros, pg};
 use statements::Statements;
 
@@ -148,17 +149,11 @@ impl Store {
         )
     }
 
-    /// Of these transactions, those that have ended.
-    pub fn ended(&mut self, xids: &[u64]) -> Result<Vec<u64>> {
+    /// Which transactions have ended.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
         Spi::connect_mut(|client| {
-            let mut table = client.update(&self.statements(client)?.ended, None, &[xid_array(xids).into()])?;
-            let mut ended = Vec::new();
-            while table.next().is_some() {
-                if let Some(datum) = table.get_datum_by_ordinal(1)? {
-                    ended.push(datum.value() as u64);
-                }
-            }
-            Ok(ended)
+            let table = client.update(&self.statements(client)?.snapshot, None, &[])?;
+            Ok(Snapshot::parse(&table.first().get_one::<String>()?.unwrap_or_default()))
         })
     }
 
@@ -311,7 +306,7 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
         unsure_since: datum(12)?.map(|d| micros::to_time(d.value() as i64)),
     };
     let in_progress = if with_snapshot {
-        text(13)?.map(|snapshot| in_progress(&snapshot))
+        text(13)?.map(|snapshot| Snapshot::parse(&snapshot).in_progress)
     } else {
         None
     };
@@ -325,17 +320,6 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
 
 fn string(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
-}
-
-/// The transactions in progress of a `pg_snapshot` in text form (`xmin:xmax:xip,…`).
-fn in_progress(snapshot: &str) -> Vec<u64> {
-    snapshot
-        .rsplit(':')
-        .next()
-        .unwrap_or("")
-        .split(',')
-        .filter_map(|xid| xid.parse().ok())
-        .collect()
 }
 
 fn xid_array(xids: &[u64]) -> String {

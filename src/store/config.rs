@@ -212,14 +212,6 @@ pub fn last_outbox_id() -> SpiResult<i64> {
     Ok(Spi::get_one("select last_value from jetstream.outbox_id_seq")?.unwrap_or(0))
 }
 
-/// Oldest transaction in progress and the next to come.
-pub fn snapshot_bounds() -> SpiResult<(u64, u64)> {
-    let text: Option<String> = Spi::get_one("select pg_current_snapshot()::text")?;
-    let text = text.unwrap_or_default();
-    let mut parts = text.split(':').map(|part| part.parse().unwrap_or(0));
-    Ok((parts.next().unwrap_or(0), parts.next().unwrap_or(0)))
-}
-
 /// What an earlier worker, or an earlier connection of this one, may have sent to a connection without our knowing what
 /// became of it; `None` if nothing is owed.
 pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {

@@ -20,7 +20,7 @@ pub(super) struct Statements {
     pub(super) due: OwnedPreparedStatement,
     pub(super) by_key: OwnedPreparedStatement,
     pub(super) sweep: OwnedPreparedStatement,
-    pub(super) ended: OwnedPreparedStatement,
+    pub(super) snapshot: OwnedPreparedStatement,
     pub(super) lockable: OwnedPreparedStatement,
     pub(super) delete: OwnedPreparedStatement,
     pub(super) record: OwnedPreparedStatement,
@@ -100,11 +100,8 @@ impl Statements {
             claim("", "o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.id"),
             &[text, int8, int8],
         )?,
-        ended: make(
-            "select x from unnest($1::xid8[]) x where pg_visible_in_snapshot(x, pg_current_snapshot())".into(),
-            &[text],
-        )?,
-        lockable: make(
+        snapshot: make("select pg_current_snapshot()::text".into(), &[])?,
+       lockable: make(
             "select id from jetstream.outbox where id = any ($1) for update skip locked".into(),
             &[Oids::INT8ARRAYOID],
         )?,

@@ -12,6 +12,7 @@ use super::{Flight, Worker};
 use crate::message::Message;
 use crate::order::{Admit, End, Key, Lane as Way, MAX_PER_KEY};
 use crate::relay::Command;
+use crate::snapshot::Snapshot;
 use crate::store::{Row, Visit, config};
 
 /// Most keys claimed one by one in a transaction.
@@ -26,6 +27,10 @@ pub(super) struct Claimed {
     /// Transactions that inserted them.
     pub(super) xids: BTreeSet<u64>,
     rejoin: Vec<i64>,
+    /// What had ended when late committers were looked for; none if there are none.
+    view: Option<Snapshot>,
+    /// First message of a key that the view does not show.
+    postponed: Option<i64>,
 }
 
 /// How much one claim may take.
@@ -60,7 +65,11 @@ impl Worker {
 
     fn claim_lane(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
         self.lanes[number].more = false;
-        self.claim_late(number, claimed)?;
+        claimed.view = None;
+        if !self.claim_late(number, claimed)? {
+            // What is newer must not overtake the rest of these.
+            return Ok(());
+        }
         self.claim_due(number, claimed)?;
         self.claim_held_keys(number, claimed)?;
         if self.lanes[number].sweep_from.is_some() {
@@ -69,15 +78,24 @@ impl Worker {
         self.claim_in_order(number, claimed)
     }
 
-    /// Rows of transactions that were in progress at an earlier claim and have ended since.
-    fn claim_late(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
+    /// Rows of transactions that were in progress at an earlier claim and have ended since; false if there may be more.
+    ///
+    /// The claims that follow look a moment later. A transaction that committed in between may have inserted into a key
+    /// after one that this claim was about to see, so that they take keyed rows only as far as this claim has looked.
+    fn claim_late(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<bool> {
         if self.lanes[number].pending.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
-        let pending: Vec<u64> = self.lanes[number].pending.iter().copied().collect();
-        let ended = self.store.ended(&pending)?;
+        let view = self.store.snapshot()?;
+        let ended: Vec<u64> = self.lanes[number]
+            .pending
+            .iter()
+            .copied()
+            .filter(|xid| view.has_ended(*xid))
+            .collect();
+        claimed.view = Some(view);
         if ended.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let cursor = self.lanes[number].cursor;
         let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
@@ -86,7 +104,7 @@ impl Worker {
         if exhausted {
             self.lanes[number].pending.retain(|xid| !ended.contains(xid));
         }
-        Ok(())
+        Ok(exhausted)
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
@@ -129,6 +147,10 @@ impl Worker {
                 store.claim_by_key(lane, &key.key, from, Visit { row, most })
             })?;
             self.keys.claimed(&key, last, exhausted);
+            if let Some(id) = claimed.postponed.take() {
+                self.keys.left(&key, id);
+                self.lanes[number].more = true;
+            }
         }
         Ok(())
     }
@@ -148,8 +170,8 @@ impl Worker {
         let lane = &mut self.lanes[number];
         seen.into_iter().for_each(|id| lane.swept(id));
         if exhausted {
-            let (_, next) = config::snapshot_bounds()?;
-            lane.end_sweep(next);
+            let next = self.store.snapshot()?.next;
+            self.lanes[number].end_sweep(next);
         }
         Ok(())
     }
@@ -203,6 +225,20 @@ impl Worker {
             let id = row.message.id;
             if flights.contains_key(&id) {
                 return ControlFlow::Continue(());
+            }
+            if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| !view.has_ended(row.txid)) {
+                match way {
+                    Way::Insert => {
+                        lane.pending.insert(row.txid);
+                        lane.more = true;
+                        return ControlFlow::Continue(());
+                    }
+                    Way::Key => {
+                        claimed.postponed.get_or_insert(id);
+                        return ControlFlow::Continue(());
+                    }
+                    Way::Due => {}
+                }
             }
             match key_of(&row.message).map_or(Admit::Send, |key| keys.admit(&key, id, way)) {
                 Admit::Leave => return ControlFlow::Continue(()),

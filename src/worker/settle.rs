@@ -277,7 +277,7 @@ impl Worker {
     /// Begins a sweep of every connection, and releases keys whose failing message is gone.
     pub(super) fn look_everywhere(&mut self) -> SpiResult<()> {
         self.follow_sequence()?;
-        let (oldest, _) = config::snapshot_bounds()?;
+        let oldest = self.store.snapshot()?.oldest;
         self.lanes.iter_mut().for_each(|lane| lane.begin_sweep(oldest));
         let blockers = self.keys.blockers();
         if !blockers.is_empty() {
