@@ -147,9 +147,9 @@ pub(super) fn held_xid(world: &mut World) -> Result<Effect> {
     hold(world, sql, "held an xid and a message")
 }
 
-/// A transaction that has locked rows of the outbox.
+/// A transaction that has locked rows of the outbox; unkeyed ones, since those behind a locked row do not wait for it.
 pub(super) fn held_rows(world: &mut World) -> Result<Effect> {
-    let sql = "begin; select id from jetstream.outbox order by random() limit 50 for update skip locked";
+    let sql = "begin; select id from jetstream.outbox where key is null limit 50 for update skip locked";
     hold(world, sql, "held rows of the outbox")
 }
 
