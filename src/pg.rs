@@ -200,6 +200,12 @@ pub fn is_alive(pid: i32) -> bool {
     pid != 0 && unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
+/// Full id of the next transaction to begin.
+pub fn next_xid() -> u64 {
+    // SAFETY: reads a counter in shared memory.
+    unsafe { pg_sys::ReadNextFullTransactionId() }.value
+}
+
 /// Makes sure that the commits of these transactions (full ids) are on disk. Costs nothing for transactions that
 /// committed synchronously. To be called in a transaction.
 ///

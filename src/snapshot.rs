@@ -5,7 +5,7 @@
 pub struct Snapshot {
     /// All before this one had ended.
     pub oldest: u64,
-    /// This one and all after it had not begun.
+    /// This one and all after it had not ended.
     pub next: u64,
     /// In progress, between the two, ascending.
     pub in_progress: Vec<u64>,
@@ -23,6 +23,15 @@ impl Snapshot {
             next,
             in_progress: list.split(',').filter_map(|xid| xid.parse().ok()).collect(),
         }
+    }
+
+    /// Transactions that may have owned ids when this was taken and had not ended, `begun` being the next transaction to
+    /// begin, read afterwards.
+    ///
+    /// `next` is one more than the latest transaction that *ended* (`GetSnapshotData` in procarray.c): those that had
+    /// begun after it are in progress without being listed.
+    pub fn unfinished(&self, begun: u64) -> impl Iterator<Item = u64> {
+        self.in_progress.iter().copied().chain(self.next..begun)
     }
 
     /// Whether the transaction had ended.
@@ -55,6 +64,13 @@ mod tests {
             }
         );
         assert_eq!(Snapshot::parse("?"), Snapshot::default());
+    }
+
+    #[test]
+    fn counts_those_begun_after_the_latest_that_ended() {
+        let snapshot = Snapshot::parse("10:20:12,15");
+        assert_eq!(snapshot.unfinished(22).collect::<Vec<_>>(), [12, 15, 20, 21]);
+        assert_eq!(snapshot.unfinished(20).collect::<Vec<_>>(), [12, 15]);
     }
 
     #[test]

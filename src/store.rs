@@ -29,8 +29,8 @@ pub struct Row {
     pub txid: u64,
     /// When it was inserted, or due if that is later; microseconds since 2000-01-01 UTC.
     pub due_at: i64,
-    /// Transactions in progress when the claim looked; in claims in insert order only.
-    pub in_progress: Option<Vec<u64>>,
+    /// What had ended when the claim looked; with the first row of a claim in insert order only.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// What a claim found.
@@ -89,7 +89,7 @@ impl Store {
             .ok_or(SpiError::CursorNotFound("statements".into()))
     }
 
-    /// Claims in insert order: rows above `cursor`. The first row carries the transactions then in progress.
+    /// Claims in insert order: rows above `cursor`. The first row carries what had ended by then.
     pub fn claim_in_order(&mut self, lane: &str, cursor: i64, limit: Visit<'_>) -> Result<Seen> {
         claim(
             self,
@@ -305,8 +305,8 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
         webhook: datum(11)?.map(|d| d.value() as i32),
         unsure_since: datum(12)?.map(|d| micros::to_time(d.value() as i64)),
     };
-    let in_progress = if with_snapshot {
-        text(13)?.map(|snapshot| Snapshot::parse(&snapshot).in_progress)
+    let snapshot = if with_snapshot {
+        text(13)?.map(|snapshot| Snapshot::parse(&snapshot))
     } else {
         None
     };
@@ -314,7 +314,7 @@ fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: boo
         message: Arc::new(message),
         txid: number(2)? as u64,
         due_at: number(10)?,
-        in_progress,
+        snapshot,
     })
 }
 

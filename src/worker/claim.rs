@@ -11,6 +11,7 @@ use super::lane::Lane;
 use super::{Flight, Worker};
 use crate::message::Message;
 use crate::order::{Admit, End, Key, Lane as Way, MAX_PER_KEY};
+use crate::pg;
 use crate::relay::Command;
 use crate::snapshot::Snapshot;
 use crate::store::{Row, Visit, config};
@@ -170,8 +171,7 @@ impl Worker {
         let lane = &mut self.lanes[number];
         seen.into_iter().for_each(|id| lane.swept(id));
         if exhausted {
-            let next = self.store.snapshot()?.next;
-            self.lanes[number].end_sweep(next);
+            self.lanes[number].end_sweep(pg::next_xid());
         }
         Ok(())
     }
@@ -181,20 +181,22 @@ impl Worker {
             return Ok(());
         }
         let mut cursor = self.lanes[number].cursor;
-        let mut in_progress = None;
+        let mut snapshot = None;
         let start = cursor;
         self.visit(number, Way::Insert, claimed, |store, lane, visit| {
             let row = &mut |mut row: Row| {
                 cursor = cursor.max(row.message.id);
-                if let Some(xids) = row.in_progress.take() {
-                    in_progress = Some(xids);
+                if let Some(taken) = row.snapshot.take() {
+                    snapshot = Some(taken);
                 }
                 (visit.row)(row)
             };
             store.claim_in_order(lane, start, Visit { row, most: visit.most })
         })?;
         self.lanes[number].cursor = cursor;
-        self.lanes[number].pending.extend(in_progress.into_iter().flatten());
+        if let Some(snapshot) = snapshot {
+            self.lanes[number].pending.extend(snapshot.unfinished(pg::next_xid()));
+        }
         Ok(())
     }
 
