@@ -59,6 +59,10 @@ create table jetstream.connections (
 );
 
 comment on table jetstream.connections is 'NATS clusters and how to log in; a change takes effect when it commits';
+comment on column jetstream.connections.id is 'Number of the connection';
+comment on column jetstream.connections.description is 'Free text';
+comment on column jetstream.connections.created_at is 'When it was inserted';
+comment on column jetstream.connections.updated_at is 'When it was last changed; null if never';
 comment on column jetstream.connections.name is 'Name messages refer to; "default" is used where none is given';
 comment on column jetstream.connections.url is 'Server URL nats://host:port or tls://host:port; several separated by commas are tried in order';
 comment on column jetstream.connections.cluster_urls is 'Further servers of the same cluster, tried in order after url';

@@ -19,6 +19,7 @@ create table jetstream.dead_letters (
     constraint dead_letters_pkey primary key (id)
 );
 comment on table jetstream.dead_letters is 'Messages given up, whole; redrive() puts one back, discard() drops it';
+comment on column jetstream.dead_letters.id is 'Number for redrive() and discard()';
 comment on column jetstream.dead_letters.outbox_id is 'outbox.id it had';
 comment on column jetstream.dead_letters.connection is 'Connection it was for';
 comment on column jetstream.dead_letters.subject is 'Subject it was for';
@@ -95,6 +96,10 @@ begin
     if not found then
         raise exception 'dead letter % does not exist', discard.id
             using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
+    end if;
+    -- Where no worker has run yet, the history has no days.
+    if to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC', 'YYYYMMDD')) is null then
+        perform jetstream.history_maintain('10 years');
     end if;
     insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key,
         webhook, error)

@@ -13,6 +13,18 @@ begin
 end
 $$;
 
+comment on function jetstream.check_subject(text) is 'True for a subject one can publish to; an ERROR that says why for any other';
+comment on function jetstream.check_headers(jsonb) is 'True for headers NATS can carry; an ERROR that says why for any other';
+comment on function jetstream.check_message_id(text) is 'True for a usable Nats-Msg-Id; an ERROR that says why for any other';
+comment on function jetstream.reject_payload(integer) is 'Raises the ERROR for a message with no body or with two';
+comment on function jetstream.subject_matches(text, text) is 'Whether a subject matches a pattern with the wildcards * and > of NATS';
+comment on function jetstream.wake_worker() is 'Wakes the worker when the transaction commits';
+comment on function jetstream.reload_worker() is 'Makes the worker read connections and streams again when the transaction commits';
+comment on function jetstream.request_reload(text) is 'Asks the worker to connect anew; use reload()';
+comment on function jetstream.await_connection(text, integer) is
+    'Asks the worker to connect anew and waits for the result, so many milliseconds at most';
+comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()';
+
 revoke all on schema jetstream from public;
 revoke all on all tables in schema jetstream from public;
 revoke all on all functions in schema jetstream from public;

@@ -10,6 +10,8 @@ select connection, subject,
 from jetstream.outbox
 group by connection, subject;
 comment on view jetstream.outbox_summary is 'Messages owed, by connection and subject';
+comment on column jetstream.outbox_summary.connection is 'Connection they go to';
+comment on column jetstream.outbox_summary.subject is 'Subject they go to';
 comment on column jetstream.outbox_summary.owed is 'Messages owed';
 comment on column jetstream.outbox_summary.failing is 'Of these, how many have failed at least once';
 comment on column jetstream.outbox_summary.oldest is 'Insert time of the oldest';
@@ -27,6 +29,14 @@ from jetstream.history h
 where not h.success and h.published_at > now() - interval '1 day'
 order by 1 desc nulls last;
 comment on view jetstream.recent_failures is 'Messages that are failing now, and those that died in the last day, newest first';
+comment on column jetstream.recent_failures.failed_at is 'When it failed last';
+comment on column jetstream.recent_failures.outbox_id is 'outbox.id';
+comment on column jetstream.recent_failures.connection is 'Connection it goes to';
+comment on column jetstream.recent_failures.subject is 'Its subject';
+comment on column jetstream.recent_failures.message_id is 'Nats-Msg-Id';
+comment on column jetstream.recent_failures.attempts is 'Attempts that failed';
+comment on column jetstream.recent_failures.error is 'Why';
+comment on column jetstream.recent_failures.next_attempt is 'When it is tried again; null for a dead letter';
 comment on column jetstream.recent_failures.state is 'owed: will be tried again at next_attempt; dead: see dead_letters';
 
 create view jetstream.publish_summary as
@@ -41,6 +51,15 @@ select connection, subject,
 from jetstream.history
 group by connection, subject;
 comment on view jetstream.publish_summary is 'What the history holds, by connection and subject';
+comment on column jetstream.publish_summary.connection is 'Connection';
+comment on column jetstream.publish_summary.subject is 'Subject';
+comment on column jetstream.publish_summary.total is 'Messages settled';
+comment on column jetstream.publish_summary.successful is 'Of these, stored';
+comment on column jetstream.publish_summary.failed is 'Of these, given up';
+comment on column jetstream.publish_summary.duplicates is 'Of those stored, those the stream had already';
+comment on column jetstream.publish_summary.success_rate_pct is 'Share of those stored, per cent';
+comment on column jetstream.publish_summary.avg_latency_ms is 'Average from insert to acknowledgement, milliseconds';
+comment on column jetstream.publish_summary.last_published_at is 'When the last one was settled';
 
 create view jetstream.performance as
 select connection, stream,
@@ -54,6 +73,13 @@ where success and published_at > now() - interval '1 hour'
 group by connection, stream;
 comment on view jetstream.performance is
     'Latency from insert to acknowledgement over the last hour, by stream, milliseconds; needs pg_jetstream.history = all';
+comment on column jetstream.performance.connection is 'Connection';
+comment on column jetstream.performance.stream is 'Stream';
+comment on column jetstream.performance.count is 'Messages stored';
+comment on column jetstream.performance.avg_latency_ms is 'Average latency';
+comment on column jetstream.performance.p50_ms is 'Half are not slower';
+comment on column jetstream.performance.p95_ms is '95 of 100 are not slower';
+comment on column jetstream.performance.p99_ms is '99 of 100 are not slower';
 
 create function jetstream.lag(connection text default null) returns interval
 language sql stable security definer

@@ -36,6 +36,9 @@ create table jetstream.streams (
 );
 
 comment on table jetstream.streams is 'JetStream streams that should exist; the worker creates or updates them and says how that went';
+comment on column jetstream.streams.id is 'Number of the stream';
+comment on column jetstream.streams.description is 'Free text, given to the server too';
+comment on column jetstream.streams.created_at is 'When it was first asked for';
 comment on column jetstream.streams.name is 'Name of the stream';
 comment on column jetstream.streams.connection is 'Connection it lives on';
 comment on column jetstream.streams.subjects is 'Subjects it takes, wildcards allowed';

@@ -315,6 +315,7 @@ create table jetstream.consumers (
         and timed >= 0 and processing_ms >= 0)
 );
 comment on table jetstream.consumers is 'Statistics of the workers that consume the webhooks'' streams, as they report them';
+comment on column jetstream.consumers.id is 'Number of the consumer';
 comment on column jetstream.consumers.stream is 'Stream consumed';
 comment on column jetstream.consumers.consumer is 'Name of the worker, or of the durable consumer that several workers share';
 comment on column jetstream.consumers.queue_group is 'Queue group for load balancing';

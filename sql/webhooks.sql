@@ -69,6 +69,8 @@ create table jetstream.webhooks (
         on update cascade
 );
 comment on table jetstream.webhooks is 'HTTP endpoints that are called for events';
+comment on column jetstream.webhooks.id is 'Number of the webhook';
+comment on column jetstream.webhooks.created_at is 'When it was made';
 comment on column jetstream.webhooks.name is 'Unique name';
 comment on column jetstream.webhooks.url is 'Endpoint, http or https, without credentials';
 comment on column jetstream.webhooks.method is 'HTTP method';
@@ -155,6 +157,7 @@ create table jetstream.webhook_secrets (
     constraint webhook_secrets_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
 );
 comment on table jetstream.webhook_secrets is 'Secrets that header values refer to; readable by the owner alone';
+comment on column jetstream.webhook_secrets.created_at is 'When it was set';
 comment on column jetstream.webhook_secrets.webhook is 'webhooks.id';
 comment on column jetstream.webhook_secrets.name is 'Name, as in {{secret:NAME}}';
 comment on column jetstream.webhook_secrets.value is 'Secret: put in place for the worker that makes the call';
@@ -188,6 +191,7 @@ create table jetstream.webhook_calls (
     constraint webhook_calls_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
 );
 comment on table jetstream.webhook_calls is 'The queue of publish mode queue: one row for each call, kept until cleaned up';
+comment on column jetstream.webhook_calls.id is 'Number of the call';
 comment on column jetstream.webhook_calls.webhook is 'webhooks.id';
 comment on column jetstream.webhook_calls.message_id is 'Idempotency-Key of the call; in mode both also the Nats-Msg-Id';
 comment on column jetstream.webhook_calls.status is 'pending: not tried or given back; claimed: a worker is at it; succeeded; failed: tried again at scheduled_at; dead: given up';
