@@ -30,6 +30,21 @@ pub fn create(paths: &Paths, user: &ServerUser, wal_mb: u32, dir: &Path) -> Resu
     Ok(())
 }
 
+/// Makes `dir` the data folder of a streaming standby of the server on `port`.
+pub fn follow(paths: &Paths, user: &ServerUser, port: u16, dir: &Path) -> Result<()> {
+    let mut command = user.command(paths.pg_bin().join("pg_basebackup"));
+    let primary = format!("host=127.0.0.1 port={port} user=postgres application_name=standby");
+    command
+        .args(["-d", &primary, "-R", "-X", "stream", "-c", "fast", "-D"])
+        .arg(dir)
+        .current_dir(dir.parent().unwrap_or(dir));
+    let output = command.output().context("cannot run pg_basebackup")?;
+    if !output.status.success() {
+        bail!("pg_basebackup failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
 fn template(paths: &Paths, user: &ServerUser, wal_mb: u32) -> Result<PathBuf> {
     let folder = paths.base.join("template");
     let version = fs::metadata(paths.pg_bin().join("postgres"))?.len();

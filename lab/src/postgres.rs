@@ -37,6 +37,7 @@ pub struct PostgresBuilder {
     settings: BTreeMap<String, String>,
     wal_mb: u32,
     dir: Option<PathBuf>,
+    primary: Option<u16>,
 }
 
 impl PostgresBuilder {
@@ -52,6 +53,13 @@ impl PostgresBuilder {
         self.set("fsync", "on")
             .set("full_page_writes", "on")
             .set("shared_buffers", "128MB")
+    }
+
+    /// A streaming standby of the server on this port, under the name `standby`; its settings are these, not the
+    /// primary's.
+    pub fn standby_of(mut self, port: u16) -> Self {
+        self.primary = Some(port);
+        self
     }
 
     /// A folder to make, for data and log; it is kept. Otherwise a temporary one.
@@ -82,7 +90,10 @@ impl PostgresBuilder {
         };
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
         user.own(&dir)?;
-        cluster::create(&paths, &user, self.wal_mb, &dir.join("data"))?;
+        match self.primary {
+            Some(port) => cluster::follow(&paths, &user, port, &dir.join("data"))?,
+            None => cluster::create(&paths, &user, self.wal_mb, &dir.join("data"))?,
+        }
         let mut server = Postgres {
             paths,
             user,
@@ -141,6 +152,7 @@ impl Postgres {
             settings: settings.into(),
             wal_mb: cluster::SMALL_WAL,
             dir: None,
+            primary: None,
         }
     }
 
@@ -403,7 +415,8 @@ pub fn sqlstate(error: &anyhow::Error) -> Option<&str> {
 fn is_ready(data: &Path, pid: u32) -> bool {
     fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| {
         let mut lines = text.lines();
-        lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+        lines.next() == Some(&pid.to_string())
+            && lines.nth(6).is_some_and(|state| matches!(state.trim(), "ready" | "standby"))
     })
 }
 

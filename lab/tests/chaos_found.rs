@@ -12,7 +12,8 @@ const PUT: &str = "insert into jetstream.outbox (subject, payload) values ('foun
 #[test]
 fn a_row_below_the_cursor_of_a_transaction_newer_than_the_snapshot_is_found() {
     let lab = Lab::builder().set("autovacuum", "off").start().unwrap();
-    lab.sql("select jetstream.create_stream('FOUND', array['found.>'])").unwrap();
+    lab.sql("select jetstream.create_stream('FOUND', array['found.>'])")
+        .unwrap();
     lab.wait_connected().unwrap();
     lab.sql(PUT).unwrap();
     lab.wait_for_messages("FOUND", 1).unwrap();

@@ -88,8 +88,8 @@ pub fn check(lab: &Lab, observed: &Observed) -> Result<Verdict> {
 
 /// The messages that a deleted stream had acknowledged after it was last read.
 fn unread(client: &mut postgres::Client, deletion: &Deletion) -> Result<Vec<String>> {
-    let query = "select message_id from jetstream.history where success and sequence > $1 \
-                 and published_at between $2::text::timestamptz and $3::text::timestamptz";
+    let query = "select message_id from (select * from jetstream.history union all select * from chaos.history) h \
+                 where success and sequence > $1 and published_at between $2::text::timestamptz and $3::text::timestamptz";
     let (from, to) = (deletion.from.to_string(), (deletion.to + LATE_ACK).to_string());
     let rows = client.query(query, &[&i64::try_from(deletion.read_to)?, &from, &to])?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -197,6 +197,7 @@ pub fn histories(lab: &Lab, observed: &Observed, verdict: &Verdict, log: &FaultL
         for table in [
             "chaos.ledger",
             "jetstream.history",
+            "chaos.history",
             "jetstream.outbox",
             "jetstream.dead_letters",
         ] {

@@ -94,9 +94,21 @@ impl Observed {
         Ok(last)
     }
 
+    /// Reads until little is added in the meantime.
+    async fn catch_up(&mut self, context: &jetstream::Context) -> Result<u64> {
+        let mut before = 0;
+        loop {
+            let last = self.read_on(context).await?;
+            if last < before + 200 {
+                return Ok(last);
+            }
+            before = last;
+        }
+    }
+
     /// Removes all that has been read, and no more; returns how many.
     pub async fn purge(&mut self, context: &jetstream::Context) -> Result<u64> {
-        let last = self.read_on(context).await?;
+        let last = self.catch_up(context).await?;
         let now = OffsetDateTime::now_utc();
         let stream = context.get_stream(STREAM).await?;
         let purged = stream.purge().sequence(last + 1).await?.purged;
@@ -106,6 +118,7 @@ impl Observed {
 
     /// Deletes the stream. What was stored after the last look is not known.
     pub async fn delete(&mut self, context: &jetstream::Context) -> Result<u64> {
+        self.catch_up(context).await?;
         let from = OffsetDateTime::now_utc();
         let read_to = self.read_on(context).await?;
         let now = OffsetDateTime::now_utc();

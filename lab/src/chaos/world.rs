@@ -105,6 +105,8 @@ impl World {
             seed: plan.seed,
         };
         world.lab.sql(LEDGER)?;
+        // The history goes with the extension; what it says is needed at the end.
+        world.lab.sql("create table chaos.history (like jetstream.history)")?;
         world.configure()?;
         world.lab.wait_connected()?;
         Ok(world)
