@@ -63,6 +63,12 @@ impl LabBuilder {
         self
     }
 
+    /// Changes what PostgreSQL should be like.
+    pub fn configure(mut self, change: impl FnOnce(PostgresBuilder) -> PostgresBuilder) -> Self {
+        self.postgres = change(self.postgres);
+        self
+    }
+
     /// Lines of the NATS server's configuration, such as `max_payload: 1024`.
     pub fn nats_extra(mut self, lines: &str) -> Self {
         self.nats = self.nats.extra(lines);

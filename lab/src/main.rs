@@ -52,6 +52,9 @@ enum Cmd {
         /// The stream's duplicate window in seconds, otherwise drawn
         #[arg(long)]
         window: Option<f64>,
+        /// Three NATS servers and a stream of three replicas
+        #[arg(long)]
+        cluster: bool,
     },
     /// Run all checks and tests
     Test,
@@ -109,12 +112,14 @@ fn run(command: Cmd) -> Result<ExitCode> {
             minutes,
             only,
             window,
+            cluster,
         } => {
             let options = chaos::Options {
                 seed,
                 minutes,
                 only,
                 window,
+                cluster,
             };
             return Ok(if chaos::run(&options)? {
                 ExitCode::SUCCESS

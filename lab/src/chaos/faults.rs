@@ -4,7 +4,7 @@ use anyhow::Result;
 use rand::seq::SliceRandom;
 
 use super::world::World;
-use super::{faults_nats, faults_operator, faults_postgres};
+use super::{faults_nats, faults_operator, faults_postgres, nodes, promotion};
 
 /// What became of a fault.
 pub enum Effect {
@@ -65,6 +65,27 @@ pub const SINGLE: &[Fault] = &[
     long("stream-delete", faults_nats::stream_delete),
     long("pause", faults_operator::pause),
     long("extension-recreate", faults_operator::extension_recreate),
+];
+
+/// Every fault of a cluster of NATS servers.
+pub const CLUSTER: &[Fault] = &[
+    quick("step-down", nodes::step_down),
+    quick("meta-step-down", nodes::meta_step_down),
+    long("node-kill", nodes::kill),
+    long("node-stop", nodes::stop_one),
+    long("two-nodes-stop", nodes::stop_two),
+    quick("worker-kill", faults_postgres::worker_kill),
+    quick("worker-terminate", faults_postgres::worker_terminate),
+    quick("postmaster-kill", faults_postgres::postmaster_kill),
+];
+
+/// Every fault of a primary with a standby.
+pub const STANDBY: &[Fault] = &[
+    long("promotion", promotion::promotion),
+    long("drop-acks", faults_nats::drop_acks),
+    quick("worker-terminate", faults_postgres::worker_terminate),
+    long("nats-kill", faults_nats::kill),
+    long("stall", faults_nats::stall),
 ];
 
 /// Draws faults from a deck that is shuffled again when it is empty, so that each has its turn.

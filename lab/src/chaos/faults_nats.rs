@@ -7,6 +7,7 @@ use rand::RngExt;
 
 use super::faults::Effect::{self, Happened, Not};
 use super::proxy::Mode;
+use super::stream::STREAM;
 use super::world::World;
 
 /// nats-server is killed and comes back.
@@ -124,7 +125,7 @@ pub(super) fn cut(world: &mut World) -> Result<Effect> {
 /// The stream takes but a few messages more, then refuses, until it may grow again.
 pub(super) fn stream_full(world: &mut World) -> Result<Effect> {
     let (room, time) = (world.random.random_range(0..200), world.some(2000, 5000));
-    let count = world.lab.message_count(super::stream::STREAM)?;
+    let count = world.lab.message_count(STREAM)?;
     world.ask_for_stream(i64::try_from(count)? + room)?;
     world.during(time)?;
     world.wait_postgres()?;

@@ -8,11 +8,14 @@ mod faults_nats;
 mod faults_operator;
 mod faults_postgres;
 mod log;
+mod nodes;
+mod promotion;
 mod proxy;
 mod stream;
 mod world;
 mod writers;
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -21,9 +24,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use faults::{Deck, Fault, SINGLE};
+use faults::{CLUSTER, Deck, Fault, SINGLE, STANDBY};
 use log::FaultLog;
-use world::{Plan, World};
+use world::{Kind, Plan, World};
 use writers::Pace;
 
 pub use disk::release;
@@ -39,7 +42,12 @@ pub struct Options {
     pub only: Vec<String>,
     /// The stream's duplicate window in seconds; drawn from the seed if not given.
     pub window: Option<f64>,
+    /// Three NATS servers, whatever else is asked for.
+    pub cluster: bool,
 }
+
+/// A run of at least so many minutes has every kind of servers, one after the other.
+const ALL_KINDS: f64 = 8.0;
 
 /// Runs it; true if every promise was kept.
 pub fn run(options: &Options) -> Result<bool> {
@@ -47,49 +55,90 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut random = StdRng::seed_from_u64(seed);
     let drawn = [2.0, 3.0, 5.0, 10.0][random.random_range(0..4)];
     let window = Duration::try_from_secs_f64(options.window.unwrap_or(drawn))?;
-    let faults = chosen(&options.only)?;
-    let plan = Plan {
-        seed,
-        window,
-        faults: faults.iter().map(|fault| fault.name).collect(),
-    };
     println!(
         "chaos: seed {seed}, {} minutes, duplicate window {window:?}",
         options.minutes
     );
-    let length = Duration::try_from_secs_f64(options.minutes * 60.0)?;
-    let bar = bar(length);
-    let result = scenario(&plan, faults, length, bar.clone());
-    if let Some(bar) = &bar {
-        bar.finish_and_clear();
+    let mut kept = true;
+    for (kind, faults, share) in acts(options)? {
+        let length = Duration::try_from_secs_f64(options.minutes * 60.0 * share)?;
+        let plan = Plan {
+            kind,
+            seed,
+            window,
+            faults: faults.iter().map(|fault| fault.name).collect(),
+        };
+        println!("\n{kind:?}, {:.0} s", length.as_secs_f64());
+        let bar = bar(length);
+        let result = scenario(&plan, faults, length, bar.clone());
+        if let Some(bar) = &bar {
+            bar.finish_and_clear();
+        }
+        kept &= result.with_context(|| format!("seed {seed}, {kind:?}"))?;
     }
-    let kept = result.with_context(|| format!("seed {seed}"))?;
     println!("chaos: seed {seed} {}", if kept { "passed" } else { "FAILED" });
     Ok(kept)
 }
 
-fn chosen(only: &[String]) -> Result<Vec<&'static Fault>> {
-    if let Some(unknown) = only
-        .iter()
-        .find(|name| !SINGLE.iter().any(|fault| fault.name == name.as_str()))
-    {
-        let names: Vec<_> = SINGLE.iter().map(|fault| fault.name).collect();
+/// A kind of servers, the faults that strike there, and its share of the time.
+type Act = (Kind, Vec<&'static Fault>, f64);
+
+/// Short runs have but one kind of servers.
+fn acts(options: &Options) -> Result<Vec<Act>> {
+    let all = [
+        (Kind::Single, SINGLE, 0.75),
+        (Kind::Cluster, CLUSTER, 0.15),
+        (Kind::Standby, STANDBY, 0.1),
+    ];
+    let known = |name: &str| {
+        all.iter()
+            .any(|(_, faults, _)| faults.iter().any(|fault| fault.name == name))
+    };
+    if let Some(unknown) = options.only.iter().find(|name| !known(name)) {
+        let names: BTreeSet<_> = all
+            .iter()
+            .flat_map(|(_, faults, _)| faults.iter().map(|fault| fault.name))
+            .collect();
+        let names: Vec<_> = names.into_iter().collect();
         bail!("no fault is called {unknown:?}; there are: {}", names.join(", "));
     }
-    let wanted = |fault: &&Fault| only.is_empty() || only.iter().any(|name| name == fault.name);
-    Ok(SINGLE.iter().filter(wanted).collect())
+    let wanted = |fault: &&Fault| options.only.is_empty() || options.only.iter().any(|name| name == fault.name);
+    let chosen = all.map(|(kind, faults, share)| (kind, faults.iter().filter(wanted).collect::<Vec<_>>(), share));
+    let one = |kind: Kind| {
+        chosen
+            .iter()
+            .filter(|act| act.0 == kind)
+            .map(|act| (kind, act.1.clone(), 1.0))
+            .collect()
+    };
+    if options.cluster {
+        return Ok(one(Kind::Cluster));
+    }
+    if !options.only.is_empty() {
+        let most = chosen
+            .iter()
+            .rev()
+            .max_by_key(|act| act.1.len())
+            .map_or(Kind::Single, |act| act.0);
+        return Ok(one(most));
+    }
+    if options.minutes < ALL_KINDS {
+        return Ok(one(Kind::Single));
+    }
+    Ok(chosen.into())
 }
 
 fn scenario(plan: &Plan, faults: Vec<&'static Fault>, length: Duration, bar: Option<ProgressBar>) -> Result<bool> {
     let mut names = plan.faults.clone();
     let mut world = World::start(plan, FaultLog::new(bar.clone()))?;
-    if let Err(reason) = &world.disk {
+    if let (Err(reason), true) = (&world.disk, plan.faults.contains(&"disk-full")) {
         let text = format!("PostgreSQL has no disk of its own: {reason}");
         world.log.say(text);
     }
     world.start_writers(&Pace {
         pause: Duration::from_millis(80),
-        asynchronous: true,
+        // A promoted standby lacks what was committed without waiting for it.
+        asynchronous: plan.kind != Kind::Standby,
     });
     let mut deck = Deck::new(faults);
     let struck = strikes(&mut world, &mut deck, length, bar.as_ref());
@@ -115,7 +164,7 @@ fn scenario(plan: &Plan, faults: Vec<&'static Fault>, length: Duration, bar: Opt
         );
         let saved = crate::paths::Paths::find()?
             .logs()
-            .join(format!("chaos-{}-postgres.log", plan.seed));
+            .join(format!("chaos-{}-{:?}-postgres.log", plan.seed, plan.kind));
         std::fs::copy(logs, &saved)?;
         println!("PostgreSQL's log: {}", saved.display());
     }

@@ -12,11 +12,15 @@ use tokio::runtime::{Builder, Runtime};
 use super::disk::SmallDisk;
 use super::faults::{Fault, SINGLE, strike};
 use super::log::FaultLog;
+use super::nodes;
+use super::promotion;
 use super::proxy::{Mode, Proxy};
 use super::stream::{Observed, STREAM, is_missing};
 use super::writers::{Pace, Writers, end_all_prepared};
 use crate::lab::{DATABASE, Lab};
+use crate::nats::NatsServer;
 use crate::paths::Paths;
+use crate::postgres::{Postgres, PostgresBuilder};
 
 /// The ledger and the function the writers call.
 const LEDGER: &str = include_str!("ledger.sql");
@@ -30,12 +34,27 @@ const DISK: u64 = 3000;
 /// Most of the time for a backlog to drain once nothing fails any more.
 const DRAINS: Duration = Duration::from_secs(180);
 
+/// Which servers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One PostgreSQL, one nats-server, and a proxy between them.
+    Single,
+    /// Three nats-servers, the stream has three replicas.
+    Cluster,
+    /// A primary with a synchronous standby.
+    Standby,
+}
+
 /// A scenario's servers and what goes on in them. What is dropped last stands last.
 pub struct World {
     /// Writers, while there are any.
     pub writers: Option<Writers>,
     /// Both servers.
     pub lab: Lab,
+    /// The other NATS servers of the cluster.
+    pub nodes: Vec<NatsServer>,
+    /// Follows the lab's PostgreSQL.
+    pub standby: Option<Postgres>,
     /// What stands between them.
     pub proxy: Proxy,
     /// What the stream has held.
@@ -62,6 +81,8 @@ pub struct World {
 /// What a scenario is like.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Which servers there are.
+    pub kind: Kind,
     /// Draws everything.
     pub seed: u64,
     /// The stream's duplicate window.
@@ -80,18 +101,24 @@ impl World {
             true => SmallDisk::make(&folder, DISK).map_err(|error| format!("{error:#}")),
             false => Err("not asked for".to_owned()),
         };
-        let mut builder = Lab::builder().durable();
-        for (name, value) in SETTINGS {
-            builder = builder.set(name, value);
-        }
+        let mut builder = Lab::builder().configure(settings);
         if disk.is_ok() {
             builder = builder.postgres_dir(folder);
         }
-        let lab = builder.start()?;
+        let (mut lab, nodes) = match plan.kind {
+            Kind::Cluster => nodes::start(builder)?,
+            _ => (builder.start()?, Vec::new()),
+        };
+        let standby = match plan.kind {
+            Kind::Standby => Some(promotion::follow(&mut lab.postgres, settings(Postgres::builder()))?),
+            _ => None,
+        };
         let proxy = Proxy::start(runtime.handle(), lab.nats.port())?;
         let world = Self {
             writers: None,
             lab,
+            nodes,
+            standby,
             proxy,
             observed: Observed::default(),
             log,
@@ -114,7 +141,10 @@ impl World {
 
     /// What an operator does after `create extension`.
     pub fn configure(&self) -> Result<()> {
-        let url = self.proxy.url();
+        let url = match self.nodes.is_empty() {
+            true => self.proxy.url(),
+            false => self.urls().join(","),
+        };
         self.lab.sql(&format!(
             "update jetstream.connections set url = '{url}', reconnect_delay_ms = 100, connection_timeout_ms = 1000 \
              where name = 'default'"
@@ -126,10 +156,27 @@ impl World {
     pub fn ask_for_stream(&self, max_messages: i64) -> Result<()> {
         self.lab.sql(&format!(
             "select jetstream.create_stream('{STREAM}', array['chaos.>'], discard => 'new', \
-             max_messages => {max_messages}, duplicate_window => interval '{} ms')",
+             max_messages => {max_messages}, replicas => {}, duplicate_window => interval '{} ms')",
+            self.nodes.len() + 1,
             self.window.as_millis()
         ))?;
         Ok(())
+    }
+
+    /// Where the NATS servers listen, without the proxy.
+    fn urls(&self) -> Vec<String> {
+        std::iter::once(&self.lab.nats)
+            .chain(&self.nodes)
+            .map(NatsServer::url)
+            .collect()
+    }
+
+    /// One node of the cluster, the lab's own being the first.
+    pub fn node(&mut self, number: usize) -> &mut NatsServer {
+        match number.checked_sub(1).filter(|other| *other < self.nodes.len()) {
+            Some(other) => &mut self.nodes[other],
+            None => &mut self.lab.nats,
+        }
     }
 
     /// Lets the writers begin.
@@ -204,14 +251,15 @@ impl World {
     }
 
     /// Waits until NATS has the stream.
-    pub fn wait_stream(&self) -> Result<()> {
+    pub fn wait_stream(&mut self) -> Result<()> {
         let exists = || {
-            self.lab
-                .jetstream(async |context| match context.get_stream(STREAM).await {
-                    Ok(_) => Ok(true),
-                    Err(error) if is_missing(&error) => Ok(false),
-                    Err(error) => Err(error.into()),
-                })
+            let answer = self.on_stream(async |_, context| match context.get_stream(STREAM).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_missing(&error) => Ok(false),
+                Err(error) => Err(error.into()),
+            });
+            // A cluster may have no leader yet.
+            Ok(answer.unwrap_or(false))
         };
         crate::wait_until(Duration::from_secs(30), "the stream is there", exists)
     }
@@ -221,16 +269,27 @@ impl World {
         &mut self,
         code: impl AsyncFnOnce(&mut Observed, jetstream::Context) -> Result<T> + Send,
     ) -> Result<T> {
+        let urls = self.urls();
         let observed = &mut self.observed;
-        self.lab.jetstream(async move |context| code(observed, context).await)
+        let run = || {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let options = async_nats::ConnectOptions::new().ignore_discovered_servers();
+                code(observed, jetstream::new(options.connect(urls).await?)).await
+            })
+        };
+        run()
     }
 
     /// Undoes whatever a fault may have left, and waits until both servers answer.
     pub fn heal(&mut self) -> Result<()> {
         self.proxy.set(Mode::Pass);
-        let _ = self.lab.nats.resume();
-        if !crate::process::alive(self.lab.nats.pid()) {
-            self.lab.nats.restart()?;
+        for number in 0..=self.nodes.len() {
+            let node = self.node(number);
+            let _ = node.resume();
+            if !crate::process::alive(node.pid()) {
+                node.restart()?;
+            }
         }
         if let Ok(disk) = &self.disk {
             disk.empty()?;
@@ -254,6 +313,7 @@ impl World {
         end_all_prepared(self.runtime.handle(), &conninfo, self.seed)?;
         let drained = self.wait_drained(DRAINS);
         self.on_stream(async |observed, context| observed.read_on(&context).await)?;
+        self.log.say("the stream is read");
         drained
     }
 
@@ -278,6 +338,14 @@ impl World {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
+}
+
+/// A server as in production, but for short times.
+pub fn settings(mut builder: PostgresBuilder) -> PostgresBuilder {
+    for (name, value) in SETTINGS {
+        builder = builder.set(name, value);
+    }
+    builder.durable()
 }
 
 /// Short times, so that much happens.

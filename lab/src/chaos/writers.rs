@@ -1,7 +1,7 @@
 //! The writers: transactions of every shape, each of which writes down in itself what it enqueued.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -55,6 +55,7 @@ pub struct Writers {
     gate: Arc<RwLock<()>>,
     tasks: Vec<JoinHandle<()>>,
     runtime: Handle,
+    conninfo: Arc<Mutex<String>>,
     /// What they have done.
     pub tally: Arc<Tally>,
 }
@@ -67,10 +68,11 @@ pub struct Quiet {
 impl Writers {
     /// Starts them, and the caretaker who ends prepared transactions.
     pub fn start(runtime: &Handle, conninfo: &str, seed: u64, pace: &Pace) -> Self {
+        let conninfo = Arc::new(Mutex::new(conninfo.to_owned()));
         let (stop, gate, tally) = (Arc::default(), Arc::default(), Arc::<Tally>::default());
         let writer = |number: u64| Writer {
             number,
-            conninfo: conninfo.to_owned(),
+            conninfo: Arc::clone(&conninfo),
             random: StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(number)),
             pace: pace.clone(),
             stop: Arc::clone(&stop),
@@ -85,7 +87,15 @@ impl Writers {
             gate,
             tasks,
             runtime: runtime.clone(),
+            conninfo,
             tally,
+        }
+    }
+
+    /// Where to connect from now on.
+    pub fn redirect(&self, conninfo: &str) {
+        if let Ok(mut current) = self.conninfo.lock() {
+            conninfo.clone_into(&mut current);
         }
     }
 
@@ -108,7 +118,7 @@ impl Writers {
 
 struct Writer {
     number: u64,
-    conninfo: String,
+    conninfo: Arc<Mutex<String>>,
     random: StdRng,
     pace: Pace,
     stop: Arc<AtomicBool>,
@@ -178,7 +188,8 @@ impl Writer {
     }
 
     async fn connect(&self) -> Option<Client> {
-        connect(&self.conninfo).await.ok()
+        let conninfo = self.conninfo.lock().map(|conninfo| conninfo.clone()).ok()?;
+        connect(&conninfo).await.ok()
     }
 
     fn stopped(&self) -> bool {
