@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::backoff::Backoff;
-use super::connect::{Refusal, Session, connect, trouble};
+use super::connect::{Refusal, Session, connect};
 use super::publish::{self, End};
 use super::queue::Queue;
-use super::recover::{self, Plan, Tail};
+use super::recover::{Plan, Tail};
 use super::wake::Reporter;
 use super::{Limits, Report};
 use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};
@@ -72,7 +72,7 @@ pub(super) struct Link {
     /// What to look for before anything is published: left by those who sent before us.
     pub(super) plan: Option<Plan>,
     /// What was found of that.
-    tail: Tail,
+    pub(super) tail: Tail,
     /// For each stream the sequence up to which everything we sent is settled.
     pub(super) safe: HashMap<Arc<str>, u64>,
     /// Outcomes not yet reported.
@@ -213,7 +213,7 @@ impl Link {
     }
 
     /// Waits for `future`, taking in orders; an error if one of them asks for something else to be done.
-    async fn wait<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Todo> {
+    pub(super) async fn wait<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Todo> {
         let mut future = pin!(future);
         loop {
             tokio::select! {
@@ -248,7 +248,7 @@ impl Link {
     }
 
     /// Takes a message in: to be looked for, to be published, or found already.
-    fn push(&mut self, message: Arc<Message>) {
+    pub(super) fn push(&mut self, message: Arc<Message>) {
         match self.tail.take(message.id, &message.message_id) {
             Some((stream, sequence)) => self.found(&message, stream, sequence),
             None if message.unsure_since.is_some() => self.unsure.push(message),
@@ -288,95 +288,6 @@ impl Link {
             id: message.id,
             outcome,
         });
-    }
-
-    /// Before anything is published on a new session: settles what is stored already of the messages whose outcome is
-    /// unknown, and puts the rest back ahead of everything newer, with the same message ids.
-    async fn recover(&mut self, session: &mut Session) -> Result<(), End> {
-        if let Some(plan) = self.plan.clone() {
-            self.tail = self.read_tail(session, &plan).await?;
-            self.plan = None;
-            for (stream, sequence) in plan.positions {
-                self.safe.entry(stream).or_insert(sequence);
-            }
-            for message in self
-                .queue
-                .drain()
-                .into_iter()
-                .chain(std::mem::take(&mut self.unsure))
-                .collect::<Vec<_>>()
-            {
-                self.push(message);
-            }
-        }
-        if self.unknown.is_empty() {
-            return Ok(());
-        }
-        let plan = Plan {
-            positions: self.safe.clone(),
-            subjects: recover::subjects(&self.unknown),
-            since: self.unknown_since,
-            filtered: false,
-            up_to: i64::MAX,
-        };
-        let mut tail = self.read_tail(session, &plan).await?;
-        let unknown = std::mem::take(&mut self.unknown);
-        self.unknown_since = None;
-        let sent = unknown.len();
-        let mut again = Vec::new();
-        for message in unknown {
-            match tail.take(message.id, &message.message_id) {
-                Some((stream, sequence)) => {
-                    self.queue.stored(&message);
-                    self.found(&message, stream, sequence);
-                }
-                None => again.push(message),
-            }
-        }
-        info!(
-            target: "pg_jetstream",
-            connection = &*self.spec.name,
-            found = sent - again.len(),
-            publishing_again = again.len(),
-            "outcome of messages on the wire looked up"
-        );
-        self.queue.put_back(again);
-        self.flush();
-        Ok(())
-    }
-
-    /// Reads the tails of streams. An account that may not read them gets none: its messages are published again, and
-    /// dropped by the stream as long as its duplicate window lasts.
-    async fn read_tail(&mut self, session: &mut Session, plan: &Plan) -> Result<Tail, End> {
-        let client = session.client.clone();
-        let label = session.server.clone();
-        let prefix = self.spec.subject_prefix.clone();
-        let events = &mut session.events;
-        let reading = async {
-            tokio::select! {
-                tail = recover::read(&client, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
-                refusal = trouble(events, &label) => match refusal {
-                    Ok(()) => Ok(None),
-                    Err(Refusal::Passing(reason)) => Err(End::Lost(reason)),
-                    Err(Refusal::Lasting(error)) => Err(End::Refused(error)),
-                },
-            }
-        };
-        match self.wait(reading).await {
-            Ok(Ok(Some(tail))) => Ok(tail),
-            Ok(Ok(None)) => {
-                self.blind = true;
-                warn!(
-                    target: "pg_jetstream",
-                    connection = &*self.spec.name,
-                    "the account may not read its streams: what was on the wire is published again unseen"
-                );
-                Ok(Tail::default())
-            }
-            Ok(Err(end)) => Err(end),
-            Err(Todo::Reconnect) => Err(End::Again),
-            Err(_) => Err(End::Closed),
-        }
     }
 
     /// Reports the state if it or its reason has changed.

@@ -16,6 +16,7 @@ mod publish;
 mod queue;
 mod recover;
 mod streams;
+mod unknown;
 mod wake;
 mod window;
 mod wire;
