@@ -158,26 +158,6 @@ fn await_connection(connection: &str, timeout_ms: i32) -> JsonB {
     }))
 }
 
-type StatusRow = (
-    name!(worker, String),
-    name!(pid, Option<i32>),
-    name!(state, String),
-    name!(connections, JsonB),
-    name!(in_flight, i32),
-    name!(in_flight_bytes, i64),
-    name!(claimed, i64),
-    name!(stored, i64),
-    name!(duplicates, i64),
-    name!(retried, i64),
-    name!(dead, i64),
-    name!(held_keys, i32),
-    name!(cycles, i64),
-    name!(last_error, Option<String>),
-    name!(last_error_at, Option<TimestampWithTimeZone>),
-    name!(started_at, Option<TimestampWithTimeZone>),
-    name!(last_cycle_at, Option<TimestampWithTimeZone>),
-);
-
 fn time(micros: i64) -> Option<TimestampWithTimeZone> {
     (micros != 0)
         .then(|| TimestampWithTimeZone::try_from(micros).ok())
@@ -209,48 +189,15 @@ fn worker_status() -> TableIterator<
         name!(last_cycle_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    TableIterator::once(status_row())
-}
-
-fn status_row() -> StatusRow {
-    let mut slot = status::Slot::default();
-    let mut stopped = None;
-    if !status::preloaded() {
-        stopped = Some("shared_preload_libraries does not contain pg_jetstream".to_string());
-    } else {
-        let here = pg::my_database();
-        match status::find(|slot| slot.database == here) {
-            Some(number) => {
-                slot = status::slot(number);
-                if slot.pid == 0 {
-                    stopped = Some(slot.stopped.as_str().to_string());
-                }
-            }
-            None => stopped = Some("pg_jetstream.databases does not name this database".to_string()),
-        }
-    }
+    let (slot, stopped) = shown_slot();
     let report = &slot.report;
-    let links: Vec<serde_json::Value> = report.link[..report.links as usize]
-        .iter()
-        .map(|link| {
-            serde_json::json!({
-                "name": link.name.as_str(),
-                "state": status::link_state_name(link.state),
-                "detail": link.detail.as_str(),
-            })
-        })
-        .collect();
-    let last_error = Some(report.last_error.as_str().to_string()).filter(|text| !text.is_empty());
     let running = stopped.is_none();
-    (
+    let last_error = Some(report.last_error.as_str().to_string()).filter(|text| !text.is_empty());
+    TableIterator::once((
         slot.name.as_str().to_string(),
         running.then_some(slot.pid),
-        if running {
-            report.state.as_str().to_string()
-        } else {
-            "not running".to_string()
-        },
-        JsonB(serde_json::Value::Array(if running { links } else { Vec::new() })),
+        if running { report.state.as_str() } else { "not running" }.to_string(),
+        JsonB(serde_json::Value::Array(if running { shown_links(report) } else { Vec::new() })),
         report.in_flight as i32,
         report.in_flight_bytes as i64,
         report.claimed as i64,
@@ -264,5 +211,31 @@ fn status_row() -> StatusRow {
         time(report.last_error_at),
         time(report.started_at),
         time(report.last_cycle_at),
-    )
+    ))
+}
+
+/// The slot of this database, and why no worker runs if none does.
+fn shown_slot() -> (status::Slot, Option<String>) {
+    let none = |reason: &str| (status::Slot::default(), Some(reason.to_string()));
+    if !status::preloaded() {
+        return none("shared_preload_libraries does not contain pg_jetstream");
+    }
+    let here = pg::my_database();
+    let Some(number) = status::find(|slot| slot.database == here) else {
+        return none("pg_jetstream.databases does not name this database");
+    };
+    let slot = status::slot(number);
+    let stopped = (slot.pid == 0).then(|| slot.stopped.as_str().to_string());
+    (slot, stopped)
+}
+
+fn shown_links(report: &status::Report) -> Vec<serde_json::Value> {
+    let shown = report.link[..report.links as usize].iter().map(|link| {
+        serde_json::json!({
+            "name": link.name.as_str(),
+            "state": status::link_state_name(link.state),
+            "detail": link.detail.as_str(),
+        })
+    });
+    shown.collect()
 }
