@@ -9,6 +9,9 @@ use crate::paths::Paths;
 use crate::progress::{self, Done, seconds};
 use crate::{install, regress, setup, up};
 
+/// What the two minutes of chaos draw from.
+const CHAOS_SEED: &str = "5";
+
 /// What the checks have counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -46,6 +49,7 @@ pub fn run(paths: &Paths) -> Result<Count> {
                 &["test", "-p", "lab", "--no-fail-fast"],
                 count_cargo,
             )?;
+            checks.chaos()?;
         }
         Err(error) => checks.report(
             "extension",
@@ -80,6 +84,14 @@ impl Checks<'_> {
         let log = self.paths.logs().join(format!("{}.log", name.replace(' ', "-")));
         let done = progress::capture(name, command, &log)?;
         self.report(name, count(&done), done.took, &done.output);
+        Ok(())
+    }
+
+    fn chaos(&mut self) -> Result<()> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["chaos", "--seed", CHAOS_SEED, "--minutes", "2"]);
+        let done = progress::capture("chaos", command, &self.paths.logs().join("chaos.log"))?;
+        self.report("chaos", one(&done), done.took, &done.output);
         Ok(())
     }
 

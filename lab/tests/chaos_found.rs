@@ -1,4 +1,5 @@
 //! What the fault harness has found, each as a test of its own.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 

@@ -33,6 +33,8 @@ pub struct Verdict {
     pub stored: usize,
     /// Committed messages in `dead_letters`.
     pub dead: usize,
+    /// Found to be in the stream already when they were sent again or looked for.
+    pub known: i64,
     /// Stored twice, but the first copy was taken away by an operator before the second came.
     pub forgiven: usize,
     /// Not read, but the history says that the stream had it which an operator then deleted.
@@ -46,10 +48,11 @@ impl Verdict {
     pub fn summary(&self) -> String {
         let count = |what: &str| self.broken.iter().filter(|(_, text)| text.starts_with(what)).count();
         format!(
-            "{} committed, {} stored, {} dead letters; missing {}, phantoms {}, twice {}, out of order {} \
+            "{} committed, {} stored ({} found there already), {} dead letters; missing {}, phantoms {}, twice {}, out of order {} \
              (by purge or deletion: {} stored again, {} unread)",
             self.committed,
             self.stored,
+            self.known,
             self.dead,
             count("missing"),
             count("phantom"),
@@ -83,7 +86,11 @@ pub fn check(lab: &Lab, observed: &Observed) -> Result<Verdict> {
     for deletion in &observed.deletions {
         deleted.extend(unread(&mut client, deletion)?);
     }
-    Ok(compare(&ledger, observed, &dead, &owed, &deleted))
+    let known = "select count(*) from (select duplicate from jetstream.history union all \
+                 select duplicate from chaos.history) h where duplicate";
+    let mut verdict = compare(&ledger, observed, &dead, &owed, &deleted);
+    verdict.known = client.query_one(known, &[])?.get(0);
+    Ok(verdict)
 }
 
 /// The messages that a deleted stream had acknowledged after it was last read.

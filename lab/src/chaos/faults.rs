@@ -70,7 +70,6 @@ pub const SINGLE: &[Fault] = &[
 /// Every fault of a cluster of NATS servers.
 pub const CLUSTER: &[Fault] = &[
     quick("step-down", nodes::step_down),
-    quick("meta-step-down", nodes::meta_step_down),
     long("node-kill", nodes::kill),
     long("node-stop", nodes::stop_one),
     long("two-nodes-stop", nodes::stop_two),

@@ -45,15 +45,6 @@ pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
 /// The stream's leader steps down.
 pub(super) fn step_down(world: &mut World) -> Result<Effect> {
     let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}");
-    ask(world, subject)
-}
-
-/// The leader of the cluster's own state steps down.
-pub(super) fn meta_step_down(world: &mut World) -> Result<Effect> {
-    ask(world, "$JS.API.META.LEADER.STEPDOWN".to_owned())
-}
-
-fn ask(world: &mut World, subject: String) -> Result<Effect> {
     let answer = world.on_stream(async |_, context| {
         let answer = context.client().request(subject, "".into()).await?;
         Ok(String::from_utf8_lossy(&answer.payload).into_owned())
