@@ -40,6 +40,8 @@ create table jetstream.connections (
     constraint connections_name_key unique (name),
     constraint connections_name_length check (octet_length(name) between 1 and 63),
     constraint connections_url_not_empty check (btrim(url) <> ''),
+    -- Those who may look at connections may not see credentials.
+    constraint connections_url_no_credentials check (url !~ '@' and cluster_urls::text !~ '@'),
     constraint connections_auth_type_known
         check (auth_type in ('none', 'token', 'password', 'credentials', 'nkey')),
     constraint connections_auth_complete check (
@@ -64,7 +66,7 @@ comment on column jetstream.connections.description is 'Free text';
 comment on column jetstream.connections.created_at is 'When it was inserted';
 comment on column jetstream.connections.updated_at is 'When it was last changed; null if never';
 comment on column jetstream.connections.name is 'Name messages refer to; "default" is used where none is given';
-comment on column jetstream.connections.url is 'Server URL nats://host:port or tls://host:port; several separated by commas are tried in order';
+comment on column jetstream.connections.url is 'Server URL nats://host:port or tls://host:port; several separated by commas are tried in order. Credentials go into their own columns';
 comment on column jetstream.connections.cluster_urls is 'Further servers of the same cluster, tried in order after url';
 comment on column jetstream.connections.auth_type is 'none, token, password, credentials or nkey';
 comment on column jetstream.connections.token is 'Secret: token for auth_type token';

@@ -155,9 +155,12 @@ begin
             using hint = pg_catalog.format('Add shared_preload_libraries = ''pg_jetstream'' and '
                 'pg_jetstream.databases = %L to postgresql.conf and restart PostgreSQL.',
                 pg_catalog.current_database());
-    elsif not (pg_catalog.current_database() = any (pg_catalog.string_to_array(pg_catalog.replace(
-            pg_catalog.current_setting('pg_jetstream.databases'), ' ', ''), ','))) then
-        raise notice 'database "%" is not in pg_jetstream.databases: messages are stored and not published',
+    elsif not exists (
+            select from pg_catalog.unnest(pg_catalog.string_to_array(
+                pg_catalog.current_setting('pg_jetstream.databases'), ',')) as listed (name)
+            where pg_catalog.btrim(listed.name, ' "') = pg_catalog.current_database()) then
+        -- create extension does not show less than a warning.
+        raise warning 'database "%" is not in pg_jetstream.databases: messages are stored and not published',
                 pg_catalog.current_database()
             using hint = 'Add it to pg_jetstream.databases in postgresql.conf and run select pg_reload_conf().';
     end if;

@@ -120,6 +120,49 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
     exactly_once(&lab, "S", 1..=1_000);
 }
 
+/// What is secret in a row stays there: no one reads it in the log, in status(), or as a reader of the tables.
+#[test]
+fn secrets_are_shown_to_nobody() {
+    let lab = lab(&[("pg_jetstream.log_level", "trace"), ("log_min_messages", "debug1")]);
+    lab.sql("create role looker in role jetstream_reader").unwrap();
+    let guarded = NatsServer::builder()
+        .extra("authorization { user: app, password: othersecret }")
+        .start()
+        .unwrap();
+    for (name, url) in [
+        ("absent", "nats://app:hushhush@127.0.0.1:1".to_owned()),
+        ("refused", guarded.url().replace("nats://", "nats://app:hushhush@")),
+        ("welcome", guarded.url().replace("nats://", "nats://app:othersecret@")),
+    ] {
+        // Whether credentials in a URL are taken or refused: they are not shown.
+        let _ = lab.sql(&format!(
+            "insert into jetstream.connections (name, url) values ('{name}', '{url}')"
+        ));
+        let shown =
+            format!("select jetstream.health('{name}') ->> 'connection_state' not in ('unknown', 'connecting')");
+        eventually(&lab, SOON, "a state", || {
+            Ok(lab.value(&shown).is_err() || lab.value(&shown)? == "t")
+        });
+    }
+    let mut seen = lab
+        .sql("set role looker; select url, cluster_urls from jetstream.connections")
+        .unwrap_or_default()
+        .concat();
+    seen.extend(lab.sql("select to_json(s) from jetstream.status() s").unwrap().concat());
+    // The statements of this test are no leak.
+    let log = lab.postgres.log();
+    seen.extend(
+        log.lines()
+            .filter(|line| line.contains("pg_jetstream"))
+            .map(str::to_owned),
+    );
+    let leaks: Vec<_> = seen
+        .iter()
+        .filter(|text| text.contains("hushhush") || text.contains("othersecret"))
+        .collect();
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
+
 #[test]
 fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() {
     let lab = lab(&[]);

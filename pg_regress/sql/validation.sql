@@ -58,6 +58,8 @@ truncate jetstream.outbox;
 select failure(format('insert into jetstream.connections (name, %s', c)) from unnest(array[
     'url) values ('''', default)',
     'url) values (''a'', '' '')',
+    'url) values (''a'', ''nats://user:secret@host:4222'')',
+    'cluster_urls) values (''a'', ''{nats://a,nats://token@b}'')',
     'auth_type) values (''a'', ''kerberos'')',
     'auth_type) values (''a'', ''token'')',
     'auth_type) values (''a'', ''password'')',
