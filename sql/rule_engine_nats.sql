@@ -51,8 +51,9 @@ exception when check_violation or not_null_violation then
     -- Without its detail, which would show the row, credentials included.
     get stacked diagnostics reason = message_text;
     raise exception '%', reason
-        using errcode = 'check_violation', hint = 'Each auth_type needs its own: p_auth_token; p_auth_username and '
-            'p_auth_password; p_auth_credentials_file; p_auth_nkey_seed.';
+        using errcode = 'check_violation', hint = case when reason like '%auth%' then
+            'Each auth_type needs its own: p_auth_token; p_auth_username and p_auth_password; p_auth_credentials_file; '
+            'p_auth_nkey_seed.' else 'See the comments on the columns of jetstream.connections.' end;
 end
 $$;
 comment on function jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text,
@@ -218,6 +219,9 @@ comment on column jetstream.nats_publish_summary.failed is 'Of these, those give
 comment on column jetstream.nats_publish_summary.success_rate_pct is 'Share of those stored';
 comment on column jetstream.nats_publish_summary.avg_latency_ms is 'From the insert to the acknowledgement, milliseconds';
 comment on column jetstream.nats_publish_summary.last_published_at is 'When the last one was settled';
+comment on column jetstream.nats_publish_summary.webhook_id is 'webhooks.id';
+comment on column jetstream.nats_publish_summary.min_latency_ms is 'The shortest';
+comment on column jetstream.nats_publish_summary.max_latency_ms is 'The longest';
 
 create view jetstream.nats_performance_stats as
 select h.webhook as webhook_id, coalesce(w.name, format('deleted webhook %s', h.webhook)) as webhook_name,
@@ -235,6 +239,9 @@ comment on column jetstream.nats_performance_stats.message_count is 'Messages st
 comment on column jetstream.nats_performance_stats.p50 is 'Half of them were as fast or faster';
 comment on column jetstream.nats_performance_stats.p95 is '95 of 100 were as fast or faster';
 comment on column jetstream.nats_performance_stats.p99 is '99 of 100 were as fast or faster';
+comment on column jetstream.nats_performance_stats.webhook_id is 'webhooks.id';
+comment on column jetstream.nats_performance_stats.webhook_name is 'Name of the webhook';
+comment on column jetstream.nats_performance_stats.avg_latency_ms is 'Average latency';
 
 create view jetstream.nats_recent_failures as
 select f.outbox_id as publish_id, coalesce(w.name, format('deleted webhook %s', f.webhook)) as webhook_name, f.subject,
@@ -270,6 +277,12 @@ comment on column jetstream.nats_recent_failures.error_message is 'Why';
 comment on column jetstream.nats_recent_failures.published_at is 'When it failed last; of one that waits, when it was inserted';
 comment on column jetstream.nats_recent_failures.state is 'dead: see jetstream.dead_letters; owed: will be tried again; waiting: for the connection';
 comment on column jetstream.nats_recent_failures.next_attempt_at is 'When it is tried again';
+comment on column jetstream.nats_recent_failures.publish_id is 'outbox.id';
+comment on column jetstream.nats_recent_failures.webhook_name is 'Name of the webhook';
+comment on column jetstream.nats_recent_failures.subject is 'Subject';
+comment on column jetstream.nats_recent_failures.message_id is 'Nats-Msg-Id';
+comment on column jetstream.nats_recent_failures.attempts is 'Attempts that failed';
+comment on column jetstream.nats_recent_failures.webhook_id is 'webhooks.id';
 
 create function jetstream.rule_nats_stats(p_webhook_id integer default null, p_hours integer default 24) returns jsonb
 language sql stable security definer

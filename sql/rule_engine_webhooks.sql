@@ -275,6 +275,14 @@ comment on column jetstream.webhook_status_summary.pending_calls is 'Not tried y
 comment on column jetstream.webhook_status_summary.processing_calls is 'Claimed by a worker';
 comment on column jetstream.webhook_status_summary.retrying_calls is 'Failed, and tried again later';
 comment on column jetstream.webhook_status_summary.success_rate_pct is 'Share of successful calls among those that ended';
+comment on column jetstream.webhook_status_summary.webhook_id is 'webhooks.id';
+comment on column jetstream.webhook_status_summary.webhook_name is 'Name of the webhook';
+comment on column jetstream.webhook_status_summary.webhook_url is 'Endpoint';
+comment on column jetstream.webhook_status_summary.enabled is 'Whether it may be called';
+comment on column jetstream.webhook_status_summary.total_calls is 'Calls the queue holds';
+comment on column jetstream.webhook_status_summary.successful_calls is 'Those that succeeded';
+comment on column jetstream.webhook_status_summary.avg_execution_time_ms is 'Average duration of an attempt, milliseconds';
+comment on column jetstream.webhook_status_summary.last_call_at is 'When it was last called';
 
 create view jetstream.webhook_recent_failures as
 select c.id as call_id, w.name as webhook_name, c.url as webhook_url, c.status, c.attempts,
@@ -287,6 +295,18 @@ order by coalesce(c.claimed_at, c.created_at) desc;
 comment on view jetstream.webhook_recent_failures is 'Calls of the last day that failed, newest first';
 comment on column jetstream.webhook_recent_failures.status is 'failed: tried again at next_retry_at; dead: given up';
 comment on column jetstream.webhook_recent_failures.failed_at is 'When the failed attempt began';
+comment on column jetstream.webhook_recent_failures.call_id is 'webhook_calls.id';
+comment on column jetstream.webhook_recent_failures.webhook_name is 'Name of the webhook';
+comment on column jetstream.webhook_recent_failures.webhook_url is 'Endpoint';
+comment on column jetstream.webhook_recent_failures.attempts is 'Attempts made';
+comment on column jetstream.webhook_recent_failures.retry_count is 'Attempts after the first';
+comment on column jetstream.webhook_recent_failures.error_message is 'Why the last attempt failed';
+comment on column jetstream.webhook_recent_failures.response_status is 'HTTP status of the last attempt';
+comment on column jetstream.webhook_recent_failures.message_id is 'Idempotency-Key of the call';
+comment on column jetstream.webhook_recent_failures.created_at is 'When it was called';
+comment on column jetstream.webhook_recent_failures.completed_at is 'When it was given up';
+comment on column jetstream.webhook_recent_failures.next_retry_at is 'When it is tried again';
+comment on column jetstream.webhook_recent_failures.webhook_id is 'webhooks.id';
 
 create view jetstream.webhook_performance_stats as
 select c.webhook as webhook_id, w.name as webhook_name,
@@ -304,3 +324,9 @@ comment on view jetstream.webhook_performance_stats is 'Duration of the successf
 comment on column jetstream.webhook_performance_stats.p50 is 'Half of them were as fast or faster';
 comment on column jetstream.webhook_performance_stats.p95 is '95 of 100 were as fast or faster';
 comment on column jetstream.webhook_performance_stats.p99 is '99 of 100 were as fast or faster';
+comment on column jetstream.webhook_performance_stats.webhook_id is 'webhooks.id';
+comment on column jetstream.webhook_performance_stats.webhook_name is 'Name of the webhook';
+comment on column jetstream.webhook_performance_stats.total_calls is 'Calls that succeeded';
+comment on column jetstream.webhook_performance_stats.avg_time_ms is 'Average duration';
+comment on column jetstream.webhook_performance_stats.min_time_ms is 'The shortest';
+comment on column jetstream.webhook_performance_stats.max_time_ms is 'The longest';

@@ -4,16 +4,18 @@ create function jetstream.check_webhook_url(url text) returns boolean
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    shown text := regexp_replace(url, '//[^/?#]*@', '//');
 begin
     if url !~* '^https?://' then
-        raise exception 'webhook url "%" is not http or https', url
+        raise exception 'webhook url "%" is not http or https', shown
             using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
     elsif url ~* '^https?://[^/?#]*@' then
-        raise exception 'webhook url "%" contains credentials', regexp_replace(url, '//[^/?#]*@', '//…@')
+        raise exception 'webhook url "%" contains credentials', shown
             using errcode = 'invalid_parameter_value',
                   hint = 'Put them into a secret and refer to it in a header as {{secret:NAME}}.';
     elsif url !~* '^https?://[^/?#\s:]+(:[0-9]{1,5})?([/?#]\S*)?$' and url !~* '^https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?([/?#]\S*)?$' then
-        raise exception 'webhook url "%" is not valid', url
+        raise exception 'webhook url "%" is not valid', shown
             using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
     end if;
     return true;
@@ -100,7 +102,7 @@ begin
             new.publish_mode := 'queue';
         end if;
     end if;
-    new.nats_enabled := new.nats_enabled or new.publish_mode in ('nats', 'both');
+    new.nats_enabled := new.nats_enabled or new.publish_mode <> 'queue';
     return new;
 end
 $$;

@@ -10,9 +10,7 @@ where c.relnamespace = 'jetstream'::regnamespace and c.relkind in ('i', 'I') and
   and not exists (select from pg_constraint where conindid = c.oid) and obj_description(c.oid, 'pg_class') is null order by 1;
 select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where c.relnamespace = 'jetstream'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
-  and col_description(c.oid, a.attnum) is null
-  -- The rule engine's views have its documents.
-  and not (c.relkind = 'v' and c.relname ~ '^(nats|webhook)_') order by 1, 2;
+  and col_description(c.oid, a.attnum) is null order by 1, 2;
 select p.oid::regprocedure from pg_proc p
 where p.pronamespace = 'jetstream'::regnamespace and obj_description(p.oid, 'pg_proc') is null order by 1::text;
 select t.typname from pg_type t where t.typnamespace = 'jetstream'::regnamespace and t.typtype in ('e', 'd')

@@ -1,0 +1,65 @@
+-- Webhooks and the queue of calls, as far as no server and no worker is needed.
+\pset format unaligned
+\pset tuples_only on
+truncate jetstream.outbox, jetstream.webhook_calls;
+-- A url is checked at registration.
+select url, failure(format('insert into jetstream.webhooks (name, url) values (''x'', %L)', url)) from unnest(array[
+    'ftp://a', 'https://', 'https://u:p@a/', 'https://a b/', 'https://a:x/', 'http://[::1', 'https:/a']) url;
+insert into jetstream.webhooks (id, name, url, publish_mode, headers) values
+    (1001, 'A queue', 'https://example.com/a', 'queue', '{"X": "1"}'),
+    (1002, 'By NATS', 'http://localhost:8080', 'nats', '{}'),
+    (1003, 'both', 'https://[::1]/?q=a@b', 'both', '{"Authorization": "Bearer {{secret:key}}"}');
+select name, publish_mode, nats_enabled, jetstream.webhook_subject(w) from jetstream.webhooks w order by id;
+select failure('insert into jetstream.webhooks (name, url) values (''both'', ''https://a'')');
+select failure('insert into jetstream.webhooks (name, url, method) values (''m'', ''https://a'', ''BREW'')');
+select failure('insert into jetstream.webhooks (name, url, publish_mode) values (''m'', ''https://a'', ''mail'')');
+select failure('insert into jetstream.webhooks (name, url, headers) values (''m'', ''https://a'', ''{"a b": 1}'')');
+select failure('insert into jetstream.webhooks (name, url, subject) values (''m'', ''https://a'', ''a.*'')');
+select failure('insert into jetstream.webhooks (name, url, connection) values (''m'', ''https://a'', ''nowhere'')');
+-- Secrets: no error shows the value.
+select failure('select jetstream.rule_webhook_secret_set(1003, ''a b'', ''value'')');
+select failure(E'select jetstream.rule_webhook_secret_set(1003, ''key'', ''line\nline'')');
+select failure('select jetstream.rule_webhook_secret_set(9999, ''key'', ''value'')');
+select jetstream.rule_webhook_secret_set(1003, 'key', 'value');
+-- Calls.
+select jetstream.webhook_call(1001, '{"n": 1}', 'id-1') - 'call_id';
+select jetstream.webhook_call(1002, '{"n": 2}', 'id-2') - 'outbox_id';
+select jetstream.webhook_call(1003, '{"n": 3}', 'id-3') - 'call_id' - 'outbox_id';
+select jetstream.webhook_call(1003, '{"n": 4}', 'id-4', scheduled_at => '2100-01-01', publish_mode => 'queue', key => 'k') - 'call_id';
+select failure('select jetstream.webhook_call(1001, ''{}'', publish_mode => ''nats'')');
+select failure('select jetstream.webhook_call(1001, ''{}'', publish_mode => ''mail'')');
+select failure('select jetstream.webhook_call(null, ''{}'')');
+select failure('select jetstream.webhook_call(1001, ''{}'', message_id => '''')');
+select message_id, subject, payload, headers is null, webhook from jetstream.outbox order by id;
+select message_id, status, url, method, headers, payload, scheduled_at > now() as later from jetstream.webhook_calls order by id;
+-- The queue.
+create temporary table claimed as select * from jetstream.webhook_claim('w1', 1, '1 hour');
+insert into claimed select * from jetstream.webhook_claim('w2', 10, '1 hour');
+select webhook_name, method, url, headers, payload, message_id, attempt, max_attempts from claimed order by call_id;
+select count(*) from jetstream.webhook_claim('w3');
+select jetstream.webhook_complete(call_id, 503, 'later', 12.5, 'w1', 1) from claimed where message_id = 'id-1';
+select status, attempts, error, response_status, response_body, response_ms, scheduled_at > now(), worker
+from jetstream.webhook_calls where message_id = 'id-1';
+select failure(format('select jetstream.webhook_complete(1e6::bigint, 200)'));
+select regexp_replace(failure(format('select jetstream.webhook_complete(%s, 200)', call_id)), 'call \d+', 'call N') from claimed
+where message_id = 'id-1';
+select regexp_replace(failure(format('select jetstream.webhook_complete(%s, 200, worker => ''w1'')', call_id)), 'call \d+', 'call N')
+from claimed where message_id = 'id-3';
+select jetstream.webhook_complete(call_id, 200, 'fine', 1, 'w2', 1) from claimed where message_id = 'id-3';
+select regexp_replace(failure(format('select jetstream.webhook_fail(%s, ''x'')', call_id)), 'call \d+', 'call N') from claimed
+where message_id = 'id-3';
+select failure('select jetstream.webhook_complete(1, 42)');
+select failure('select jetstream.webhook_claim('''')');
+select failure('select jetstream.webhook_claim(''w'', 0)');
+select failure('select jetstream.webhook_claim(''w'', 1, ''-1 s'')');
+select webhook_name, total_calls, successful_calls, failed_calls, pending_calls, retrying_calls, success_rate_pct
+from jetstream.webhook_status_summary where webhook_id > 1000 order by webhook_id;
+select webhook_name, status, attempts, error_message, response_status from jetstream.webhook_recent_failures;
+-- A webhook goes when its calls are made; nats_enabled and publish_mode stay in line.
+select failure('delete from jetstream.webhooks where id = 1001');
+update jetstream.webhooks set nats_enabled = false where id = 1003 returning publish_mode, nats_enabled;
+update jetstream.webhooks set publish_mode = 'both' where id = 1003 returning publish_mode, nats_enabled;
+update jetstream.webhooks set publish_mode = 'queue' where id = 1003 returning publish_mode, nats_enabled;
+truncate jetstream.outbox, jetstream.webhook_calls;
+delete from jetstream.webhooks where id > 1000;
+select count(*) from jetstream.webhook_secrets;
