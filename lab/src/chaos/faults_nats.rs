@@ -118,8 +118,13 @@ pub(super) fn cut(world: &mut World) -> Result<Effect> {
         std::thread::sleep(pause);
         world.proxy.renew();
     }
+    // The worker comes back after a moment, unless it is away itself.
+    std::thread::sleep(Duration::from_millis(500));
     let made = world.proxy.accepted() - before;
-    Ok(Happened(format!("cut {times} times, {made} connections made since")))
+    Ok(match made {
+        0 => Not(format!("cut {times} times, and no connection was made again")),
+        _ => Happened(format!("cut {times} times, {made} connections made since")),
+    })
 }
 
 /// The stream takes but a few messages more, then refuses, until it may grow again.

@@ -91,6 +91,10 @@ impl FaultLog {
             };
             let _ = writeln!(text, "  {fault:<22} {:>8}  {reason}", self.count(fault));
         }
+        let never: Vec<_> = faults.iter().filter(|fault| self.count(fault) == 0).copied().collect();
+        if !never.is_empty() {
+            let _ = writeln!(text, "  never happened in this run: {}", never.join(", "));
+        }
         text
     }
 
