@@ -98,7 +98,8 @@ begin
         delete from jetstream.connections c
         where c.name = new.name and c.name = 'default' and c.updated_at is null
           and not exists (select from jetstream.streams s where s.connection = c.name)
-          and not exists (select from jetstream.outbox o where o.connection = c.name);
+          and not exists (select from jetstream.outbox o where o.connection = c.name)
+          and not exists (select from jetstream.webhooks w where w.connection = c.name);
     else
         if new.name <> old.name and old.name = 'default' then
             raise exception 'connection "default" cannot be renamed'

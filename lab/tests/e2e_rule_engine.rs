@@ -583,6 +583,26 @@ fn reports_of_workers_add_up() {
 }
 
 #[test]
+fn the_default_configuration_of_a_new_database_stays_when_webhooks_use_it() {
+    let postgres = lab::postgres::Postgres::start().unwrap();
+    let rows = postgres.sql(
+        DATABASE,
+        "create extension pg_jetstream;
+         select jetstream.rule_webhook_register('w', 'https://example.com');
+         insert into jetstream.rule_nats_config (config_name, nats_url) values ('default', 'nats://elsewhere:4222')
+             on conflict (config_name) do nothing returning config_id;
+         select config_name, nats_url, stream_name, subject_prefix from jetstream.rule_nats_config",
+    );
+    assert_eq!(
+        rows.unwrap(),
+        [
+            vec!["1"],
+            vec!["default", "nats://localhost:4222", "WEBHOOKS", "webhooks"]
+        ]
+    );
+}
+
+#[test]
 fn blocks_and_statements_are_found() {
     let text = "x\n  ```sql\n  select 'a;b'; -- no; none\n  do $$ begin; end $$;\n  ```\n```bash\nselect 1;\n```\n";
     let found = blocks(text);
