@@ -197,7 +197,8 @@ impl Worker {
             .filter_map(|lane| lane.next_due)
             .min()
         {
-            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+            // The wait counts whole milliseconds: without the one more it would end too early, again and again.
+            timeout = timeout.min(due.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         }
         if pg::wait(Some(self.relay.wake_fd()), timeout) {
             // What was committed may be due before anything known.
