@@ -21,17 +21,20 @@ begin
 end
 $$;
 
--- Configurations. The connection "default" of create extension gives way as long as nobody has changed it.
+-- Configurations. The connection "default" of create extension gives way as long as nobody has changed it. User and
+-- password (or a token) in a url, where everybody who may look would see them, go to their columns.
 do $$
 declare
     c record;
+    auth text;
+    in_url text;
     complete boolean;
     done bigint := 0;
     left_alone bigint := 0;
     remark text;
 begin
     for c in
-        select j, j ->> 'config_name' as name, coalesce(j ->> 'auth_type', 'none') as auth
+        select j, j ->> 'config_name' as name
         from pg_temp.old_rows('rule_nats_config') order by (j ->> 'config_id')::integer
     loop
         if exists (select from jetstream.connections k where k.name = c.name and (k.name <> 'default' or k.updated_at is not null)) then
@@ -40,17 +43,27 @@ begin
         end if;
         insert into jetstream.connections (name) select c.name
         where not exists (select from jetstream.connections k where k.name = c.name);
-        complete := case c.auth when 'none' then true when 'token' then c.j ->> 'auth_token' is not null
+        auth := coalesce(c.j ->> 'auth_type', 'none');
+        in_url := substring(c.j ->> 'nats_url' from '//([^/@,]+)@');
+        if auth = 'none' and in_url is not null then
+            auth := case when in_url like '%:%' then 'password' else 'token' end;
+        else
+            in_url := null;
+        end if;
+        complete := case auth when 'none' then true when 'password' then true when 'token' then coalesce(in_url, c.j ->> 'auth_token') is not null
             when 'credentials' then c.j ->> 'auth_credentials_file' is not null
             when 'nkey' then c.j ->> 'auth_nkey_seed' is not null else false end;
         if not complete then
-            remark := concat_ws('; ', remark, format('"%s" lacks its credentials (%s) and is disabled', c.name, c.auth));
+            remark := concat_ws('; ', remark, format('"%s" lacks its credentials (%s) and is disabled', c.name, auth));
         end if;
         update jetstream.connections k
-        set url = coalesce(c.j ->> 'nats_url', k.url),
-            cluster_urls = (select array_agg(u) from jsonb_array_elements_text(nullif(c.j -> 'nats_cluster_urls', 'null')) u),
-            auth_type = case when complete then c.auth else 'none' end,
-            token = c.j ->> 'auth_token', credentials_file = c.j ->> 'auth_credentials_file',
+        set url = coalesce(regexp_replace(c.j ->> 'nats_url', '//[^/@,]*@', '//', 'g'), k.url),
+            cluster_urls = (select array_agg(regexp_replace(u, '//[^/@,]*@', '//')) from jsonb_array_elements_text(nullif(c.j -> 'nats_cluster_urls', 'null')) u),
+            auth_type = case when complete then auth else 'none' end,
+            token = case when auth = 'token' then coalesce(in_url, c.j ->> 'auth_token') else c.j ->> 'auth_token' end,
+            username = case when auth = 'password' then split_part(in_url, ':', 1) end,
+            password = case when auth = 'password' then substr(in_url, strpos(in_url, ':') + 1) end,
+            credentials_file = c.j ->> 'auth_credentials_file',
             nkey_seed = c.j ->> 'auth_nkey_seed',
             tls_required = coalesce((c.j ->> 'tls_enabled')::boolean, false), tls_ca_file = c.j ->> 'tls_ca_file',
             tls_cert_file = c.j ->> 'tls_cert_file', tls_key_file = c.j ->> 'tls_key_file',

@@ -83,13 +83,6 @@ $$;
 comment on function jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer,
     integer) is 'Asks for a stream; returns rule_nats_streams.stream_id, whose row says whether the server has it';
 
--- A url as it may be shown.
-create function jetstream.without_credentials(url text) returns text
-language sql immutable strict parallel safe
-set search_path = pg_catalog, pg_temp
-as $$ select regexp_replace(url, '//[^/@,]*@', '//', 'g') $$;
-comment on function jetstream.without_credentials(text) is 'The url without the user and password that may be in it';
-
 create function jetstream.rule_nats_test_connection(config_name text default 'default') returns jsonb
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -108,8 +101,7 @@ begin
         'success', answer -> 'connected', 'connected', answer -> 'connected', 'state', answer -> 'state',
         'message', case when (answer ->> 'connected')::boolean then 'connected to ' else '' end || (answer ->> 'detail'),
         'waited_ms', answer -> 'waited_ms',
-        'config', jsonb_build_object('name', c.name, 'url', jetstream.without_credentials(c.url),
-            'jetstream', c.jetstream_enabled));
+        'config', jsonb_build_object('name', c.name, 'url', c.url, 'jetstream', c.jetstream_enabled));
 end
 $$;
 comment on function jetstream.rule_nats_test_connection(text) is
@@ -135,7 +127,7 @@ begin
     answer := jetstream.rule_nats_test_connection(rule_nats_init.config_name);
     return jsonb_strip_nulls(jsonb_build_object(
         'success', answer -> 'success', 'config', rule_nats_init.config_name,
-        'nats_url', jetstream.without_credentials(c.url), 'jetstream_enabled', c.jetstream_enabled,
+        'nats_url', c.url, 'jetstream_enabled', c.jetstream_enabled,
         'stream_name', c.webhook_stream, 'state', answer -> 'state', 'waited_ms', answer -> 'waited_ms',
         'stream_error', (select s.sync_error from jetstream.streams s
                          where s.connection = c.name and s.name = c.webhook_stream),
@@ -185,7 +177,7 @@ as $$
 declare
     info jsonb;
 begin
-    select to_jsonb(v) || jsonb_build_object('nats_url', jetstream.without_credentials(v.nats_url)) into info
+    select to_jsonb(v) into info
     from jetstream.rule_nats_config v where v.config_name = p_config_name;
     if not found then
         raise exception 'NATS configuration "%" does not exist', p_config_name

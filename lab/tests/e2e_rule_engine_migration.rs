@@ -20,7 +20,8 @@ create table public.rule_nats_config (config_id serial primary key, config_name 
 insert into public.rule_nats_config (config_name, nats_url, auth_type, auth_token, max_connections, nats_cluster_urls)
     values ('default', '$URL', 'none', null, 50, null),
            ('guarded', 'nats://localhost:1', 'token', 't0ken', 5, array['nats://localhost:2', 'nats://localhost:3']),
-           ('broken', 'nats://localhost:1', 'nkey', null, 5, null);
+           ('broken', 'nats://localhost:1', 'nkey', null, 5, null),
+           ('inurl', 'nats://ann:pa:ss@localhost:1,nats://ann:pa:ss@localhost:2', 'none', null, 5, array['nats://x@localhost:3']);
 create table public.rule_nats_streams (stream_id serial primary key, config_id integer, stream_name text, subjects text[],
     storage_type text default 'file', max_messages bigint default 1000000, max_bytes bigint default 10000000,
     max_age_seconds bigint default 604800, retention_policy text default 'limits', discard_policy text default 'old',
@@ -114,7 +115,7 @@ fn moves_in((columns, names): (&str, &str)) {
         [
             [
                 "configurations",
-                "3",
+                "4",
                 "0",
                 "\"broken\" lacks its credentials (nkey) and is disabled"
             ],
@@ -174,6 +175,19 @@ fn moves_in((columns, names): (&str, &str)) {
     assert_eq!(
         guarded.unwrap(),
         [["token", "t0ken", "{nats://localhost:2,nats://localhost:3}"]]
+    );
+
+    let in_url = lab
+        .sql("select url, auth_type, username, password, cluster_urls from jetstream.connections where name = 'inurl'");
+    assert_eq!(
+        in_url.unwrap(),
+        [[
+            "nats://localhost:1,nats://localhost:2",
+            "password",
+            "ann",
+            "pa:ss",
+            "{nats://localhost:3}"
+        ]]
     );
 
     // It works with what moved in.

@@ -20,7 +20,7 @@ update rule_nats_config set stream_name = 'HOOKS', subject_prefix = 'hooks' wher
 returning stream_name, subject_prefix;
 select failure('update rule_nats_config set jetstream_enabled = false');
 select failure('update rule_nats_config set stream_name = ''a.b''');
-select rule_nats_configure('regress', 'nats://u:p@localhost:1', 'token', p_auth_token => 'abc');
+select rule_nats_configure('regress', 'nats://localhost:1', 'token', p_auth_token => 'abc');
 select auth_type, token, webhook_stream, tls_required from jetstream.connections where name = 'regress';
 select rule_nats_config_info('regress') - 'created_at' - 'updated_at' - 'config_id';
 select failure('select rule_nats_configure(''regress'', ''nats://localhost:1'', ''nkey'')');
