@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::faults::Effect::{self, Happened, Not};
-use super::world::{DRAINS, World};
+use super::world::World;
 use super::writers::end_all_prepared;
 use crate::lab::DATABASE;
 
@@ -26,7 +26,7 @@ pub(super) fn extension_recreate(world: &mut World) -> Result<Effect> {
     let quiet = world.writers.as_ref().map(|writers| writers.quiet());
     let conninfo = world.lab.postgres.conninfo(DATABASE);
     end_all_prepared(world.runtime.handle(), &conninfo, 0)?;
-    world.wait_drained(DRAINS).context("before the extension is dropped")?;
+    world.wait_drained().context("before the extension is dropped")?;
     // The history goes too: what it says of deleted streams is needed at the end.
     world.lab.sql(
         "insert into chaos.history select * from jetstream.history;

@@ -31,9 +31,9 @@ const COMES_BACK: Duration = Duration::from_secs(60);
 /// Size of the disk that gets filled, megabytes.
 const DISK: u64 = 3000;
 
-/// Longest time for a backlog to drain once nothing fails any more: less than the minute after which the worker looks for
-/// rows it has missed, so that missing one shows.
-pub const DRAINS: Duration = Duration::from_secs(50);
+/// Longest time in which what is owed does not become less though nothing fails any more: below the minute after which the
+/// worker looks for rows it has missed, so that missing one shows.
+const STUCK: Duration = Duration::from_secs(50);
 
 /// Which servers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,16 +312,17 @@ impl World {
         self.heal()?;
         let conninfo = self.lab.postgres.conninfo(DATABASE);
         end_all_prepared(self.runtime.handle(), &conninfo, self.seed)?;
-        let drained = self.wait_drained(DRAINS);
+        let drained = self.wait_drained();
         self.on_stream(async |observed, context| observed.read_on(&context).await)?;
         self.log.say("the stream is read");
         drained
     }
 
-    /// Waits until nothing is owed.
-    pub fn wait_drained(&mut self, limit: Duration) -> Result<()> {
+    /// Waits until nothing is owed, as long as it becomes less.
+    pub fn wait_drained(&mut self) -> Result<()> {
+        self.lab.postgres.set(&USUAL)?;
         let started = Instant::now();
-        let deadline = started + limit;
+        let (mut least, mut since) = (u64::MAX, started);
         loop {
             let owed: u64 = self.lab.value("select count(*) from jetstream.outbox")?.parse()?;
             if owed == 0 {
@@ -329,17 +330,26 @@ impl World {
                 self.log.say(text);
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if owed < least {
+                (least, since) = (owed, Instant::now());
+            }
+            if since.elapsed() > STUCK {
                 let status = self.lab.sql("select row_to_json(s) from jetstream.status() s")?;
                 let rows = self
                     .lab
                     .sql("select row_to_json(o) from jetstream.outbox o order by id limit 3")?;
-                bail!("{owed} messages are still owed after {limit:?}; status {status:?}; the first {rows:?}");
+                bail!("{owed} messages are owed and no less for {STUCK:?}; status {status:?}; the first {rows:?}");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 }
+
+/// What reloads have changed, as it should be.
+const USUAL: [(&str, &str); 2] = [
+    ("pg_jetstream.batch_size", "1000"),
+    ("pg_jetstream.max_in_flight", "1000"),
+];
 
 /// A server as in production, but for short times.
 pub fn settings(mut builder: PostgresBuilder) -> PostgresBuilder {
