@@ -30,3 +30,50 @@ fn a_row_below_the_cursor_of_a_transaction_newer_than_the_snapshot_is_found() {
     newer.batch_execute("commit").unwrap();
     lab.wait_for_messages("FOUND", 3).unwrap();
 }
+
+/// A message that is stored and not settled, and that the next worker cannot claim yet, must still be known as stored
+/// to the worker after that one.
+#[test]
+fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
+    let lab = Lab::builder().start().unwrap();
+    lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
+        .unwrap();
+    lab.wait_connected().unwrap();
+    lab.sql(PUT).unwrap();
+    lab.wait_for_messages("FOUND", 1).unwrap();
+    lab.wait_drained().unwrap();
+    lab.nats.pause().unwrap();
+    lab.sql(PUT).unwrap();
+    lab.wait_until("a message in flight", || {
+        Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
+    })
+    .unwrap();
+    let mut holder = lab.postgres.client(DATABASE).unwrap();
+    holder
+        .batch_execute("begin; select from jetstream.outbox for update")
+        .unwrap();
+    lab.nats.resume().unwrap();
+    lab.wait_for_messages("FOUND", 2).unwrap();
+    next_worker(&lab);
+    for number in 3..=5 {
+        lab.sql(PUT).unwrap();
+        lab.wait_for_messages("FOUND", number).unwrap();
+        std::thread::sleep(Duration::from_millis(1200));
+    }
+    next_worker(&lab);
+    holder.batch_execute("commit").unwrap();
+    lab.wait_drained().unwrap();
+    assert_eq!(lab.message_count("FOUND").unwrap(), 5);
+}
+
+/// Terminates the worker and waits for another one that is connected.
+fn next_worker(lab: &Lab) {
+    let worker = || lab.postgres.backends("pg_jetstream worker%");
+    let before = worker().unwrap();
+    lab.sql(&format!("select pg_terminate_backend({})", before[0])).unwrap();
+    lab.wait_until("another worker", || {
+        Ok(worker()?.first().is_some_and(|pid| *pid != before[0]))
+    })
+    .unwrap();
+    lab.wait_connected().unwrap();
+}
