@@ -416,7 +416,9 @@ fn is_ready(data: &Path, pid: u32) -> bool {
     fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| {
         let mut lines = text.lines();
         lines.next() == Some(&pid.to_string())
-            && lines.nth(6).is_some_and(|state| matches!(state.trim(), "ready" | "standby"))
+            && lines
+                .nth(6)
+                .is_some_and(|state| matches!(state.trim(), "ready" | "standby"))
     })
 }
 
