@@ -197,7 +197,11 @@ fn worker_status() -> TableIterator<
         slot.name.as_str().to_string(),
         running.then_some(slot.pid),
         if running { report.state.as_str() } else { "not running" }.to_string(),
-        JsonB(serde_json::Value::Array(if running { shown_links(report) } else { Vec::new() })),
+        JsonB(serde_json::Value::Array(if running {
+            shown_links(report)
+        } else {
+            Vec::new()
+        })),
         report.in_flight as i32,
         report.in_flight_bytes as i64,
         report.claimed as i64,

@@ -247,6 +247,20 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
     })
 }
 
+/// Whether a message up to this id that was due by then is still owed. Those behind a failing one of their key do not
+/// count: they were not sent.
+pub fn is_owed(connection: &str, up_to: i64, due_by: i64) -> SpiResult<bool> {
+    let owed: Option<bool> = Spi::get_one_with_args(
+        "select exists (select from jetstream.outbox o where o.connection = $1 and o.id <= $2 \
+             and (o.deliver_at is null \
+                 or o.deliver_at <= timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond') \
+             and not exists (select from jetstream.outbox b where b.connection = o.connection and b.key = o.key \
+                 and b.id < o.id and b.attempts > 0 and b.deliver_at is not null))",
+        &[connection.into(), up_to.into(), due_by.into()],
+    )?;
+    Ok(owed == Some(true))
+}
+
 /// Advances the position of a stream.
 pub fn advance(connection: &str, stream: &str, sequence: i64) -> SpiResult<()> {
     Spi::run_with_args(

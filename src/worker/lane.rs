@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Claim state of one connection.
 #[derive(Debug, Clone)]
@@ -27,6 +27,9 @@ pub struct Lane {
     pub more: bool,
     /// When the next delayed message is due, as far as known.
     pub next_due: Option<Instant>,
+    /// Messages that an earlier worker or connection may have sent: ids up to this one, due by then. Until they are
+    /// settled no position is written, which the next recovery would read from.
+    pub unsettled: Option<(i64, SystemTime)>,
     /// Where the running sweep goes on; `None` between sweeps.
     pub sweep_from: Option<i64>,
     low: i64,
@@ -54,6 +57,7 @@ impl Lane {
             bytes: 0,
             more: true,
             next_due: None,
+            unsettled: None,
             sweep_from: None,
             low: 0,
             lowest_seen: None,

@@ -1,5 +1,7 @@
 //! Connections and streams as the tables ask for them, and as the relay reports them.
 
+use std::time::SystemTime;
+
 use pgrx::spi::SpiResult;
 
 use super::Worker;
@@ -127,6 +129,9 @@ impl Worker {
         }
         for spec in after.iter().filter(|spec| !before.contains(spec)) {
             if let Some(plan) = config::recovery_plan(&spec.name)? {
+                if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.name == spec.name) {
+                    lane.unsettled = Some((plan.up_to, SystemTime::now()));
+                }
                 self.relay.send(Command::Recover(spec.name.clone(), plan));
             }
         }

@@ -247,8 +247,12 @@ impl Worker {
     /// What is done now and then: positions, sweeps, keys whose blocker somebody removed.
     pub(super) fn maintain(&mut self) -> SpiResult<()> {
         if self.checkpoint.due() {
+            self.forget_recovered()?;
             for ((connection, stream), sequence) in std::mem::take(&mut self.checkpoint.candidate) {
-                config::advance(&connection, &stream, sequence)?;
+                let settled = |lane: &Lane| lane.name != connection || lane.unsettled.is_none();
+                if self.lanes.iter().all(settled) {
+                    config::advance(&connection, &stream, sequence)?;
+                }
             }
         }
         if Instant::now() < self.next_sweep {
@@ -260,6 +264,24 @@ impl Worker {
             self.lanes.iter_mut().for_each(Lane::sweep_all);
         }
         self.look_everywhere()
+    }
+
+    /// Sees which connections owe nothing any more that was sent before they were opened.
+    fn forget_recovered(&mut self) -> SpiResult<()> {
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            let Some((up_to, due_by)) = lane.unsettled else {
+                continue;
+            };
+            let in_flight = |(id, flight): (&i64, &super::Flight)| flight.lane == number && *id <= up_to;
+            // The look at the table may pass over many dead rows: it is left until nothing else speaks against it.
+            if (lane.more && lane.cursor < up_to) || self.flights.iter().any(in_flight) {
+                continue;
+            }
+            if !config::is_owed(&lane.name, up_to, micros::from_time(due_by))? {
+                lane.unsettled = None;
+            }
+        }
+        Ok(())
     }
 
     /// Starts over if ids to come lie below those claimed: somebody set the sequence back, or gave an id of his own.
