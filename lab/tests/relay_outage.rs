@@ -80,6 +80,10 @@ fn an_ack_that_does_not_come_from_a_server_that_answers_is_a_failure_of_the_mess
     // The same message may be tried again, and a late ack of the first attempt does no harm.
     rig.clear();
     admin.create("Q", "quiet.>");
+    rig.relay.send(Command::Resume {
+        connection: "default".into(),
+        key: "k".to_owned(),
+    });
     rig.publish([keyed(1, "quiet.a", "k")]);
     rig.wait_settled(1);
     assert!(matches!(rig.outcome(1), Outcome::Stored { .. }));

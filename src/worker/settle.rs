@@ -80,6 +80,8 @@ impl Checkpoint {
 pub(super) struct Settlement {
     ended: Vec<(i64, End)>,
     kept: Vec<Settled>,
+    /// Given back by a connection that was closed: they may have been stored.
+    released: Vec<i64>,
     stored: Vec<(Arc<Message>, Arc<str>, i64)>,
     duplicates: usize,
     retried: usize,
@@ -150,7 +152,11 @@ impl Worker {
                         }
                     }
                 }
-                Outcome::HeldBack | Outcome::Released => End::Back,
+                Outcome::HeldBack => End::Back,
+                Outcome::Released => {
+                    settlement.released.push(settled.id);
+                    End::Back
+                }
             };
             settlement.ended.push((settled.id, end));
         }
@@ -210,6 +216,13 @@ impl Worker {
     pub(super) fn settled(&mut self, settlement: Settlement) {
         for (message, stream, sequence) in &settlement.stored {
             self.checkpoint.stored(&message.connection, stream, *sequence);
+        }
+        for id in &settlement.released {
+            if let Some(flight) = self.flights.get(id) {
+                let unsettled = &mut self.lanes[flight.lane].unsettled;
+                let up_to = unsettled.map_or(*id, |(up_to, _)| up_to.max(*id));
+                *unsettled = Some((up_to, SystemTime::now()));
+            }
         }
         for (id, end) in &settlement.ended {
             let Some(flight) = self.flights.remove(id) else {
