@@ -90,13 +90,14 @@ fn drain_rate() -> Result<f64> {
     owe(&lab, OWED)?;
     let begin = Instant::now();
     lab.sql("select jetstream.resume()")?;
-    while lab.value("select stored from jetstream.status()")? != OWED.to_string() {
+    // Not status(), which looks at the outbox for the lag and would take part in what is measured.
+    while lab.value("select stored from jetstream.worker_status()")? != OWED.to_string() {
         ensure!(
             begin.elapsed() < Duration::from_secs(120),
             "the outbox does not drain\n{}",
             lab.logs()
         );
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(20));
     }
     let took = begin.elapsed();
     let stored = lab.message_count("BENCH")?;
@@ -177,10 +178,10 @@ fn memory() -> Result<f64> {
     lab.sql("select jetstream.pause()")?;
     owe(&lab, MANY)?;
     lab.sql("select jetstream.resume()")?;
-    let pid = lab.value("select pid from jetstream.status()")?;
+    let pid = lab.value("select pid from jetstream.worker_status()")?;
     let mut most: f64 = 0.0;
     let begin = Instant::now();
-    while lab.value("select stored from jetstream.status()")? != MANY.to_string() {
+    while lab.value("select stored from jetstream.worker_status()")? != MANY.to_string() {
         most = most.max(anonymous_megabytes(&pid)?);
         ensure!(
             begin.elapsed() < Duration::from_secs(300),
