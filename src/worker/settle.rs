@@ -82,6 +82,7 @@ pub(super) struct Settlement {
     kept: Vec<Settled>,
     /// Given back by a connection that was closed: they may have been stored.
     released: Vec<i64>,
+    /// Stored anew; those the stream had already are counted alone.
     stored: Vec<(Arc<Message>, Arc<str>, i64)>,
     duplicates: usize,
     retried: usize,
@@ -127,10 +128,13 @@ impl Worker {
                         latency_ms: ((acked_at - flight.due_at).max(0) as f64 / 1000.0) as f32,
                         acked_at,
                     });
-                    settlement.duplicates += usize::from(*duplicate);
-                    settlement
-                        .stored
-                        .push((flight.message.clone(), stream.clone(), *sequence as i64));
+                    if *duplicate {
+                        settlement.duplicates += 1;
+                    } else {
+                        settlement
+                            .stored
+                            .push((flight.message.clone(), stream.clone(), *sequence as i64));
+                    }
                     End::Gone
                 }
                 Outcome::Failed(error) => {
