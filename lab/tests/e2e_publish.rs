@@ -108,6 +108,12 @@ fn a_known_id_is_stored_once_and_recorded_as_duplicate() {
         "2"
     );
     assert_eq!(lab.value("select duplicates from jetstream.status()").unwrap(), "2");
+    assert_eq!(
+        lab.value("select stored = (select count(*) from jetstream.history where success) from jetstream.status()")
+            .unwrap(),
+        "t",
+        "a duplicate counts once"
+    );
 }
 
 #[test]
