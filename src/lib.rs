@@ -6,6 +6,7 @@
 use pgrx::prelude::*;
 
 mod api;
+mod array;
 mod error;
 mod guc;
 mod guc_defaults;

@@ -1,6 +1,9 @@
-//! Raw PostgreSQL calls: the one home of `unsafe`.
+//! Raw PostgreSQL calls: this module is the one home of `unsafe`.
 //!
 //! Everything here is called on the process's main thread; pgrx panics otherwise.
+
+pub mod bulk;
+pub mod values;
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
@@ -206,6 +209,13 @@ pub fn next_xid() -> u64 {
     unsafe { pg_sys::ReadNextFullTransactionId() }.value
 }
 
+/// Full id of the running transaction, if it has one.
+pub fn own_xid() -> Option<u64> {
+    // SAFETY: reads the state of this process's transaction.
+    let xid = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    (xid != 0).then_some(xid)
+}
+
 /// Makes sure that the commits of these transactions (full ids) are on disk. Costs nothing for transactions that
 /// committed synchronously. To be called in a transaction.
 ///
@@ -294,16 +304,6 @@ pub fn with_signals_blocked<R>(body: impl FnOnce() -> R) -> nix::Result<R> {
     let result = body();
     before.thread_set_mask()?;
     Ok(result)
-}
-
-/// The bytes of a `text` or `bytea` datum.
-pub fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
-    // SAFETY: callers pass a non-null varlena datum of the row at hand; the detoasted copy lives until the
-    // transaction ends and is copied out before.
-    unsafe {
-        let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-        pgrx::varlena_to_byte_slice(varlena).to_vec()
-    }
 }
 
 /// Id of this process.

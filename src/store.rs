@@ -2,6 +2,7 @@
 
 pub mod config;
 mod statements;
+mod stored;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -14,9 +15,12 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 
 use crate::guc::Settings;
 use crate::message::{self, Message};
+use crate::micros;
+use crate::pg::bulk::Place;
+use crate::pg::values;
 use crate::snapshot::Snapshot;
-use crate::{micros, pg};
-use statements::Statements;
+use statements::{LATE_AT_ONCE, Statements, WIDTH};
+pub use stored::Record;
 
 /// SPI failed in a way that is not an ERROR of its own: a defect of this module.
 pub type Result<T> = std::result::Result<T, SpiError>;
@@ -25,6 +29,8 @@ pub type Result<T> = std::result::Result<T, SpiError>;
 pub struct Row {
     /// The message.
     pub message: Arc<Message>,
+    /// Where its row stands.
+    pub place: Place,
     /// Transaction that inserted it.
     pub txid: u64,
     /// When it was inserted, or due if that is later; microseconds since 2000-01-01 UTC.
@@ -40,22 +46,6 @@ pub struct Seen {
     pub rows: usize,
     /// No further row was there.
     pub exhausted: bool,
-}
-
-/// One settled message as it goes into the history.
-pub struct Record<'a> {
-    /// The message.
-    pub message: &'a Message,
-    /// Stream that stored it.
-    pub stream: &'a str,
-    /// Its sequence there.
-    pub sequence: i64,
-    /// The stream had it already.
-    pub duplicate: bool,
-    /// From insert or due time to the ack, milliseconds.
-    pub latency_ms: f32,
-    /// When the ack arrived; microseconds since 2000-01-01 UTC.
-    pub acked_at: i64,
 }
 
 /// A failed attempt.
@@ -91,38 +81,35 @@ impl Store {
 
     /// Claims in insert order: rows above `cursor`. The first row carries what had ended by then.
     pub fn claim_in_order(&mut self, lane: &str, cursor: i64, limit: Visit<'_>) -> Result<Seen> {
-        claim(
-            self,
-            |s| &s.insert_order,
-            &[lane.into(), cursor.into()],
-            lane,
-            true,
-            limit,
-        )
+        claim(self, |s| &s.insert_order, &[lane.into(), cursor.into()], lane, limit)
     }
 
-    /// Claims the rows up to `cursor` of transactions that have ended since.
-    pub fn claim_late(&mut self, lane: &str, cursor: i64, xids: &[u64], limit: Visit<'_>) -> Result<Seen> {
-        claim(
-            self,
-            |s| &s.late,
-            &[lane.into(), cursor.into(), xid_array(xids).into()],
-            lane,
-            false,
-            limit,
-        )
+    /// Claims the rows up to `cursor` of transactions that have ended since, in insert order; from an earlier such
+    /// claim that was not exhausted, `after` is the last id it has visited.
+    pub fn claim_late(
+        &mut self,
+        lane: &str,
+        cursor: i64,
+        xids: &[u64],
+        after: Option<i64>,
+        mut limit: Visit<'_>,
+    ) -> Result<Seen> {
+        let mut args = vec![lane.into(), cursor.into(), xid_array(xids).into()];
+        match after {
+            Some(id) => {
+                args.push(id.into());
+                claim(self, |s| &s.late_from, &args, lane, limit)
+            }
+            None => {
+                limit.most = limit.most.min(LATE_AT_ONCE);
+                claim(self, |s| &s.late, &args, lane, limit)
+            }
+        }
     }
 
     /// Claims rows whose `deliver_at` has come, except those in flight.
     pub fn claim_due(&mut self, lane: &str, in_flight: &[i64], limit: Visit<'_>) -> Result<Seen> {
-        claim(
-            self,
-            |s| &s.due,
-            &[lane.into(), in_flight.to_vec().into()],
-            lane,
-            false,
-            limit,
-        )
+        claim(self, |s| &s.due, &[lane.into(), in_flight.to_vec().into()], lane, limit)
     }
 
     /// Claims the rows of one key from id `from` on.
@@ -132,7 +119,6 @@ impl Store {
             |s| &s.by_key,
             &[lane.into(), key.into(), from.into()],
             lane,
-            false,
             limit,
         )
     }
@@ -144,7 +130,6 @@ impl Store {
             |s| &s.sweep,
             &[lane.into(), low.into(), cursor.into()],
             lane,
-            false,
             limit,
         )
     }
@@ -162,27 +147,6 @@ impl Store {
         Spi::connect_mut(|client| {
             let table = client.update(&self.statements(client)?.lockable, None, &[ids.to_vec().into()])?;
             read_ids(table)
-        })
-    }
-
-    /// Takes stored messages out of the outbox and records them as the settings ask.
-    pub fn settle_stored(&mut self, records: &[Record<'_>], settings: &Settings) -> Result<()> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        Spi::connect_mut(|client| {
-            let statements = self.statements(client)?;
-            let statement = match (settings.history, settings.history_payload) {
-                (crate::guc::History::All, false) => &statements.record,
-                (crate::guc::History::All, true) => &statements.record_payload,
-                _ => {
-                    let ids: Vec<i64> = records.iter().map(|r| r.message.id).collect();
-                    client.update(&statements.delete, None, &[ids.into()])?;
-                    return Ok(());
-                }
-            };
-            client.update(statement, None, &record_columns(records))?;
-            Ok(())
         })
     }
 
@@ -223,10 +187,12 @@ impl Store {
         })
     }
 
-    /// Milliseconds until the next delayed message of a connection is due; `None` if there is none.
-    pub fn next_due(&mut self, lane: &str) -> Result<Option<f64>> {
+    /// Milliseconds until the first delayed message of a connection is due, but for those in flight; negative if it is
+    /// due, `None` if there is none.
+    pub fn next_due(&mut self, lane: &str, in_flight: &[i64]) -> Result<Option<f64>> {
         Spi::connect_mut(|client| {
-            let table = client.update(&self.statements(client)?.next_due, None, &[lane.into()])?;
+            let args = [lane.into(), in_flight.to_vec().into()];
+            let table = client.update(&self.statements(client)?.next_due, None, &args)?;
             table.first().get_one::<f64>()
         })
     }
@@ -245,7 +211,6 @@ fn claim(
     statement: impl Fn(&Statements) -> &OwnedPreparedStatement,
     args: &[DatumWithOid<'_>],
     lane: &str,
-    with_snapshot: bool,
     visit: Visit<'_>,
 ) -> Result<Seen> {
     // Small steps first: rows may be large, and a step is read whole before the visitor can end the claim.
@@ -254,22 +219,29 @@ fn claim(
     const LARGE_STEP_BYTES: usize = 1024 * 1024;
     let connection: Arc<str> = lane.into();
     Spi::connect_mut(|client| {
-        let statement = statement(store.statements(client)?);
-        let mut cursor = client.try_open_cursor_mut(statement, args)?;
+        let statements = store.statements(client)?;
+        let mut cursor = client.try_open_cursor_mut(statement(statements), args)?;
         let (mut rows, mut step) = (0, FIRST_STEP);
         while rows < visit.most {
             let asked = step.min(visit.most - rows);
-            let mut table = cursor.fetch(asked as _)?;
-            let (got, mut bytes) = (table.len(), 0);
-            while table.next().is_some() {
-                let row = read_row(&table, &connection, with_snapshot && rows == 0)?;
+            let fetched = values::fetch(&mut cursor, asked)?;
+            let mut held = Held::default();
+            let mut bytes = 0;
+            for number in 0..fetched.len() {
+                let columns = fetched.row::<WIDTH>(number);
                 rows += 1;
+                let row = if columns.value(XMAX) == Some(0) {
+                    Some(read_row(&columns, &connection))
+                } else {
+                    held.read(client, statements, &fetched, number, &connection)?
+                };
+                let Some(row) = row else { continue };
                 bytes += row.message.payload.len();
                 if (visit.row)(row).is_break() {
                     return Ok(Seen { rows, exhausted: false });
                 }
             }
-            if got < asked {
+            if fetched.len() < asked {
                 return Ok(Seen { rows, exhausted: true });
             }
             if bytes < LARGE_STEP_BYTES {
@@ -282,44 +254,73 @@ fn claim(
     })
 }
 
-fn read_row(table: &SpiTupleTable<'_>, connection: &Arc<str>, with_snapshot: bool) -> Result<Row> {
-    let datum = |column| table.get_datum_by_ordinal(column);
-    let text = |column| Ok::<_, SpiError>(datum(column)?.map(|d| string(pg::bytes(d))));
-    let number = |column| Ok::<_, SpiError>(datum(column)?.map_or(0, |d| d.value() as i64));
-    let headers = match datum(5)? {
-        Some(json) => serde_json::from_slice(&pg::bytes(json))
-            .ok()
-            .and_then(|json| message::headers(&json).ok()),
-        None => None,
-    };
-    let message = Message {
-        id: number(1)?,
-        connection: connection.clone(),
-        subject: text(3)?.unwrap_or_default(),
-        payload: Bytes::from(datum(4)?.map(pg::bytes).unwrap_or_default()),
-        headers: headers.unwrap_or_default(),
-        message_id: text(6)?.unwrap_or_default(),
-        key: text(7)?,
-        ttl_seconds: datum(8)?.map(|d| d.value() as u32),
-        attempts: number(9)? as i32,
-        webhook: datum(11)?.map(|d| d.value() as i32),
-        unsure_since: datum(12)?.map(|d| micros::to_time(d.value() as i64)),
-    };
-    let snapshot = if with_snapshot {
-        text(13)?.map(|snapshot| Snapshot::parse(&snapshot))
-    } else {
-        None
-    };
-    Ok(Row {
-        message: Arc::new(message),
-        txid: number(2)? as u64,
-        due_at: number(10)?,
-        snapshot,
-    })
+/// Position of `xmax` and `id` among the columns of a claim.
+const XMAX: usize = 0;
+const ID: usize = 1;
+
+/// Rows of one step that somebody has locked, changed or deleted, or has tried to. What is free now is locked and read
+/// anew; what somebody holds is skipped.
+#[derive(Default)]
+struct Held {
+    free: Option<HashSet<i64>>,
 }
 
-fn string(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+impl Held {
+    /// Row `number`, as it stands now; `None` if somebody holds it, or if it is not to be claimed any more.
+    fn read(
+        &mut self,
+        client: &mut SpiClient<'_>,
+        statements: &Statements,
+        step: &values::Rows<'_>,
+        number: usize,
+        connection: &Arc<str>,
+    ) -> Result<Option<Row>> {
+        let free = match &mut self.free {
+            Some(free) => free,
+            none => {
+                let rows = (number..step.len()).map(|number| step.row::<WIDTH>(number));
+                let touched = rows.filter(|row| row.value(XMAX) != Some(0));
+                let ids: Vec<i64> = touched.filter_map(|row| row.value(ID)).collect();
+                let table = client.update(&statements.lockable, None, &[ids.into()])?;
+                none.insert(read_ids(table)?)
+            }
+        };
+        let id = step.row::<WIDTH>(number).value(ID).unwrap_or(0);
+        if !free.contains(&id) {
+            return Ok(None);
+        }
+        let mut cursor = client.try_open_cursor_mut(&statements.by_id, &[(&**connection).into(), id.into()])?;
+        let found = values::fetch(&mut cursor, 1)?;
+        Ok((found.len() == 1).then(|| read_row(&found.row(0), connection)))
+    }
+}
+
+fn read_row(row: &values::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
+    let number = |column| row.value(column).unwrap_or(0);
+    let headers = row.bytes(5).and_then(|json| {
+        let json = serde_json::from_slice(&json).ok()?;
+        message::headers(&json).ok()
+    });
+    let message = Message {
+        id: number(ID),
+        connection: connection.clone(),
+        subject: row.text(3).unwrap_or_default(),
+        payload: Bytes::from(row.bytes(4).unwrap_or_default()),
+        headers: headers.unwrap_or_default(),
+        message_id: row.text(6).unwrap_or_default(),
+        key: row.text(7),
+        ttl_seconds: row.value(8).map(|seconds| seconds as u32),
+        attempts: number(9) as i32,
+        webhook: row.value(11).map(|webhook| webhook as i32),
+        unsure_since: row.value(12).map(micros::to_time),
+    };
+    Row {
+        message: Arc::new(message),
+        txid: number(2) as u64,
+        due_at: number(10),
+        place: row.place(14),
+        snapshot: row.text(13).map(|snapshot| Snapshot::parse(&snapshot)),
+    }
 }
 
 fn xid_array(xids: &[u64]) -> String {
@@ -335,41 +336,4 @@ fn read_ids(mut table: SpiTupleTable<'_>) -> Result<HashSet<i64>> {
         }
     }
     Ok(ids)
-}
-
-fn record_columns<'a>(records: &[Record<'a>]) -> Vec<DatumWithOid<'a>> {
-    vec![
-        records.iter().map(|r| r.message.id).collect::<Vec<_>>().into(),
-        records.iter().map(|r| r.acked_at).collect::<Vec<_>>().into(),
-        records.iter().map(|r| r.sequence).collect::<Vec<_>>().into(),
-        records
-            .iter()
-            .map(|r| r.message.attempts + 1)
-            .collect::<Vec<_>>()
-            .into(),
-        records.iter().map(|r| r.latency_ms).collect::<Vec<_>>().into(),
-        records.iter().map(|r| r.duplicate).collect::<Vec<_>>().into(),
-        records
-            .iter()
-            .map(|r| &*r.message.connection)
-            .collect::<Vec<_>>()
-            .into(),
-        records
-            .iter()
-            .map(|r| r.message.subject.as_str())
-            .collect::<Vec<_>>()
-            .into(),
-        records
-            .iter()
-            .map(|r| r.message.message_id.as_str())
-            .collect::<Vec<_>>()
-            .into(),
-        records.iter().map(|r| r.stream).collect::<Vec<_>>().into(),
-        records
-            .iter()
-            .map(|r| r.message.key.as_deref())
-            .collect::<Vec<_>>()
-            .into(),
-        records.iter().map(|r| r.message.webhook).collect::<Vec<_>>().into(),
-    ]
 }

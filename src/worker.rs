@@ -9,17 +9,18 @@ mod lane;
 mod link;
 mod settle;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
+use rustc_hash::FxHashMap;
 
 use crate::guc::Settings;
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
 use crate::order::{Keys, MAX_HELD};
+use crate::pg::bulk::Place;
 use crate::relay::{Command, Relay, Report};
 use crate::store::{Store, config};
 use crate::{micros, pg, status};
@@ -41,6 +42,8 @@ const LAST_ACKS: Duration = Duration::from_secs(1);
 /// A message that was claimed and is not settled.
 struct Flight {
     message: Arc<Message>,
+    /// Where its row stood when it was claimed.
+    place: Place,
     due_at: i64,
     claimed_at: SystemTime,
     lane: usize,
@@ -61,7 +64,7 @@ struct Worker {
     links: Links,
     lanes: Vec<Lane>,
     keys: Keys,
-    flights: HashMap<i64, Flight>,
+    flights: FxHashMap<i64, Flight>,
     outcomes: Vec<Settled>,
     outcomes_since: Instant,
     /// Somebody holds a row that is to be settled: lock first, settle what can be locked.
@@ -93,7 +96,7 @@ impl Worker {
             links: Links::default(),
             lanes: Vec::new(),
             keys: Keys::default(),
-            flights: HashMap::new(),
+            flights: FxHashMap::default(),
             outcomes: Vec::new(),
             outcomes_since: Instant::now(),
             careful: false,

@@ -6,17 +6,26 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError};
 
 use super::Result;
 
-/// Columns of every claim, in the order [`super::read_row`] expects.
-const COLUMNS: &str = "o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
+/// Number of columns of every claim.
+pub(super) const WIDTH: usize = 15;
+
+/// Columns of every claim but the last two, in the order [`super::read_row`] expects.
+///
+/// `xmax` is not zero if somebody has locked, changed or deleted the row, or has tried to.
+const COLUMNS: &str = "o.xmax, o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
     convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
     case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
-    greatest(o.created_at, o.deliver_at), o.webhook, \
-    o.unsure_since";
+    greatest(o.created_at, o.deliver_at), o.webhook, o.unsure_since";
+
+/// Rows of ended transactions that one look takes from the index on `txid`, which does not have them in order.
+pub(super) const LATE_AT_ONCE: usize = 5000;
 
 /// The statements of a cycle, by what they do.
 pub(super) struct Statements {
     pub(super) insert_order: OwnedPreparedStatement,
     pub(super) late: OwnedPreparedStatement,
+    pub(super) late_from: OwnedPreparedStatement,
+    pub(super) by_id: OwnedPreparedStatement,
     pub(super) due: OwnedPreparedStatement,
     pub(super) by_key: OwnedPreparedStatement,
     pub(super) sweep: OwnedPreparedStatement,
@@ -40,11 +49,9 @@ impl Statements {
             Ok::<_, SpiError>(client.prepare_mut(sql.as_str(), &args)?.keep())
         };
         let claim = |snapshot: &str, condition: &str| {
-            format!(
-                "select {COLUMNS}{snapshot} from jetstream.outbox o where o.connection = $1 and {condition} \
-             for update of o skip locked"
-            )
+            format!("select {COLUMNS}, {snapshot}, o.ctid from jetstream.outbox o where {condition}")
         };
+        let in_lane = |condition: &str| claim("null::text", &format!("o.connection = $1 and {condition}"));
         let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
         as u (id, acked_at, sequence, attempts, latency_ms, duplicate, connection, subject, message_id, stream, key, \
             webhook)";
@@ -76,29 +83,45 @@ impl Statements {
         Ok(Statements {
         insert_order: make(
             claim(
-                ", (select pg_current_snapshot()::text)",
-                "o.id > $2 and o.deliver_at is null order by o.connection, o.id",
+                "(select pg_current_snapshot()::text)",
+                "o.connection = $1 and o.id > $2 and o.deliver_at is null order by o.connection, o.id",
             ),
             &[text, int8],
         )?,
+        // The sums keep the planner from any index but the one on txid: walking another one costs as much as there
+        // are dead rows.
         late: make(
-            claim("", "o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null order by o.id"),
+            claim(
+                "null::text",
+                &format!(
+                    "o.connection || '' = $1 and o.id + 0 <= $2 and o.txid = any ($3::xid8[]) \
+                     and o.deliver_at is null order by o.id + 0 limit {LATE_AT_ONCE}"
+                ),
+            ),
             &[text, int8, text],
         )?,
-        due: make(
-            claim(
-                "",
-                "o.deliver_at <= clock_timestamp() and o.id <> all ($2) order by o.connection, o.deliver_at, o.id",
+        late_from: make(
+            in_lane(
+                "o.id > $4 and o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null \
+                 order by o.connection, o.id",
             ),
+            &[text, int8, text, int8],
+        )?,
+        due: make(
+            in_lane("o.deliver_at <= clock_timestamp() and o.id <> all ($2) order by o.connection, o.deliver_at, o.id"),
             &[text, Oids::INT8ARRAYOID],
         )?,
         by_key: make(
-            claim("", "o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
+            in_lane("o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
             &[text, text, int8],
         )?,
         sweep: make(
-            claim("", "o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.id"),
+            in_lane("o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.id"),
             &[text, int8, int8],
+        )?,
+        by_id: make(
+            in_lane("o.id = $2 and (o.deliver_at is null or o.deliver_at <= clock_timestamp())"),
+            &[text, int8],
         )?,
         snapshot: make("select pg_current_snapshot()::text".into(), &[])?,
        lockable: make(
@@ -108,8 +131,7 @@ impl Statements {
         delete: make("delete from jetstream.outbox where id = any ($1)".into(), &[Oids::INT8ARRAYOID])?,
         record: make(
             format!(
-                "with gone as (delete from jetstream.outbox where id = any ($1)) \
-                 insert into jetstream.history ({columns}) select {values} from {unnest}"
+                "insert into jetstream.history ({columns}) select {values} from {unnest}"
             ),
             &record_args,
         )?,
@@ -132,9 +154,10 @@ impl Statements {
         bury: make(BURY.into(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
         next_due: make(
             "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
-             from jetstream.outbox o where o.connection = $1 and o.deliver_at > clock_timestamp()"
+             from jetstream.outbox o where o.connection = $1 and o.deliver_at is not null \
+             and o.id <> all ($2)"
                 .into(),
-            &[text],
+            &[text, Oids::INT8ARRAYOID],
         )?,
     })
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::spi::SpiResult;
 
-use super::lane::Lane;
+use super::lane::{Lane, Late};
 use super::{Flight, Worker};
 use crate::message::Message;
 use crate::order::{Admit, End, Key, Lane as Way, MAX_PER_KEY};
@@ -20,6 +20,9 @@ use crate::store::{Row, Visit, config};
 const KEYS_AT_ONCE: usize = 100;
 /// Rows a claim may visit for each it may take: those of held keys are passed over.
 const VISITS_PER_TAKE: usize = 4;
+
+/// When a message that is due and could not be claimed is looked at again.
+const DUE_AGAIN: Duration = Duration::from_millis(10);
 
 /// What one transaction has claimed.
 #[derive(Default)]
@@ -88,47 +91,73 @@ impl Worker {
             return Ok(true);
         }
         let view = self.store.snapshot()?;
-        let ended: Vec<u64> = self.lanes[number]
-            .pending
-            .iter()
-            .copied()
-            .filter(|xid| view.has_ended(*xid))
-            .collect();
+        let Late { ended, mut after } = self.lanes[number].late.take().unwrap_or_else(|| Late {
+            ended: self.lanes[number]
+                .pending
+                .iter()
+                .copied()
+                .filter(|xid| view.has_ended(*xid))
+                .collect(),
+            after: None,
+        });
         claimed.view = Some(view);
         if ended.is_empty() {
             return Ok(true);
         }
-        let cursor = self.lanes[number].cursor;
+        let (cursor, from) = (self.lanes[number].cursor, after);
         let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            store.claim_late(lane, cursor, &ended, visit)
+            let row = &mut |row: Row| {
+                after = Some(row.message.id);
+                (visit.row)(row)
+            };
+            store.claim_late(lane, cursor, &ended, from, Visit { row, most: visit.most })
         })?;
         if exhausted {
             self.lanes[number].pending.retain(|xid| !ended.contains(xid));
+        } else {
+            self.lanes[number].late = Some(Late { ended, after });
         }
         Ok(exhausted)
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        if self.lanes[number].next_due.is_some_and(|due| due > Instant::now()) {
+        if self.lanes[number].next_due.is_some_and(|due| due > Instant::now()) || !self.look_for_due(number)? {
             return Ok(());
         }
-        let name = self.lanes[number].name.clone();
-        let in_flight: Vec<i64> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| flight.delayed && flight.lane == number)
-            .map(|(id, _)| *id)
-            .collect();
+        let in_flight = self.delayed_in_flight(number);
         let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
             store.claim_due(lane, &in_flight, visit)
         })?;
-        if exhausted {
-            let next = self.store.next_due(&name)?;
-            let poll = self.settings.poll_interval;
-            let wait = next.map_or(poll, |ms| Duration::from_secs_f64(ms.max(0.0) / 1000.0).min(poll));
-            self.lanes[number].next_due = Some(Instant::now() + wait);
+        if exhausted && self.look_for_due(number)? {
+            // It came due this moment, or somebody holds it.
+            self.lanes[number].next_due = Some(Instant::now() + DUE_AGAIN);
         }
         Ok(())
+    }
+
+    /// Notes when the next delayed message is due; true if one is already that is not in flight.
+    fn look_for_due(&mut self, number: usize) -> SpiResult<bool> {
+        let name = self.lanes[number].name.clone();
+        let in_flight = self.delayed_in_flight(number);
+        let poll = self.settings.poll_interval;
+        let wait = match self.store.next_due(&name, &in_flight)? {
+            Some(millis) if millis <= 0.0 => return Ok(true),
+            Some(millis) => Duration::from_secs_f64(millis / 1000.0).min(poll),
+            None => poll,
+        };
+        self.lanes[number].next_due = Some(Instant::now() + wait);
+        Ok(false)
+    }
+
+    fn delayed_in_flight(&self, number: usize) -> Vec<i64> {
+        if self.lanes[number].delayed == 0 {
+            return Vec::new();
+        }
+        let of_lane = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.delayed && flight.lane == number);
+        of_lane.map(|(id, _)| *id).collect()
     }
 
     /// Keys that were held and may go on.
@@ -195,7 +224,10 @@ impl Worker {
         })?;
         self.lanes[number].cursor = cursor;
         if let Some(snapshot) = snapshot {
-            self.lanes[number].pending.extend(snapshot.unfinished(pg::next_xid()));
+            // This transaction's own id is among them once it has settled something; it inserts nothing.
+            let own = pg::own_xid();
+            let unfinished = snapshot.unfinished(pg::next_xid()).filter(|xid| Some(*xid) != own);
+            self.lanes[number].pending.extend(unfinished);
         }
         Ok(())
     }
@@ -258,10 +290,12 @@ impl Worker {
             claimed.xids.insert(row.txid);
             claimed.messages.push(row.message.clone());
             let delayed = way == Way::Due;
+            lane.delayed += usize::from(delayed);
             flights.insert(
                 id,
                 Flight {
                     message: row.message,
+                    place: row.place,
                     due_at: row.due_at,
                     claimed_at: now,
                     lane: number,

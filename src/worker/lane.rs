@@ -19,9 +19,13 @@ pub struct Lane {
     pub cursor: i64,
     /// Transactions that were in progress at a claim and may own rows at or below the cursor.
     pub pending: BTreeSet<u64>,
+    /// Ended transactions whose rows were too many for one claim.
+    pub late: Option<Late>,
     /// Claimed and not settled.
     pub in_flight: usize,
-    /// Their bytes.
+    /// Of these, found by `deliver_at`.
+    pub delayed: usize,
+    /// Bytes of those in flight.
     pub bytes: usize,
     /// The last claim ended at its limit: there may be more.
     pub more: bool,
@@ -35,6 +39,15 @@ pub struct Lane {
     low: i64,
     lowest_seen: Option<i64>,
     candidate: Option<Candidate>,
+}
+
+/// A look at the rows of ended transactions that goes on with the next claim.
+#[derive(Debug, Clone)]
+pub struct Late {
+    /// The transactions.
+    pub ended: Vec<u64>,
+    /// Last id visited; `None` if none was.
+    pub after: Option<i64>,
 }
 
 /// An id below which a sweep saw nothing, good as a start once the transactions before `next` have ended.
@@ -53,7 +66,9 @@ impl Lane {
             ready: false,
             cursor: 0,
             pending: BTreeSet::new(),
+            late: None,
             in_flight: 0,
+            delayed: 0,
             bytes: 0,
             more: true,
             next_due: None,

@@ -79,16 +79,33 @@ impl Checkpoint {
 #[derive(Default)]
 pub(super) struct Settlement {
     ended: Vec<(i64, End)>,
-    kept: Vec<Settled>,
+    /// Somebody holds their row: to be settled later.
+    kept: HashSet<i64>,
     /// Given back by a connection that was closed: they may have been stored.
     released: Vec<i64>,
-    /// Stored anew; those the stream had already are counted alone.
-    stored: Vec<(Arc<Message>, Arc<str>, i64)>,
+    /// Messages stored, and of these those the stream had already.
+    stored: usize,
     duplicates: usize,
+    /// Sequence of the last one stored anew, for each connection and stream.
+    reached: Vec<(Arc<str>, Arc<str>, i64)>,
     retried: usize,
     dead: usize,
     first_death: Option<String>,
     last_error: Option<String>,
+}
+
+impl Settlement {
+    fn reach(&mut self, connection: &Arc<str>, stream: &Arc<str>, sequence: i64) {
+        let known = self
+            .reached
+            .iter_mut()
+            .rev()
+            .find(|(c, s, _)| c == connection && s == stream);
+        match known {
+            Some((_, _, last)) => *last = sequence,
+            None => self.reached.push((connection.clone(), stream.clone(), sequence)),
+        }
+    }
 }
 
 /// A message the relay has failed with.
@@ -103,12 +120,14 @@ impl Worker {
     /// Writes the outcomes that have come in.
     pub(super) fn settle(&mut self) -> SpiResult<Settlement> {
         let mut settlement = Settlement::default();
-        let mut outcomes = self.outcomes.clone();
-        if self.careful {
-            settlement.kept = self.keep_locked(&mut outcomes)?;
-        }
-        let (mut records, mut retries, mut deaths) = (Vec::new(), Vec::new(), Vec::new());
-        for settled in &outcomes {
+        let kept = if self.careful {
+            self.held_rows()?
+        } else {
+            HashSet::new()
+        };
+        let mut records = Vec::with_capacity(self.outcomes.len());
+        let (mut retries, mut deaths) = (Vec::new(), Vec::new());
+        for settled in self.outcomes.iter().filter(|settled| !kept.contains(&settled.id)) {
             let Some(flight) = self.flights.get(&settled.id) else {
                 continue;
             };
@@ -122,18 +141,18 @@ impl Worker {
                     let acked_at = micros::from_time(*acked_at);
                     records.push(Record {
                         message: &flight.message,
+                        place: flight.place,
                         stream,
                         sequence: *sequence as i64,
                         duplicate: *duplicate,
                         latency_ms: ((acked_at - flight.due_at).max(0) as f64 / 1000.0) as f32,
                         acked_at,
                     });
+                    settlement.stored += 1;
                     if *duplicate {
                         settlement.duplicates += 1;
                     } else {
-                        settlement
-                            .stored
-                            .push((flight.message.clone(), stream.clone(), *sequence as i64));
+                        settlement.reach(&flight.message.connection, stream, *sequence as i64);
                     }
                     End::Gone
                 }
@@ -164,6 +183,7 @@ impl Worker {
             };
             settlement.ended.push((settled.id, end));
         }
+        settlement.kept = kept;
         settlement.retried = retries.len();
         settlement.dead = deaths.len();
         settlement.last_error = deaths.iter().chain(&retries).last().map(|f| f.error.to_string());
@@ -200,26 +220,22 @@ impl Worker {
         }
     }
 
-    /// Takes out the outcomes of messages whose row somebody else holds; they are settled later.
-    fn keep_locked(&mut self, outcomes: &mut Vec<Settled>) -> SpiResult<Vec<Settled>> {
-        let touches = |settled: &Settled| matches!(settled.outcome, Outcome::Stored { .. } | Outcome::Failed(_));
-        let ids: Vec<i64> = outcomes.iter().filter(|s| touches(s)).map(|s| s.id).collect();
+    /// Messages with an outcome whose row somebody else holds.
+    fn held_rows(&mut self) -> SpiResult<HashSet<i64>> {
+        let touches = |settled: &&Settled| matches!(settled.outcome, Outcome::Stored { .. } | Outcome::Failed(_));
+        let ids: Vec<i64> = self.outcomes.iter().filter(touches).map(|s| s.id).collect();
         let free = self.store.lockable(&ids)?;
         let rest: Vec<i64> = ids.into_iter().filter(|id| !free.contains(id)).collect();
-        let held: HashSet<i64> = if rest.is_empty() {
-            HashSet::new()
-        } else {
-            config::existing(rest)?
-        };
-        let (kept, now): (Vec<_>, Vec<_>) = outcomes.drain(..).partition(|settled| held.contains(&settled.id));
-        *outcomes = now;
-        Ok(kept)
+        if rest.is_empty() {
+            return Ok(HashSet::new());
+        }
+        config::existing(rest)
     }
 
     /// Takes a committed settlement into account.
     pub(super) fn settled(&mut self, settlement: Settlement) {
-        for (message, stream, sequence) in &settlement.stored {
-            self.checkpoint.stored(&message.connection, stream, *sequence);
+        for (connection, stream, sequence) in &settlement.reached {
+            self.checkpoint.stored(connection, stream, *sequence);
         }
         for id in &settlement.released {
             if let Some(flight) = self.flights.get(id) {
@@ -235,6 +251,7 @@ impl Worker {
             self.checkpoint.ended(flight.checkpoint);
             let lane = &mut self.lanes[flight.lane];
             lane.in_flight -= 1;
+            lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
             if *end == End::Again {
                 lane.next_due = None;
@@ -246,9 +263,9 @@ impl Worker {
             }
         }
         self.careful = !settlement.kept.is_empty();
-        self.outcomes = settlement.kept;
+        self.outcomes.retain(|settled| settlement.kept.contains(&settled.id));
         self.outcomes_since = Instant::now();
-        self.report.stored += (settlement.stored.len() + settlement.duplicates) as u64;
+        self.report.stored += settlement.stored as u64;
         self.report.duplicates += settlement.duplicates as u64;
         self.report.retried += settlement.retried as u64;
         self.report.dead += settlement.dead as u64;

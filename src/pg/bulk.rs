@@ -1,0 +1,326 @@
+//! Deleting and appending rows without an executor between, as COPY appends them: a statement costs twice as much.
+//!
+//! Whoever has put triggers, generated columns or row security on a table gets statements instead: see
+//! [`Table::is_plain`].
+
+use std::ffi::CStr;
+use std::ptr;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+/// Where a version of a row stands (`ctid`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub(super) block: u32,
+    pub(super) offset: u16,
+}
+
+/// A value of a row to append.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    /// Null.
+    Null,
+    /// A value of a type that is passed by value, as its `Datum` is.
+    Word(u64),
+    /// A value of type `text`.
+    Text(&'a str),
+}
+
+/// A table of this extension, open until the transaction ends or [`Table::close`].
+pub struct Table {
+    relation: pg_sys::Relation,
+}
+
+impl Table {
+    /// Opens `jetstream.<name>` to change rows; `None` if there is no such table. To be called in a transaction.
+    pub fn open(name: &CStr) -> Option<Table> {
+        // SAFETY: looks up names; opens what was found, or raises an ERROR if it has just been dropped.
+        unsafe {
+            let schema = pg_sys::get_namespace_oid(c"jetstream".as_ptr(), true);
+            let table = pg_sys::get_relname_relid(name.as_ptr(), schema);
+            (table != pg_sys::InvalidOid).then(|| Table {
+                relation: pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32),
+            })
+        }
+    }
+
+    /// Whether rows may be changed without a statement: there are no triggers of the given kinds
+    /// (`TRIGGER_TYPE_INSERT`, `TRIGGER_TYPE_DELETE`) but `ours`, no generated columns and no row security.
+    pub fn is_plain(&self, kinds: u32, ours: &CStr) -> bool {
+        // SAFETY: the relation is open; its descriptors live as long, and trigger names are C strings.
+        unsafe {
+            let constraints = (*(*self.relation).rd_att).constr;
+            if (*(*self.relation).rd_rel).relrowsecurity
+                || !constraints.is_null() && (*constraints).has_generated_stored
+            {
+                return false;
+            }
+            let triggers = (*self.relation).trigdesc;
+            triggers.is_null()
+                || (0..(*triggers).numtriggers as usize)
+                    .map(|number| &*(*triggers).triggers.add(number))
+                    .all(|trigger| trigger.tgtype as u32 & kinds == 0 || CStr::from_ptr(trigger.tgname) == ours)
+        }
+    }
+
+    /// Whether it is a partition of some table.
+    pub fn is_partition(&self) -> bool {
+        // SAFETY: the relation is open.
+        unsafe { (*(*self.relation).rd_rel).relispartition }
+    }
+
+    /// Closes it; its lock is held until the transaction ends.
+    pub fn close(self) {
+        // SAFETY: opened by `open` and closed once, as this takes the value.
+        unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) }
+    }
+
+    /// Number of a column, from 1; `None` if there is none of this name.
+    fn column(&self, name: &CStr) -> Option<usize> {
+        // SAFETY: the relation is open; looks up a name.
+        let number = unsafe { pg_sys::get_attnum((*self.relation).rd_id, name.as_ptr()) };
+        (number > 0).then_some(number as usize)
+    }
+
+    /// Deletes the rows that stand at these places with these values of the `bigint` column `id`. Returns the ids of
+    /// those that it left: they have moved, or somebody holds them.
+    pub fn delete(&self, id: &CStr, rows: impl Iterator<Item = (Place, i64)>) -> Vec<i64> {
+        let Some(column) = self.column(id) else {
+            return rows.map(|(_, id)| id).collect();
+        };
+        // SAFETY: as in `ExecDelete` (nodeModifyTable.c), without triggers: a slot of the table's kind, the snapshot
+        // that `transaction` has pushed, this transaction's command id. The row is looked at before it is deleted, for
+        // another may have taken its place. Calls through the table's access method are guarded by hand.
+        unsafe {
+            let relation = self.relation;
+            let (Some(fetch), Some(delete)) = (
+                (*(*relation).rd_tableam).tuple_fetch_row_version,
+                (*(*relation).rd_tableam).tuple_delete,
+            ) else {
+                return rows.map(|(_, id)| id).collect();
+            };
+            let slot = pg_sys::table_slot_create(relation, ptr::null_mut());
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let command = pg_sys::GetCurrentCommandId(true);
+            let mut left = Vec::new();
+            for (place, id) in rows {
+                let mut tid = place.item_pointer();
+                let found = pg_guard_ffi_boundary(|| fetch(relation, &mut tid, snapshot, slot)) && {
+                    pg_sys::slot_getsomeattrs_int(slot, column as i32);
+                    (*(*slot).tts_values.add(column - 1)).value() as i64 == id
+                };
+                let mut failure = pg_sys::TM_FailureData::default();
+                let deleted = found
+                    && pg_guard_ffi_boundary(|| {
+                        delete(
+                            relation,
+                            &mut tid,
+                            command,
+                            snapshot,
+                            ptr::null_mut(),
+                            false,
+                            &mut failure,
+                            false,
+                        )
+                    }) == pg_sys::TM_Result::TM_Ok;
+                if !deleted {
+                    left.push(id);
+                }
+            }
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            pg_sys::CommandCounterIncrement();
+            left
+        }
+    }
+
+    /// Appends rows, which have values for these columns and nulls for the others. Returns how many it has appended:
+    /// it stops at rows that a partition does not take. A violated constraint is an ERROR.
+    pub fn append<'a, const N: usize>(
+        &self,
+        columns: [&CStr; N],
+        mut rows: impl Iterator<Item = [Value<'a>; N]>,
+    ) -> usize {
+        let mut places = [0; N];
+        for (place, name) in places.iter_mut().zip(columns) {
+            match self.column(name) {
+                Some(number) => *place = number - 1,
+                None => return 0,
+            }
+        }
+        let mut appender = Appender::new(self.relation);
+        let mut appended = 0;
+        loop {
+            let chunk: Vec<_> = rows.by_ref().take(CHUNK).collect();
+            if chunk.is_empty() || !appender.append(&places, &chunk) {
+                break;
+            }
+            appended += chunk.len();
+        }
+        appender.end();
+        appended
+    }
+}
+
+impl Place {
+    fn item_pointer(self) -> pg_sys::ItemPointerData {
+        pg_sys::ItemPointerData {
+            ip_blkid: pg_sys::BlockIdData {
+                bi_hi: (self.block >> 16) as u16,
+                bi_lo: (self.block & 0xFFFF) as u16,
+            },
+            ip_posid: self.offset,
+        }
+    }
+}
+
+/// Rows appended at once: several pages full.
+const CHUNK: usize = 128;
+
+/// What an append needs besides the table: COPY's set of slots, and indexes held open.
+struct Appender {
+    relation: pg_sys::Relation,
+    target: *mut pg_sys::ResultRelInfo,
+    state: *mut pg_sys::EState,
+    slots: Vec<*mut pg_sys::TupleTableSlot>,
+    /// Texts of the chunk at hand, each behind its size word.
+    texts: Vec<u32>,
+}
+
+impl Appender {
+    fn new(relation: pg_sys::Relation) -> Appender {
+        // SAFETY: as `CopyFrom` (copyfrom.c) prepares its target; the relation is open for as long as this lives. What
+        // is made lives in the transaction's memory.
+        unsafe {
+            let target = pgrx::PgBox::<pg_sys::ResultRelInfo>::alloc_node(pg_sys::NodeTag::T_ResultRelInfo).into_pg();
+            pg_sys::InitResultRelInfo(target, relation, 0, ptr::null_mut(), 0);
+            pg_sys::ExecOpenIndices(target, false);
+            let state = pg_sys::CreateExecutorState();
+            #[cfg(feature = "pg13")]
+            {
+                (*state).es_result_relation_info = target;
+            }
+            Appender {
+                relation,
+                target,
+                state,
+                slots: Vec::new(),
+                texts: Vec::new(),
+            }
+        }
+    }
+
+    /// Appends the chunk; false, and nothing appended, if one of its rows does not belong into this partition.
+    fn append<const N: usize>(&mut self, places: &[usize; N], chunk: &[[Value<'_>; N]]) -> bool {
+        self.fill(places, chunk);
+        let count = chunk.len();
+        // SAFETY: as `CopyMultiInsertBufferFlush` (copyfrom.c): the slots are filled, of the table's kind, and not used
+        // elsewhere. The call through the table's access method is guarded by hand.
+        unsafe {
+            let Some(insert) = (*(*self.relation).rd_tableam).multi_insert else {
+                return false;
+            };
+            for slot in &self.slots[..count] {
+                if (*(*self.relation).rd_rel).relispartition
+                    && !pg_sys::ExecPartitionCheck(self.target, *slot, self.state, false)
+                {
+                    return false;
+                }
+                if !(*(*self.relation).rd_att).constr.is_null() {
+                    pg_sys::ExecConstraints(self.target, *slot, self.state);
+                }
+            }
+            let command = pg_sys::GetCurrentCommandId(true);
+            let slots = self.slots.as_mut_ptr();
+            pg_guard_ffi_boundary(|| insert(self.relation, slots, count as i32, command, 0, ptr::null_mut()));
+            if (*self.target).ri_NumIndices > 0 {
+                for slot in &self.slots[..count] {
+                    insert_into_indexes(self.target, *slot, self.state);
+                }
+            }
+        }
+        true
+    }
+
+    /// Puts the rows of a chunk into slots.
+    fn fill<const N: usize>(&mut self, places: &[usize; N], chunk: &[[Value<'_>; N]]) {
+        let words = |value: &Value<'_>| match value {
+            Value::Text(text) => 1 + text.len().div_ceil(4),
+            _ => 0,
+        };
+        self.texts.clear();
+        // No text may move once a slot points to it.
+        self.texts.reserve(chunk.iter().flatten().map(words).sum());
+        // SAFETY: as `NextCopyFrom` and `CopyFrom` fill and store a slot: emptied first, all columns set. Texts are in
+        // the vector until the next chunk; the insert copies them.
+        unsafe {
+            while self.slots.len() < chunk.len() {
+                self.slots
+                    .push(pg_sys::table_slot_create(self.relation, ptr::null_mut()));
+            }
+            let width = (*(*self.relation).rd_att).natts as usize;
+            for (row, &slot) in chunk.iter().zip(&self.slots) {
+                if let Some(clear) = (*(*slot).tts_ops).clear {
+                    pg_guard_ffi_boundary(|| clear(slot));
+                }
+                std::slice::from_raw_parts_mut((*slot).tts_isnull, width).fill(true);
+                for (value, &place) in row.iter().zip(places) {
+                    let datum = match value {
+                        Value::Null => continue,
+                        Value::Word(word) => pg_sys::Datum::from(*word),
+                        Value::Text(text) => pg_sys::Datum::from(push_text(&mut self.texts, text)),
+                    };
+                    *(*slot).tts_values.add(place) = datum;
+                    *(*slot).tts_isnull.add(place) = false;
+                }
+                pg_sys::ExecStoreVirtualTuple(slot);
+            }
+        }
+    }
+
+    fn end(self) {
+        // SAFETY: undoes `new` and `fill`, once.
+        unsafe {
+            for slot in self.slots {
+                pg_sys::ExecDropSingleTupleTableSlot(slot);
+            }
+            pg_sys::ExecCloseIndices(self.target);
+            pg_sys::FreeExecutorState(self.state);
+            pg_sys::CommandCounterIncrement();
+        }
+    }
+}
+
+/// Appends a `text` value as PostgreSQL has it in memory; returns its address. The caller has made room.
+fn push_text(texts: &mut Vec<u32>, text: &str) -> *const u32 {
+    let start = texts.len();
+    texts.push(u32::from_ne_bytes(crate::array::size_word(text.len() + 4)));
+    let (words, rest) = text.as_bytes().as_chunks::<4>();
+    texts.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+    if !rest.is_empty() {
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        texts.push(u32::from_ne_bytes(last));
+    }
+    texts[start..].as_ptr()
+}
+
+/// # Safety
+///
+/// The slot holds a row that was just inserted into the target's table, whose indexes are open.
+unsafe fn insert_into_indexes(
+    target: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    state: *mut pg_sys::EState,
+) {
+    let (none, nothing) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: the caller's promise; the signature is that of each major version.
+    unsafe {
+        #[cfg(feature = "pg13")]
+        let _ = (target, pg_sys::ExecInsertIndexTuples(slot, state, false, none, nothing));
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, none, nothing);
+        #[cfg(any(feature = "pg16", feature = "pg17", feature = "pg18"))]
+        pg_sys::ExecInsertIndexTuples(target, slot, state, false, false, none, nothing, false);
+    }
+}
