@@ -83,6 +83,18 @@ impl Table {
         (number > 0).then_some(number as usize)
     }
 
+    /// Whether only these columns (from 0) have defaults.
+    fn defaults_are_among(&self, columns: &[usize]) -> bool {
+        // SAFETY: the relation is open; its descriptor lists `num_defval` defaults.
+        unsafe {
+            let constraints = (*(*self.relation).rd_att).constr;
+            constraints.is_null()
+                || (0..usize::from((*constraints).num_defval))
+                    .map(|number| (*(*constraints).defval.add(number)).adnum)
+                    .all(|column| columns.contains(&(column as usize - 1)))
+        }
+    }
+
     /// Deletes the rows that stand at these places with these values of the `bigint` column `id`. Returns the ids of
     /// those that it left: they have moved, or somebody holds them.
     pub fn delete(&self, id: &CStr, rows: impl Iterator<Item = (Place, i64)>) -> Vec<i64> {
@@ -135,7 +147,8 @@ impl Table {
     }
 
     /// Appends rows, which have values for these columns and nulls for the others. Returns how many it has appended:
-    /// it stops at rows that a partition does not take. A violated constraint is an ERROR.
+    /// it stops at rows that a partition does not take, and appends none if another column has a default. A violated
+    /// constraint is an ERROR.
     pub fn append<'a, const N: usize>(
         &self,
         columns: [&CStr; N],
@@ -147,6 +160,9 @@ impl Table {
                 Some(number) => *place = number - 1,
                 None => return 0,
             }
+        }
+        if !self.defaults_are_among(&places) {
+            return 0;
         }
         let mut appender = Appender::new(self.relation);
         let mut appended = 0;

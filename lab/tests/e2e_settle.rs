@@ -1,0 +1,168 @@
+//! Rows that somebody has touched, crowds of late committers, and histories that are more than plain tables.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use e2e_support::{SOON, arrived, becomes, drained, exactly_once, insert, lab, numbers};
+use lab::Lab;
+use lab::lab::DATABASE;
+
+/// What an operator does to waiting rows counts: a changed one goes as it is now, a cancelled one does not go, one that
+/// was only looked at goes as ever, and one he holds goes when he lets go.
+#[test]
+fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&insert("s.x", 1, 3_000)).unwrap();
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    let mut run = |sql: &str| operator.batch_execute(sql).unwrap();
+    let numbered = |n: &str| format!("(payload ->> 'n')::bigint {n}");
+    // Each leaves its mark on the rows: locked, deleted and rolled back, changed and rolled back.
+    run(&format!(
+        "begin; select from jetstream.outbox where {} for update; commit",
+        numbered("<= 1500")
+    ));
+    run(&format!(
+        "begin; delete from jetstream.outbox where {}; rollback",
+        numbered("between 100 and 200")
+    ));
+    run(&format!(
+        "begin; update jetstream.outbox set subject = 's.never' where {}; rollback",
+        numbered("< 50")
+    ));
+    run(&format!(
+        "update jetstream.outbox set subject = 's.changed' where {}",
+        numbered("= 60")
+    ));
+    run(&format!("delete from jetstream.outbox where {}", numbered("= 70")));
+    run(&format!(
+        "begin; update jetstream.outbox set subject = 's.late' where {}",
+        numbered("= 80")
+    ));
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 2_998);
+    becomes(&lab, "one row held", "select count(*) from jetstream.outbox", "1");
+    assert!(!numbers(&lab, "S").contains(&80));
+    run("commit");
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (1..=3_000).filter(|n| *n != 70));
+    let mut renamed: Vec<(String, i64)> = lab
+        .stream_messages("S")
+        .unwrap()
+        .iter()
+        .filter(|message| message.subject != "s.x")
+        .map(|message| (message.subject.clone(), e2e_support::number(message)))
+        .collect();
+    renamed.sort();
+    assert_eq!(renamed, [("s.changed".to_owned(), 60), ("s.late".to_owned(), 80)]);
+}
+
+/// A transaction that commits late with more rows than one look takes: all of them, once, each key in order.
+#[test]
+fn a_crowd_of_late_rows_arrives_once_and_in_order() {
+    const ROWS: i64 = 14_000;
+    let lab = lab(&[("autovacuum", "off")]);
+    let keyed = |from: i64, to: i64| {
+        format!(
+            "insert into jetstream.outbox (subject, key, payload) \
+             select 's.k' || n % 40, case n % 40 when 0 then 'a' when 1 then 'b' end, jsonb_build_object('n', n) \
+             from generate_series({from}, {to}) n order by n"
+        )
+    };
+    let mut late = lab.postgres.client(DATABASE).unwrap();
+    late.batch_execute(&format!("begin; {}", keyed(1, ROWS / 2))).unwrap();
+    lab.sql(&insert("s.early", 1_000_001, 1_002_000)).unwrap();
+    arrived(&lab, "S", 2_000);
+    late.batch_execute(&format!("{}; commit", keyed(ROWS / 2 + 1, ROWS)))
+        .unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (1..=ROWS).chain(1_000_001..=1_002_000));
+    for subject in ["s.k0", "s.k1"] {
+        let of_key: Vec<i64> = lab
+            .stream_messages("S")
+            .unwrap()
+            .iter()
+            .filter(|message| message.subject == subject)
+            .map(e2e_support::number)
+            .collect();
+        assert!(of_key.is_sorted(), "{subject} is out of order");
+    }
+}
+
+/// Messages go, and the history has them all.
+fn recorded(lab: &Lab, from: i64) {
+    lab.sql(&insert("s.x", from, from + 99)).unwrap();
+    drained(lab, SOON);
+    let history = format!("select count(*) from jetstream.history where subject = 's.x' and sequence >= {from}");
+    becomes(lab, "all in the history", &history, "100");
+}
+
+/// Whatever somebody adds to the history or the outbox works as it would with statements.
+#[test]
+fn indexes_triggers_and_constraints_that_users_add_are_served() {
+    let lab = lab(&[]);
+    recorded(&lab, 1);
+    lab.sql("create index on jetstream.history (message_id); create unique index on jetstream.history (outbox_id, published_at)")
+        .unwrap();
+    recorded(&lab, 101);
+    let through_index = "set enable_seqscan = off; set enable_bitmapscan = off; \
+         select count(*) from jetstream.history h join (select message_id, sequence from jetstream.history offset 0) i \
+         on h.message_id = i.message_id where i.sequence > 100";
+    let found = lab.sql(through_index).unwrap();
+    assert_eq!(found.concat().last().unwrap(), "100");
+
+    lab.sql(
+        "alter table jetstream.history add constraint small check (attempts < 100), add column note text default 'x'",
+    )
+    .unwrap();
+    recorded(&lab, 201);
+    let noted = "select count(*) from jetstream.history where sequence > 200 and note = 'x'";
+    assert_eq!(lab.value(noted).unwrap(), "100");
+
+    lab.sql("create table seen (n bigint, what text)").unwrap();
+    lab.sql(
+        "create function note_insert() returns trigger language plpgsql as \
+         $$begin insert into public.seen values (new.sequence, 'recorded'); return new; end$$; \
+         create trigger note after insert on jetstream.history for each row execute function note_insert()",
+    )
+    .unwrap();
+    recorded(&lab, 301);
+    assert_eq!(
+        lab.value("select count(*) from seen where what = 'recorded'").unwrap(),
+        "100"
+    );
+
+    lab.sql(
+        "create function note_delete() returns trigger language plpgsql as \
+         $$begin insert into public.seen values (old.id, 'gone'); return old; end$$; \
+         create trigger note after delete on jetstream.outbox for each row execute function note_delete()",
+    )
+    .unwrap();
+    recorded(&lab, 401);
+    assert_eq!(
+        lab.value("select count(*) from seen where what = 'gone'").unwrap(),
+        "100"
+    );
+    exactly_once(&lab, "S", 1..=500);
+}
+
+#[test]
+fn the_history_of_one_message_is_found_by_its_outbox_id() {
+    let lab = lab(&[]);
+    lab.sql(&insert("s.x", 1, 20_000)).unwrap();
+    drained(&lab, SOON);
+    lab.sql(
+        "select brin_summarize_new_values(i.indexrelid) from pg_index i join pg_class c on c.oid = i.indexrelid \
+             where c.relkind = 'i' and c.relname like 'history%outbox_id%'",
+    )
+    .unwrap();
+    let plan = lab
+        .sql("explain (costs off) select * from jetstream.history where outbox_id = 777")
+        .unwrap();
+    assert!(plan.concat().join("\n").contains("outbox_id"), "{plan:?}");
+    assert_eq!(
+        lab.value("select count(*) from jetstream.history where outbox_id in (1, 777, 20000)")
+            .unwrap(),
+        "3"
+    );
+}
