@@ -39,9 +39,9 @@ install: ## build the extension and install it into the PostgreSQL of PG_CONFIG=
 installcheck: ## run pg_regress against the server that PGHOST, PGPORT and PGUSER name
 	@$(LAB) installcheck --pg-config $(PG_CONFIG)
 
-bench: ## measure throughput and latency
+bench: ## measure how fast it is, each figure beside its reference (ONLY=drain,idle QUICK=1 PLOTS=1)
 	@$(LAB) install
-	@cargo run -q --release -p lab -- bench
+	@cargo run -q --release -p lab -- bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(PLOTS),--plots)
 
 lint: ## clippy, warnings denied
 	@$(LAB) setup

@@ -36,8 +36,8 @@ enum Cmd {
     Clean,
     /// Print the environment of what `up` started
     Env,
-    /// Measure throughput, latency and memory
-    Bench,
+    /// Measure speed, latency, processor time and memory, each figure beside its reference
+    Bench(bench::Options),
     /// Let faults strike while transactions are written, then compare the stream with what was committed
     Chaos {
         /// Draws the faults; a random one if not given
@@ -106,7 +106,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
         ),
         Cmd::Clean => up::clean(&Paths::find()?)?,
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
-        Cmd::Bench => bench::run()?,
+        Cmd::Bench(options) => bench::run(&options)?,
         Cmd::Chaos {
             seed,
             minutes,

@@ -91,6 +91,11 @@ impl Paths {
         self.lab.join("log")
     }
 
+    /// What the measurements write.
+    pub fn bench(&self) -> PathBuf {
+        self.target.join("bench")
+    }
+
     /// Clusters that live as long as a test.
     pub fn run(&self) -> PathBuf {
         self.base.join("run")

@@ -163,6 +163,48 @@ impl Shown {
     }
 }
 
+/// Steps of one long work that runs in this process: on a terminal a line that says which, elsewhere only what is worth
+/// keeping.
+#[derive(Debug)]
+pub struct Steps(Option<ProgressBar>);
+
+impl Steps {
+    /// Begins to show them.
+    pub fn start() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self(bar)
+    }
+
+    /// What is being done.
+    pub fn say(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what.to_owned());
+        }
+    }
+
+    /// A line that stays.
+    pub fn note(&self, line: &str) {
+        match &self.0 {
+            Some(bar) => bar.println(format!("  {line}")),
+            None => eprintln!("  {line}"),
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// `12.3 s`.
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())

@@ -1,0 +1,247 @@
+//! Processor seconds of processes and of single threads, from /proc. The kernel counts them exactly and shows them in
+//! hundredths of a second, so a measurement should take a second or more.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::lab::Lab;
+use crate::process;
+
+/// Name of the relay's thread, in the worker as in the lab.
+pub const RELAY_THREAD: &str = "jetstream relay";
+
+/// Every role there is, in the order of the tables.
+pub const ROLES: [&str; 10] = [
+    "worker",
+    "relay",
+    "nats-server",
+    BACKENDS,
+    "checkpointer",
+    "walwriter",
+    "background writer",
+    "autovacuum",
+    "feed",
+    "writers",
+];
+
+/// Whose time is counted.
+#[derive(Clone, Debug)]
+enum Source {
+    Process(u32),
+    MainThread(u32),
+    ThreadNamed(u32, &'static str),
+}
+
+/// Counts from its start; each source has a role under which its time is shown.
+#[derive(Debug)]
+pub struct Meter {
+    sources: Vec<(&'static str, Source)>,
+    postmaster: Option<u32>,
+    before: BTreeMap<&'static str, f64>,
+    began: Instant,
+}
+
+/// What was used between start and stop of a [`Meter`].
+#[derive(Clone, Debug)]
+pub struct Used {
+    /// Processor seconds by role.
+    pub seconds: BTreeMap<&'static str, f64>,
+    /// How long it took.
+    pub wall: Duration,
+}
+
+impl Used {
+    /// Microseconds of processor time for each of `count` messages, by role.
+    pub fn micros_each(&self, count: usize) -> BTreeMap<&'static str, f64> {
+        let each = |seconds: &f64| seconds * 1e6 / count as f64;
+        self.seconds.iter().map(|(role, s)| (*role, each(s))).collect()
+    }
+
+    /// Per cent of one core that a role used.
+    pub fn core_percent(&self, role: &str) -> f64 {
+        self.seconds.get(role).copied().unwrap_or(0.0) * 100.0 / self.wall.as_secs_f64()
+    }
+}
+
+impl Meter {
+    /// One that counts nothing yet.
+    pub fn new() -> Self {
+        Self {
+            sources: Vec::new(),
+            postmaster: None,
+            before: BTreeMap::new(),
+            began: Instant::now(),
+        }
+    }
+
+    /// The worker's two threads, nats-server, and every other process of PostgreSQL.
+    ///
+    /// Errors: no worker runs.
+    pub fn of_lab(lab: &Lab) -> Result<Self> {
+        let worker = worker_pid(lab)?;
+        let mut meter = Self::new()
+            .process("nats-server", lab.nats.pid())
+            .main_thread("worker", worker)
+            .relay("relay", worker);
+        meter.postmaster = Some(lab.postgres.pid());
+        Ok(meter)
+    }
+
+    /// Counts a whole process.
+    pub fn process(mut self, role: &'static str, pid: u32) -> Self {
+        self.sources.push((role, Source::Process(pid)));
+        self
+    }
+
+    /// Counts the first thread of a process.
+    pub fn main_thread(mut self, role: &'static str, pid: u32) -> Self {
+        self.sources.push((role, Source::MainThread(pid)));
+        self
+    }
+
+    /// Counts the relay's thread in a process.
+    pub fn relay(mut self, role: &'static str, pid: u32) -> Self {
+        self.sources.push((role, Source::ThreadNamed(pid, RELAY_THREAD)));
+        self
+    }
+
+    /// Counts from now on.
+    pub fn start(mut self) -> Self {
+        self.before = self.look();
+        self.began = Instant::now();
+        self
+    }
+
+    /// What was used since the start.
+    pub fn stop(&self) -> Used {
+        let wall = self.began.elapsed();
+        let mut seconds = self.look();
+        for (role, before) in &self.before {
+            *seconds.entry(role).or_default() -= before;
+        }
+        Used { seconds, wall }
+    }
+
+    fn look(&self) -> BTreeMap<&'static str, f64> {
+        let mut seconds = BTreeMap::new();
+        for (role, source) in &self.sources {
+            *seconds.entry(*role).or_default() += match source {
+                Source::Process(pid) => ticks(&format!("/proc/{pid}/stat"), OWN),
+                Source::MainThread(pid) => ticks(&format!("/proc/{pid}/task/{pid}/stat"), OWN),
+                Source::ThreadNamed(pid, name) => thread_named(*pid, name),
+            };
+        }
+        if let Some(postmaster) = self.postmaster {
+            let known = |pid: &u32| self.sources.iter().any(|(_, source)| source.pid() == *pid);
+            for pid in process::children(postmaster).into_iter().filter(|pid| !known(pid)) {
+                *seconds.entry(postgres_role(pid)).or_default() += ticks(&format!("/proc/{pid}/stat"), OWN);
+            }
+            // Processes that have ended are found in the sum their parent has.
+            *seconds.entry(BACKENDS).or_default() += ticks(&format!("/proc/{postmaster}/stat"), OF_ENDED_CHILDREN);
+        }
+        seconds
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Source {
+    fn pid(&self) -> u32 {
+        match self {
+            Source::Process(pid) | Source::MainThread(pid) | Source::ThreadNamed(pid, _) => *pid,
+        }
+    }
+}
+
+/// Process id of the drain worker.
+pub fn worker_pid(lab: &Lab) -> Result<u32> {
+    Ok(lab.value("select pid from jetstream.worker_status()")?.parse()?)
+}
+
+/// `RssAnon` of a process in megabytes: its memory without files and shared memory.
+pub fn anonymous_megabytes(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes: f64 = line
+        .context("no RssAnon")?
+        .trim()
+        .trim_end_matches("kB")
+        .trim()
+        .parse()?;
+    Ok(kilobytes / 1024.0)
+}
+
+/// Role of client connections, and of whatever has ended or has no role of its own.
+pub const BACKENDS: &str = "backends";
+
+fn postgres_role(pid: u32) -> &'static str {
+    let title = process::arguments(pid).concat();
+    let roles = ["checkpointer", "walwriter", "background writer", "autovacuum"];
+    roles.into_iter().find(|role| title.contains(role)).unwrap_or(BACKENDS)
+}
+
+/// Fields utime and stime of a stat file, counted behind the program's name.
+const OWN: std::ops::Range<usize> = 11..13;
+/// Fields cutime and cstime.
+const OF_ENDED_CHILDREN: std::ops::Range<usize> = 13..15;
+
+/// Seconds in two fields of a stat file; none if there is no such process any more.
+fn ticks(stat: &str, fields: std::ops::Range<usize>) -> f64 {
+    // USER_HZ, in which Linux shows times to programs, is 100 on every architecture PostgreSQL runs on.
+    let text = fs::read_to_string(stat).unwrap_or_default();
+    let Some((_, rest)) = text.rsplit_once(')') else {
+        return 0.0;
+    };
+    let all: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = all.get(fields).unwrap_or_default().iter();
+    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+fn thread_named(pid: u32, name: &str) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let named = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name));
+    named
+        .map(|task| ticks(&task.path().join("stat").to_string_lossy(), OWN))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spin(time: Duration) {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            std::hint::black_box(begin);
+        }
+    }
+
+    #[test]
+    fn tells_a_busy_thread_from_an_idle_one() {
+        let own = std::process::id();
+        let meter = Meter::new().process("all", own).relay("relay", own).start();
+        let thread = std::thread::Builder::new()
+            .name(RELAY_THREAD.to_owned())
+            .spawn(move || {
+                let meter = Meter::new().relay("relay", own).start();
+                spin(Duration::from_millis(400));
+                meter.stop()
+            });
+        let inside = thread.unwrap().join().unwrap();
+        let used = meter.stop();
+        assert!(inside.seconds["relay"] > 0.05, "{inside:?}");
+        assert!(used.seconds["all"] >= inside.seconds["relay"] - 0.02, "{used:?}");
+        assert!(used.seconds["relay"] < 0.02, "the thread has ended: {used:?}");
+        assert!((used.micros_each(1000)["all"] - used.seconds["all"] * 1000.0).abs() < 1e-6);
+    }
+}

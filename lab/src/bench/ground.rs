@@ -1,0 +1,116 @@
+//! What every measurement stands on: servers as in production, messages that are owed, a look at how far the worker is.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use postgres::{Client, Statement};
+
+use super::Size;
+use crate::lab::{DATABASE, Lab};
+use crate::progress::Steps;
+
+/// Longest time without a single further message before a measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a run of the bench was asked for.
+#[derive(Debug)]
+pub struct Bench {
+    /// How long its measurements are.
+    pub size: Size,
+    /// Runs of which the median counts.
+    pub runs: usize,
+    /// Lines of postgresql.conf for every server.
+    pub settings: Vec<(String, String)>,
+    /// Shows how far it is.
+    pub steps: Steps,
+}
+
+impl Bench {
+    /// Servers as in production, with a stream `BENCH` for the subjects below `bench.`.
+    ///
+    /// Errors: a server does not start.
+    pub fn lab(&self, settings: &[(&str, &str)]) -> Result<Lab> {
+        let mut builder = Lab::builder()
+            .durable()
+            .set("shared_buffers", "512MB")
+            .set("max_wal_size", "8GB")
+            .set("max_connections", "150");
+        let own = self
+            .settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in settings.iter().copied().chain(own) {
+            builder = builder.set(name, value);
+        }
+        let lab = builder.start()?;
+        lab.sql("select jetstream.create_stream('BENCH', array['bench.>'])")?;
+        lab.wait_until("the stream exists", || {
+            Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
+        })?;
+        Ok(lab)
+    }
+}
+
+/// Inserts `count` messages of `size` bytes over 128 subjects, in one transaction; with `others` (`", name = value"`
+/// of further columns) they may be such as are not due or go elsewhere.
+pub fn owe(lab: &Lab, count: usize, size: usize, columns: &str, values: &str) -> Result<()> {
+    // Of digests, so that TOAST finds nothing to compress.
+    let body =
+        format!("select substr(string_agg(sha256(int4send(n)), ''), 1, {size}) from generate_series(0, {size} / 32) n");
+    lab.sql(&format!(
+        "insert into jetstream.outbox (subject, raw{columns}) \
+         select 'bench.s' || i % 128, b.body{values} \
+         from generate_series(1, {count}) i cross join ({body}) b (body)"
+    ))?;
+    Ok(())
+}
+
+/// Looks at the worker's counters on a connection of its own, which stays open.
+pub struct Watch {
+    client: Client,
+    stored: Statement,
+}
+
+impl Watch {
+    /// Opens the connection.
+    pub fn open(lab: &Lab) -> Result<Self> {
+        let mut client = lab.postgres.client(DATABASE)?;
+        // Not status(), which looks at the outbox for the lag and would take part in what is measured.
+        let stored = client.prepare("select stored from jetstream.worker_status()")?;
+        Ok(Self { client, stored })
+    }
+
+    /// Messages stored since the worker started.
+    pub fn stored(&mut self) -> Result<usize> {
+        let row = self.client.query_one(&self.stored, &[])?;
+        Ok(usize::try_from(row.get::<_, i64>(0))?)
+    }
+
+    /// Waits until the worker has stored `count` since it started; calls `each` at every look.
+    ///
+    /// Errors: a minute without any progress.
+    pub fn until(&mut self, lab: &Lab, count: usize, mut each: impl FnMut() -> Result<()>) -> Result<()> {
+        let (mut last, mut moved) = (0, Instant::now());
+        loop {
+            let stored = self.stored()?;
+            if stored >= count {
+                return Ok(());
+            }
+            if stored != last {
+                (last, moved) = (stored, Instant::now());
+            }
+            if moved.elapsed() > PATIENCE {
+                bail!("stands still at {stored} of {count}\n{}", lab.logs());
+            }
+            each()?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// That the stream holds exactly so many messages.
+pub fn check_stream(lab: &Lab, count: usize) -> Result<()> {
+    let stored = lab.message_count("BENCH").context("cannot count the messages stored")?;
+    ensure!(stored == count as u64, "{stored} messages in the stream, not {count}");
+    Ok(())
+}

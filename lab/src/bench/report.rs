@@ -1,0 +1,274 @@
+//! What a measurement found: a table for the terminal (Markdown, as the documents have it) and JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table as Printed, presets};
+use serde::Serialize;
+
+use super::cpu;
+use super::machine::Machine;
+
+/// One value, of as many runs as were made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What it is, with its unit: the column it stands in.
+    pub name: String,
+    /// Median of the runs.
+    pub median: f64,
+    /// Each run, in order.
+    pub runs: Vec<f64>,
+}
+
+/// One thing measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What was measured.
+    pub case: String,
+    /// What came out.
+    pub figures: Vec<Figure>,
+}
+
+impl Row {
+    /// One without figures yet.
+    pub fn new(case: impl Into<String>) -> Self {
+        Self {
+            case: case.into(),
+            figures: Vec::new(),
+        }
+    }
+
+    /// Adds a figure, of one run or more.
+    pub fn with(mut self, name: impl Into<String>, runs: impl IntoIterator<Item = f64>) -> Self {
+        let runs: Vec<f64> = runs.into_iter().collect();
+        self.figures.push(Figure {
+            name: name.into(),
+            median: median(&runs),
+            runs,
+        });
+        self
+    }
+
+    /// Adds the processor time of each role: `runs` has one map for each run.
+    pub fn with_cpu(mut self, runs: &[BTreeMap<&'static str, f64>]) -> Self {
+        let used = |role: &&str| {
+            runs.iter()
+                .any(|run| run.get(role).is_some_and(|micros| *micros >= 0.005))
+        };
+        for role in cpu::ROLES.into_iter().filter(used) {
+            let of_role = runs.iter().map(|run| run.get(role).copied().unwrap_or(0.0));
+            self = self.with(format!("{role} µs"), of_role);
+        }
+        let totals: Vec<f64> = runs.iter().map(|run| run.values().sum()).collect();
+        self.with("sum µs", totals)
+    }
+
+    /// The median of a figure; none if the row lacks it.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let found = self.figures.iter().find(|figure| figure.name == name);
+        found.map(|figure| figure.median)
+    }
+}
+
+/// Rows with the same kind of figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// Its rows.
+    pub rows: Vec<Row>,
+}
+
+impl Table {
+    /// One without rows yet.
+    pub fn new(title: impl Into<String>) -> Self {
+        Self {
+            title: title.into(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Markdown.
+    pub fn markdown(&self) -> String {
+        let mut names: Vec<&str> = Vec::new();
+        for figure in self.rows.iter().flat_map(|row| &row.figures) {
+            if !names.contains(&figure.name.as_str()) {
+                names.push(&figure.name);
+            }
+        }
+        let mut printed = Printed::new();
+        printed.load_preset(presets::ASCII_MARKDOWN);
+        printed.set_header([""].into_iter().chain(names.iter().copied()));
+        for row in &self.rows {
+            let cells = names.iter().map(|name| row.get(name).map_or(String::new(), number));
+            printed.add_row([row.case.clone()].into_iter().chain(cells));
+        }
+        for column in printed.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{}:\n\n{printed}\n", self.title)
+    }
+}
+
+/// Which side of a limit is good.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Good from here up.
+    AtLeast(f64),
+    /// Good below this.
+    Below(f64),
+}
+
+/// What is to be reached, and what was.
+#[derive(Clone, Debug, Serialize)]
+pub struct Goal {
+    /// What is meant.
+    pub what: &'static str,
+    /// The limit, in the unit of `what`.
+    pub limit: Limit,
+    /// What was measured.
+    pub reached: f64,
+    /// Whether that is on the good side.
+    pub met: bool,
+}
+
+impl Goal {
+    /// A goal and what was reached; a value that is no number is not met.
+    pub fn new(what: &'static str, limit: Limit, reached: f64) -> Self {
+        let met = match limit {
+            Limit::AtLeast(least) => reached >= least,
+            Limit::Below(most) => reached < most,
+        };
+        Self {
+            what,
+            limit,
+            reached,
+            met,
+        }
+    }
+
+    /// One line for the terminal.
+    pub fn line(&self) -> String {
+        let wanted = match self.limit {
+            Limit::AtLeast(least) => format!("at least {}", number(least)),
+            Limit::Below(most) => format!("below {}", number(most)),
+        };
+        let verdict = if self.met { "met" } else { "NOT MET" };
+        format!("{verdict:>8}  {}: {}, to be {wanted}", self.what, number(self.reached))
+    }
+}
+
+/// All that one measurement found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// What it found.
+    pub tables: Vec<Table>,
+    /// What it should have.
+    pub goals: Vec<Goal>,
+}
+
+/// Writes `<measurement>.json`; returns its path.
+pub fn write_json(dir: &Path, name: &str, machine: &Machine, report: &Report) -> Result<PathBuf> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        measurement: &'a str,
+        machine: &'a Machine,
+        #[serde(flatten)]
+        report: &'a Report,
+    }
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("{name}.json"));
+    let document = Document {
+        measurement: name,
+        machine,
+        report,
+    };
+    let text = serde_json::to_string_pretty(&document)?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// The middle of the values, the upper one of an even number; NaN of none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The value at this share (0 to 1) of sorted values; NaN of none.
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1) as f64;
+    sorted.get((last * share).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Large numbers whole, with thousands set apart; small ones with three digits that count.
+pub fn number(value: f64) -> String {
+    let size = value.abs();
+    match size {
+        _ if !value.is_finite() => "-".to_owned(),
+        _ if size >= 1000.0 => {
+            let digits = format!("{size:.0}");
+            let mut text = String::new();
+            for (n, digit) in digits.chars().enumerate() {
+                if n > 0 && (digits.len() - n).is_multiple_of(3) {
+                    text.push(',');
+                }
+                text.push(digit);
+            }
+            if value < 0.0 { format!("-{text}") } else { text }
+        }
+        _ if size >= 100.0 => format!("{value:.0}"),
+        _ if size >= 10.0 => format!("{value:.1}"),
+        _ if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        let shown = [1234567.8, 999.6, 102.4, 64.0, 0.534, 0.012, -4321.0, f64::NAN].map(number);
+        assert_eq!(
+            shown,
+            ["1,234,568", "1000", "102", "64.0", "0.53", "0.012", "-4,321", "-"]
+        );
+    }
+
+    #[test]
+    fn a_row_has_the_median_of_its_runs() {
+        let row = Row::new("a").with("x", [3.0, 1.0, 2.0]);
+        assert_eq!(row.get("x"), Some(2.0));
+        assert_eq!(row.get("y"), None);
+        let table = Table {
+            title: "t".to_owned(),
+            rows: vec![row, Row::new("b").with("y", [5.0])],
+        };
+        let text = table.markdown();
+        assert!(
+            text.contains("| a | 2.00 |      |") && text.contains("| b |      | 5.00 |"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn percentiles_come_from_sorted_values() {
+        let values: Vec<f64> = (0..=1000).map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.5), 500.0);
+        assert_eq!(percentile(&values, 0.999), 999.0);
+        assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn a_goal_knows_its_good_side() {
+        assert!(Goal::new("a", Limit::AtLeast(0.8), 0.8).met);
+        assert!(!Goal::new("a", Limit::Below(64.0), 64.0).met);
+        assert!(!Goal::new("a", Limit::Below(64.0), f64::NAN).met);
+        assert!(Goal::new("a", Limit::AtLeast(0.8), 0.5).line().contains("NOT MET"));
+    }
+}
