@@ -49,7 +49,11 @@ type Micros = BTreeMap<&'static str, f64>;
 
 /// Each case `bench.runs` times, in turn with its references.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let mut speed = Table::new("Drain, messages/s, with the references of the same run");
+    let mut speed = Table::new("Drain, messages/s, with the references of the same run").plot(&[
+        "drain",
+        "relay alone",
+        "fed by select",
+    ]);
     let mut cpu = Table::new("Processor time for each message of a drain");
     let cases = match bench.size {
         Size::Full => CASES.to_vec(),
@@ -58,10 +62,11 @@ pub fn run(bench: &Bench) -> Result<Report> {
     };
     for case in cases {
         let (mut rates, mut micros) = (<[Vec<f64>; 3]>::default(), <[Vec<Micros>; 3]>::default());
-        for n in 1..=bench.runs {
+        let count = bench.runs(3, 3, 1);
+        for n in 1..=count {
             bench
                 .steps
-                .say(&format!("drain of {}, run {n} of {}", case.name(), bench.runs));
+                .say(&format!("drain of {}, run {n} of {count}", case.name()));
             let runs = [drain(bench, case)?, relay_alone(case)?, selected(bench, case)?];
             bench.steps.note(&format!(
                 "{}: drain {:>8.0}, relay alone {:>8.0}, fed by select {:>8.0} messages/s",

@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Bench {
     /// How long its measurements are.
     pub size: Size,
-    /// Runs of which the median counts.
-    pub runs: usize,
+    /// Runs of which the median counts, if told.
+    pub told_runs: Option<usize>,
     /// Lines of postgresql.conf for every server.
     pub settings: Vec<(String, String)>,
     /// Shows how far it is.
@@ -26,6 +26,11 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// Runs of which the median counts: as told, else by size.
+    pub fn runs(&self, full: usize, quick: usize, tiny: usize) -> usize {
+        self.told_runs.unwrap_or(self.size.pick(full, quick, tiny)).max(1)
+    }
+
     /// Servers as in production, with a stream `BENCH` for the subjects below `bench.`.
     ///
     /// Errors: a server does not start.
@@ -103,7 +108,7 @@ impl Watch {
                 bail!("stands still at {stored} of {count}\n{}", lab.logs());
             }
             each()?;
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

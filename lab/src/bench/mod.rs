@@ -5,11 +5,18 @@
 
 mod cpu;
 mod drain;
+mod flat;
 mod ground;
+mod idle;
 mod machine;
+mod memory;
+mod plot;
+mod producers;
 pub mod relay;
 mod report;
 mod select;
+mod sustained;
+mod writers;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -28,10 +35,13 @@ pub struct Options {
     /// Shortened forms, to see whether a change moves anything
     #[arg(long)]
     pub quick: bool,
+    /// Draw docs/img/bench_*.svg as well
+    #[arg(long)]
+    pub plots: bool,
     /// So short that the figures mean nothing: whether the bench itself works
     #[arg(long, hide = true)]
     pub tiny: bool,
-    /// Runs of which the median counts [default: 3]
+    /// Runs of which the median counts, otherwise three or what suits the measurement
     #[arg(long)]
     pub runs: Option<usize>,
     /// A line of postgresql.conf for every server, name=value
@@ -49,12 +59,27 @@ fn setting(text: &str) -> Result<(String, String), String> {
 pub enum Measurement {
     /// How fast what is owed leaves the outbox
     Drain,
+    /// Writers at a steady rate, and the time from their commit to the stream
+    Sustained,
+    /// What a message costs the transaction that inserts it
+    Producers,
+    /// Drain and latency under a backlog, a history, an old snapshot, an open transaction
+    Flat,
+    /// What an idle worker costs
+    Idle,
+    /// The worker's memory against the backlog
+    Memory,
 }
 
 impl Measurement {
     fn run(self, bench: &Bench) -> Result<Report> {
         match self {
             Self::Drain => drain::run(bench),
+            Self::Sustained => sustained::run(bench),
+            Self::Producers => producers::run(bench),
+            Self::Flat => flat::run(bench),
+            Self::Idle => idle::run(bench),
+            Self::Memory => memory::run(bench),
         }
     }
 
@@ -98,7 +123,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let bench = Bench {
         size,
-        runs: options.runs.unwrap_or(size.pick(3, 3, 1)).max(1),
+        told_runs: options.runs,
         settings: options.set.clone(),
         steps: Steps::start(),
     };
@@ -115,7 +140,16 @@ pub fn run(options: &Options) -> Result<()> {
         for table in &report.tables {
             println!("{}", table.markdown());
         }
-        let path = report::write_json(&dir, &name, &machine, &report)?;
+        if options.plots {
+            let plotted = report.tables.iter().filter(|table| !table.plotted.is_empty());
+            for (n, table) in plotted.enumerate() {
+                let path = plot::draw(table, &paths.root.join("docs/img"), &format!("bench_{name}_{}", n + 1))?;
+                bench.steps.note(&format!("drawn: {}", path.display()));
+            }
+        }
+        // What is shortened does not stand in for what is not.
+        let file = size.pick("", "quick-", "tiny-").to_owned() + &name;
+        let path = report::write_json(&dir, &file, &machine, &report)?;
         bench.steps.note(&format!("written: {}", path.display()));
         goals.extend(report.goals);
     }

@@ -29,6 +29,9 @@ pub struct Row {
     pub case: String,
     /// What came out.
     pub figures: Vec<Figure>,
+    /// What its ratios are to, if there are several such things in the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
 }
 
 impl Row {
@@ -37,6 +40,7 @@ impl Row {
         Self {
             case: case.into(),
             figures: Vec::new(),
+            reference: None,
         }
     }
 
@@ -48,6 +52,12 @@ impl Row {
             median: median(&runs),
             runs,
         });
+        self
+    }
+
+    /// Says what its ratios are to.
+    pub fn to(mut self, reference: impl Into<String>) -> Self {
+        self.reference = Some(reference.into());
         self
     }
 
@@ -79,6 +89,9 @@ pub struct Table {
     pub title: String,
     /// Its rows.
     pub rows: Vec<Row>,
+    /// Figures worth a plot.
+    #[serde(skip)]
+    pub plotted: Vec<&'static str>,
 }
 
 impl Table {
@@ -87,7 +100,14 @@ impl Table {
         Self {
             title: title.into(),
             rows: Vec::new(),
+            plotted: Vec::new(),
         }
+    }
+
+    /// Figures that a plot shows beside each other, all in one unit.
+    pub fn plot(mut self, figures: &[&'static str]) -> Self {
+        self.plotted = figures.to_vec();
+        self
     }
 
     /// Markdown.
@@ -100,12 +120,15 @@ impl Table {
         }
         let mut printed = Printed::new();
         printed.load_preset(presets::ASCII_MARKDOWN);
-        printed.set_header([""].into_iter().chain(names.iter().copied()));
+        let with_reference = self.rows.iter().any(|row| row.reference.is_some());
+        let last = with_reference.then_some("to");
+        printed.set_header([""].into_iter().chain(names.iter().copied()).chain(last));
         for row in &self.rows {
             let cells = names.iter().map(|name| row.get(name).map_or(String::new(), number));
-            printed.add_row([row.case.clone()].into_iter().chain(cells));
+            let reference = with_reference.then(|| row.reference.clone().unwrap_or_default());
+            printed.add_row([row.case.clone()].into_iter().chain(cells).chain(reference));
         }
-        for column in printed.column_iter_mut().skip(1) {
+        for column in printed.column_iter_mut().skip(1).take(names.len()) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         format!("{}:\n\n{printed}\n", self.title)
@@ -126,7 +149,7 @@ pub enum Limit {
 #[derive(Clone, Debug, Serialize)]
 pub struct Goal {
     /// What is meant.
-    pub what: &'static str,
+    pub what: String,
     /// The limit, in the unit of `what`.
     pub limit: Limit,
     /// What was measured.
@@ -137,13 +160,13 @@ pub struct Goal {
 
 impl Goal {
     /// A goal and what was reached; a value that is no number is not met.
-    pub fn new(what: &'static str, limit: Limit, reached: f64) -> Self {
+    pub fn new(what: impl Into<String>, limit: Limit, reached: f64) -> Self {
         let met = match limit {
             Limit::AtLeast(least) => reached >= least,
             Limit::Below(most) => reached < most,
         };
         Self {
-            what,
+            what: what.into(),
             limit,
             reached,
             met,
@@ -245,10 +268,8 @@ mod tests {
         let row = Row::new("a").with("x", [3.0, 1.0, 2.0]);
         assert_eq!(row.get("x"), Some(2.0));
         assert_eq!(row.get("y"), None);
-        let table = Table {
-            title: "t".to_owned(),
-            rows: vec![row, Row::new("b").with("y", [5.0])],
-        };
+        let mut table = Table::new("t");
+        table.rows = vec![row, Row::new("b").with("y", [5.0])];
         let text = table.markdown();
         assert!(
             text.contains("| a | 2.00 |      |") && text.contains("| b |      | 5.00 |"),

@@ -1,0 +1,91 @@
+//! Bars of a table's figures, as SVG.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+
+use super::report::{Table, number};
+
+/// Pixels of a bar, of the space between two rows, of the names left of the bars, and of the whole.
+const BAR: i32 = 16;
+const GAP: i32 = 14;
+const NAMES: i32 = 430;
+const WIDTH: i32 = 960;
+/// Above the bars: title and legend.
+const HEAD: i32 = 64;
+
+const COLORS: [RGBColor; 4] = [
+    RGBColor(38, 102, 166),
+    RGBColor(166, 166, 166),
+    RGBColor(222, 145, 53),
+    RGBColor(91, 155, 92),
+];
+
+/// Draws the figures of [`Table::plotted`] to `<dir>/<name>.svg`; the longest bar is the largest value of all.
+///
+/// Errors: the file cannot be written.
+pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("{name}.svg"));
+    let bars = i32::try_from(table.plotted.len())?;
+    let height = HEAD + i32::try_from(table.rows.len())? * (bars * BAR + GAP);
+    let values = || {
+        table
+            .rows
+            .iter()
+            .flat_map(|row| table.plotted.iter().filter_map(|name| row.get(name)))
+    };
+    let most = values()
+        .filter(|value| value.is_finite())
+        .fold(f64::MIN_POSITIVE, f64::max);
+    let root = SVGBackend::new(&path, (u32::try_from(WIDTH)?, u32::try_from(height)?)).into_drawing_area();
+    let text = |what: String, at: (i32, i32), size: i32| Text::new(what, at, ("sans-serif", size).into_font());
+    let drawn = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+        root.fill(&WHITE)?;
+        root.draw(&text(table.title.clone(), (8, 8), 18))?;
+        let mut y = HEAD;
+        for (n, name) in table.plotted.iter().enumerate() {
+            let x = NAMES + n as i32 * 140;
+            root.draw(&Rectangle::new(
+                [(x, 38), (x + 10, 48)],
+                COLORS[n % COLORS.len()].filled(),
+            ))?;
+            root.draw(&text((*name).to_owned(), (x + 16, 37), 12))?;
+        }
+        for row in &table.rows {
+            root.draw(&text(row.case.clone(), (8, y + bars * BAR / 2 - 7), 12))?;
+            for (n, name) in table.plotted.iter().enumerate() {
+                if let Some(value) = row.get(name).filter(|value| value.is_finite()) {
+                    let length = (value / most * f64::from(WIDTH - NAMES - 70)).round() as i32;
+                    let corners = [(NAMES, y), (NAMES + length.max(1), y + BAR - 2)];
+                    root.draw(&Rectangle::new(corners, COLORS[n % COLORS.len()].filled()))?;
+                    root.draw(&text(number(value), (NAMES + length + 6, y + 1), 12))?;
+                }
+                y += BAR;
+            }
+            y += GAP;
+        }
+        root.present()
+    };
+    drawn().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::report::Row;
+
+    #[test]
+    fn bars_are_as_long_as_their_values() {
+        let mut table = Table::new("speed").plot(&["a"]);
+        table.rows = vec![Row::new("all").with("a", [200.0]), Row::new("half").with("a", [100.0])];
+        let dir = tempfile::tempdir().unwrap();
+        let svg = fs::read_to_string(draw(&table, dir.path(), "speed").unwrap()).unwrap();
+        // The first bar is the whole width between the names and the margin, the second half of it.
+        assert!(svg.contains("width=\"460\"") && svg.contains("width=\"230\""), "{svg}");
+        assert!(svg.contains("half"), "{svg}");
+    }
+}

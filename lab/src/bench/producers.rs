@@ -1,0 +1,245 @@
+//! What a message costs the transaction that inserts it: transactions a second by pgbench, beside a plain insert.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Size;
+use super::cpu::{BACKENDS, Meter};
+use super::ground::Bench;
+use super::report::{Goal, Limit, Report, Row, Table, median};
+use crate::lab::Lab;
+use crate::paths::Paths;
+
+/// Tables to compare with. `plain` has the columns of the outbox, their defaults, and a primary key: its rows are the
+/// same, but nobody checks, wakes or claims. `plain_indexed` has the indexes of the outbox too. `bare` has no defaults
+/// but that of its primary key.
+const TABLES: &str = "
+create table public.plain (like jetstream.outbox including defaults including identity, primary key (id));
+create table public.plain_indexed (like jetstream.outbox including defaults including identity including indexes);
+create table public.bare (id bigint generated always as identity primary key, subject text, payload jsonb);
+create table public.orders (id bigint generated always as identity primary key, customer text, total numeric);
+create table public.orders_plain (like public.orders including all);
+create table public.orders_outbox (like public.orders including all);
+create function public.to_plain() returns trigger language plpgsql as $$
+begin
+    insert into public.plain (subject, payload) values ('bench.orders', to_jsonb(new));
+    return null;
+end $$;
+create function public.to_outbox() returns trigger language plpgsql as $$
+begin
+    perform jetstream.publish('bench.orders', to_jsonb(new));
+    return null;
+end $$;
+create trigger publish after insert on public.orders_plain for each row execute function public.to_plain();
+create trigger publish after insert on public.orders_outbox for each row execute function public.to_outbox();
+";
+
+/// One kind of transaction, a single statement.
+struct Variant {
+    name: &'static str,
+    sql: &'static str,
+    /// The one it is compared with.
+    reference: Option<usize>,
+}
+
+const fn variant(name: &'static str, sql: &'static str, reference: Option<usize>) -> Variant {
+    Variant { name, sql, reference }
+}
+
+/// Each has its reference before it.
+const VARIANTS: [Variant; 9] = [
+    variant(
+        "insert into a like table",
+        "insert into public.plain (subject, payload) values ('bench.orders', :body)",
+        None,
+    ),
+    variant(
+        "insert into a like table with the outbox's indexes",
+        "insert into public.plain_indexed (subject, payload) values ('bench.orders', :body)",
+        Some(0),
+    ),
+    variant(
+        "insert into a bare table",
+        "insert into public.bare (subject, payload) values ('bench.orders', :body)",
+        Some(0),
+    ),
+    variant(
+        "insert into the outbox",
+        "insert into jetstream.outbox (subject, payload) values ('bench.orders', :body)",
+        Some(0),
+    ),
+    variant(
+        "jetstream.publish",
+        "select jetstream.publish('bench.orders', :body)",
+        Some(0),
+    ),
+    variant(
+        "business insert alone",
+        "insert into public.orders (customer, total) values ('ann', 12.5)",
+        None,
+    ),
+    variant(
+        "business insert, a trigger inserts into the like table",
+        "insert into public.orders_plain (customer, total) values ('ann', 12.5)",
+        Some(5),
+    ),
+    variant(
+        "business insert, a trigger publishes",
+        "insert into public.orders_outbox (customer, total) values ('ann', 12.5)",
+        Some(6),
+    ),
+    variant(
+        "business insert and publish in one transaction",
+        "begin; insert into public.orders (customer, total) values ('ann', 12.5); \
+         select jetstream.publish('bench.orders', :body); commit",
+        Some(5),
+    ),
+];
+/// Those that the goals are about.
+const INSERT: usize = 3;
+const PUBLISH: usize = 4;
+
+/// A body of about 256 bytes.
+const BODY: &str = "('{\"n\": 1, \"body\": \"' || repeat('x', 230) || '\"}')::jsonb";
+
+/// All variants in turn, with the worker paused (what the transaction itself costs) and publishing.
+pub fn run(bench: &Bench) -> Result<Report> {
+    let mut tables = Vec::new();
+    let mut goals = Vec::new();
+    let clients: &[usize] = bench.size.pick(&[1, 16], &[1, 16], &[2]);
+    for &clients in clients {
+        for paused in [true, false] {
+            if bench.size == Size::Tiny && !paused {
+                continue;
+            }
+            let (table, ratios) = compare(bench, clients, paused)?;
+            for which in [INSERT, PUBLISH] {
+                goals.push(Goal::new(
+                    goal_name(clients, paused, which),
+                    Limit::AtLeast(0.9),
+                    ratios[which],
+                ));
+            }
+            tables.push(table);
+        }
+    }
+    Ok(Report { tables, goals })
+}
+
+fn goal_name(clients: usize, paused: bool, which: usize) -> String {
+    let worker = if paused { "paused" } else { "publishing" };
+    format!(
+        "{}, {clients} clients, worker {worker}, as a share of a plain insert's transactions/s",
+        VARIANTS[which].name
+    )
+}
+
+/// Transactions a second, and processor time of the backends for each.
+#[derive(Clone, Copy)]
+struct Speed {
+    per_second: f64,
+    micros: f64,
+}
+
+fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<(Table, Vec<f64>)> {
+    let lab = bench.lab(&[])?;
+    lab.sql(TABLES)?;
+    let mut speeds: Vec<Vec<Speed>> = VARIANTS.iter().map(|_| Vec::new()).collect();
+    for n in 1..=bench.runs(3, 3, 1) {
+        for (variant, speeds) in VARIANTS.iter().zip(&mut speeds) {
+            bench
+                .steps
+                .say(&format!("{}, {clients} clients, run {n}", variant.name));
+            speeds.push(one(bench, &lab, variant, clients, paused)?);
+        }
+    }
+    let worker = if paused { "paused" } else { "publishing" };
+    let mut table = Table::new(format!("Producers, {clients} clients, worker {worker}")).plot(&["transactions/s"]);
+    let mut ratios = Vec::new();
+    for (variant, own) in VARIANTS.iter().zip(&speeds) {
+        let mut row = Row::new(variant.name)
+            .with("transactions/s", own.iter().map(|speed| speed.per_second))
+            .with("backend µs", own.iter().map(|speed| speed.micros));
+        let mut ratio = Vec::new();
+        if let Some(reference) = variant.reference {
+            let pairs = || own.iter().zip(&speeds[reference]);
+            ratio = pairs().map(|(own, other)| own.per_second / other.per_second).collect();
+            row = row
+                .with("ratio", ratio.clone())
+                .with("more µs", pairs().map(|(own, other)| own.micros - other.micros))
+                .to(VARIANTS[reference].name);
+        }
+        table.rows.push(row);
+        ratios.push(median(&ratio));
+    }
+    Ok((table, ratios))
+}
+
+fn one(bench: &Bench, lab: &Lab, variant: &Variant, clients: usize, paused: bool) -> Result<Speed> {
+    lab.sql("select jetstream.pause()")?;
+    lab.sql(
+        "truncate jetstream.outbox, public.plain, public.plain_indexed, public.bare, public.orders, \
+             public.orders_plain, public.orders_outbox",
+    )?;
+    if !paused {
+        lab.sql("select jetstream.resume()")?;
+    }
+    let meter = Meter::of_lab(lab)?.start();
+    let done = pgbench(
+        lab,
+        &variant.sql.replace(":body", BODY),
+        clients,
+        bench.size.pick(10, 3, 1),
+    )?;
+    let used = meter.stop();
+    let backends: BTreeMap<_, _> = used.micros_each(done.transactions);
+    Ok(Speed {
+        per_second: done.per_second,
+        micros: backends.get(BACKENDS).copied().unwrap_or(f64::NAN),
+    })
+}
+
+struct Done {
+    transactions: usize,
+    per_second: f64,
+}
+
+/// Runs a script for so many seconds.
+///
+/// Errors: a transaction failed, or pgbench says something unexpected.
+fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<Done> {
+    let file = tempfile::NamedTempFile::new()?;
+    // One statement a line, or pgbench would take them for one.
+    fs::write(file.path(), script.replace("; ", ";\n"))?;
+    let output = Command::new(Paths::ready()?.pg_bin().join("pgbench"))
+        .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres", "postgres"])
+        .args(["-p", &lab.postgres.port().to_string(), "-T", &seconds.to_string()])
+        .args(["-c", &clients.to_string(), "-j", &clients.min(2).to_string()])
+        .arg("-f")
+        .arg(file.path())
+        .output()
+        .context("cannot run pgbench")?;
+    let (text, problems) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    ensure!(
+        output.status.success() && !problems.contains("ERROR"),
+        "pgbench failed: {problems}\n{text}"
+    );
+    let after = |name: &str| -> Result<f64> {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = rest.and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
+        let number = number.split('/').next().unwrap_or_default();
+        number
+            .parse()
+            .with_context(|| format!("no {name:?} in what pgbench says:\n{text}"))
+    };
+    Ok(Done {
+        transactions: after("number of transactions actually processed: ")? as usize,
+        per_second: after("tps = ")?,
+    })
+}

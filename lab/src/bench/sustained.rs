@@ -1,0 +1,153 @@
+//! Writers at a steady rate: whether the worker keeps up, and how long it takes from a commit to the stream.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use postgres::Client;
+
+use super::Size;
+use super::cpu::Meter;
+use super::ground::{Bench, Watch};
+use super::report::{Goal, Limit, Report, Row, Table, number};
+use super::writers::{self, Load};
+use crate::lab::DATABASE;
+
+/// Time between two looks at the lag, which a drain does not notice.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+const fn load(rate: Option<f64>, each: usize, connections: usize) -> Load {
+    let time = Duration::ZERO;
+    Load {
+        rate,
+        each,
+        connections,
+        time,
+    }
+}
+
+/// The first two are those the goals are about. One message a transaction where the machine can commit so many.
+fn cases(size: Size) -> Vec<Load> {
+    let goals = [load(Some(500.0), 1, 8), load(Some(20_000.0), 10, 20)];
+    let more: Vec<Load> = match size {
+        Size::Full => [1, 20, 100]
+            .into_iter()
+            .flat_map(|connections| {
+                let steady = [(1_000.0, 1), (5_000.0, 1), (20_000.0, 1), (20_000.0, 10)];
+                let steady = steady.map(|(rate, each)| load(Some(rate), each, connections));
+                steady
+                    .into_iter()
+                    .chain([load(None, 1, connections), load(None, 10, connections)])
+            })
+            .filter(|one| (one.rate, one.each, one.connections) != (Some(20_000.0), 10, 20))
+            .collect(),
+        Size::Quick => vec![load(Some(5_000.0), 1, 20), load(None, 1, 20)],
+        Size::Tiny => Vec::new(),
+    };
+    goals.into_iter().chain(more).collect()
+}
+
+/// What one run found, by name of the figure.
+type Figures = Vec<(&'static str, f64)>;
+
+/// Each load on servers of its own.
+pub fn run(bench: &Bench) -> Result<Report> {
+    let mut speed = Table::new("Writers at a steady rate; commit to stored, from when the writer knows of its commit")
+        .plot(&["p50 ms", "p99 ms"]);
+    let mut cpu = Table::new("Processor time for each message written at a steady rate");
+    let time = bench.size.pick(60, 5, 1);
+    for mut load in cases(bench.size) {
+        load.time = Duration::from_secs(time);
+        let (mut figures, mut micros): (Vec<Figures>, Vec<BTreeMap<&'static str, f64>>) = Default::default();
+        for n in 1..=bench.runs(3, 1, 1) {
+            bench.steps.say(&format!("{}, run {n}", name(&load)));
+            let (found, used) = one(bench, load)?;
+            let text: Vec<String> = found
+                .iter()
+                .map(|(name, value)| format!("{name} {}", number(*value)))
+                .collect();
+            bench.steps.note(&format!("{}: {}", name(&load), text.join(", ")));
+            figures.push(found);
+            micros.push(used);
+        }
+        let mut row = Row::new(name(&load));
+        for column in 0..figures[0].len() {
+            row = row.with(figures[0][column].0, figures.iter().map(|run| run[column].1));
+        }
+        speed.rows.push(row);
+        cpu.rows.push(Row::new(name(&load)).with_cpu(&micros));
+    }
+    let goals = goals(&speed);
+    Ok(Report {
+        tables: vec![speed, cpu],
+        goals,
+    })
+}
+
+fn name(load: &Load) -> String {
+    let rate = load
+        .rate
+        .map_or("as fast as they go".to_owned(), |rate| format!("{}/s", number(rate)));
+    format!("{rate}, {} a transaction, {} connections", load.each, load.connections)
+}
+
+fn goals(speed: &Table) -> Vec<Goal> {
+    let at = |row: usize, figure| speed.rows.get(row).and_then(|row| row.get(figure)).unwrap_or(f64::NAN);
+    vec![
+        Goal::new(
+            "commit to stored at 500/s, p50 in ms",
+            Limit::Below(1.0),
+            at(0, "p50 ms"),
+        ),
+        Goal::new(
+            "commit to stored at 500/s, p99 in ms",
+            Limit::Below(5.0),
+            at(0, "p99 ms"),
+        ),
+        Goal::new(
+            "delivered of 20,000 messages/s",
+            Limit::AtLeast(19_800.0),
+            at(1, DELIVERED),
+        ),
+        Goal::new(
+            "commit to stored at 20,000/s, p99 in ms",
+            Limit::Below(10.0),
+            at(1, "p99 ms"),
+        ),
+    ]
+}
+
+const DELIVERED: &str = "delivered/s";
+
+fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64>)> {
+    let lab = bench.lab(&[])?;
+    let mut watch = Watch::open(&lab)?;
+    let mut client = lab.postgres.client(DATABASE)?;
+    let meter = Meter::of_lab(&lab)?.process("writers", std::process::id()).start();
+    let writers = writers::start(&lab, load);
+    let mut lag: f64 = 0.0;
+    while !writers.is_finished() {
+        std::thread::sleep(LOOK_EVERY.min(load.time / 4));
+        lag = lag.max(lag_seconds(&mut client)?);
+    }
+    let behind = watch.stored()?;
+    let used = meter.stop();
+    let written = writers::join(writers)?;
+    let count = written.committed.len();
+    let delivered = behind.min(count) as f64 / used.wall.as_secs_f64().max(written.took.as_secs_f64());
+    watch.until(&lab, count, || Ok(()))?;
+    let millis = writers::recorded_millis(&lab, &written)?;
+    let mut figures = vec![
+        ("written/s", written.rate()),
+        (DELIVERED, delivered),
+        ("owed at the end", count.saturating_sub(behind) as f64),
+        ("most lag s", lag),
+    ];
+    figures.extend(writers::percentiles(&millis));
+    Ok((figures, used.micros_each(count)))
+}
+
+fn lag_seconds(client: &mut Client) -> Result<f64> {
+    let query = "select coalesce(extract(epoch from jetstream.lag()), 0)::float8";
+    Ok(client.query_one(query, &[])?.get(0))
+}

@@ -1,0 +1,91 @@
+//! The bench runs to its end and writes what it says: its figures at this size mean nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::process::Command;
+
+use lab::paths::Paths;
+use serde_json::Value;
+
+/// Runs one measurement in its shortest form on real servers; what it wrote.
+fn measure(name: &str) -> Value {
+    let dir = Paths::find().unwrap().bench();
+    let file = dir.join(format!("tiny-{name}.json"));
+    let _ = std::fs::remove_file(&file);
+    let output = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .args(["bench", "--tiny", "--only", name])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let problems = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{problems}");
+    assert!(text.contains("Goals:"), "{text}");
+    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// The figure of a row that begins with `case`, in any table.
+fn figure(report: &Value, case: &str, name: &str) -> f64 {
+    let tables = report["tables"].as_array().unwrap().iter();
+    let rows = tables.flat_map(|table| table["rows"].as_array().unwrap());
+    let mut figures = rows
+        .filter(|row| row["case"].as_str().unwrap().starts_with(case))
+        .flat_map(|row| row["figures"].as_array().unwrap());
+    let found = figures.find(|figure| figure["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} of {case} in {report}"))["median"]
+        .as_f64()
+        .unwrap_or(f64::NAN)
+}
+
+#[test]
+fn the_drain_and_its_references_are_measured() {
+    let report = measure("drain");
+    let (drain, relay) = (
+        figure(&report, "5,000", "drain"),
+        figure(&report, "5,000", "relay alone"),
+    );
+    let ratio = figure(&report, "5,000", "ratio");
+    assert!(drain > 0.0 && (drain / relay - ratio).abs() < 1e-9, "{report}");
+    assert!(figure(&report, "drain, 5,000", "sum µs") > 0.0, "{report}");
+    assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+    assert_eq!(report["goals"][0]["met"], ratio >= 0.8);
+}
+
+#[test]
+fn steady_writers_are_delivered() {
+    let report = measure("sustained");
+    let (written, p50, p99) = ("written/s", "p50 ms", "p99 ms");
+    assert!(figure(&report, "500/s", written) > 0.0, "{report}");
+    assert!(
+        figure(&report, "500/s", p50) <= figure(&report, "500/s", p99),
+        "{report}"
+    );
+}
+
+#[test]
+fn producers_are_compared_with_a_plain_insert() {
+    let report = measure("producers");
+    let ratio = figure(&report, "insert into the outbox", "ratio");
+    let speeds =
+        ["insert into the outbox", "insert into a like table"].map(|case| figure(&report, case, "transactions/s"));
+    assert!((speeds[0] / speeds[1] - ratio).abs() < 1e-9, "{report}");
+}
+
+#[test]
+fn disturbances_are_compared_with_an_undisturbed_run() {
+    let report = measure("flat");
+    assert_eq!(figure(&report, "undisturbed", "ratio"), 1.0);
+    assert!(figure(&report, "a snapshot held", "drain/s") > 0.0, "{report}");
+    // Nobody takes what is owed to a disabled connection.
+    assert!(
+        figure(&report, "1,000 owed to a disabled", "table after") > 0.0,
+        "{report}"
+    );
+}
+
+#[test]
+fn an_idle_worker_and_its_memory_are_measured() {
+    let idle = measure("idle");
+    assert!(figure(&idle, "idle worker", "transactions a minute") > 0.0, "{idle}");
+    let memory = measure("memory");
+    let most = figure(&memory, "2,000", "most");
+    assert!(most > 1.0 && most < 1000.0, "{memory}");
+}
