@@ -38,6 +38,7 @@ grant execute on function
     jetstream.check_headers(jsonb),
     jetstream.check_message_id(text),
     jetstream.reject_payload(integer),
+    jetstream.check_message(jsonb, bytea, timestamptz, interval, integer),
     jetstream.subject_matches(text, text)
     to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
 

@@ -69,8 +69,9 @@ pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
         }
         root.present()
     };
-    drawn().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
-    Ok(path)
+    let done = drawn().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()));
+    drop(root);
+    done.map(|()| path)
 }
 
 #[cfg(test)]
