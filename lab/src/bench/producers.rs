@@ -147,9 +147,10 @@ struct Speed {
 fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<(Table, Vec<f64>)> {
     let lab = bench.lab(&[])?;
     lab.sql(TABLES)?;
-    let mut speeds: Vec<Vec<Speed>> = VARIANTS.iter().map(|_| Vec::new()).collect();
+    let variants = &VARIANTS[..bench.size.pick(VARIANTS.len(), VARIANTS.len(), PUBLISH + 1)];
+    let mut speeds: Vec<Vec<Speed>> = variants.iter().map(|_| Vec::new()).collect();
     for n in 1..=bench.runs(3, 3, 1) {
-        for (variant, speeds) in VARIANTS.iter().zip(&mut speeds) {
+        for (variant, speeds) in variants.iter().zip(&mut speeds) {
             bench
                 .steps
                 .say(&format!("{}, {clients} clients, run {n}", variant.name));
@@ -159,7 +160,7 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<(Table, Vec<f6
     let worker = if paused { "paused" } else { "publishing" };
     let mut table = Table::new(format!("Producers, {clients} clients, worker {worker}")).plot(&["transactions/s"]);
     let mut ratios = Vec::new();
-    for (variant, own) in VARIANTS.iter().zip(&speeds) {
+    for (variant, own) in variants.iter().zip(&speeds) {
         let mut row = Row::new(variant.name)
             .with("transactions/s", own.iter().map(|speed| speed.per_second))
             .with("backend µs", own.iter().map(|speed| speed.micros));
