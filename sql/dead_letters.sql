@@ -12,6 +12,7 @@ create table jetstream.dead_letters (
     key text,
     ttl interval,
     webhook integer,
+    traceparent text,
     attempts integer not null,
     reason text not null,
     created_at timestamptz not null,
@@ -30,6 +31,7 @@ comment on column jetstream.dead_letters.message_id is 'Nats-Msg-Id';
 comment on column jetstream.dead_letters.key is 'Its key';
 comment on column jetstream.dead_letters.ttl is 'How long the stream was to keep it';
 comment on column jetstream.dead_letters.webhook is 'Webhook it belonged to';
+comment on column jetstream.dead_letters.traceparent is 'W3C trace context';
 comment on column jetstream.dead_letters.attempts is 'Attempts made';
 comment on column jetstream.dead_letters.reason is 'Why it was given up';
 comment on column jetstream.dead_letters.created_at is 'When it was inserted into the outbox';
@@ -55,10 +57,10 @@ begin
             using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
     end if;
     insert into jetstream.outbox as o
-        (connection, subject, payload, raw, headers, message_id, key, ttl, webhook, created_at)
+        (connection, subject, payload, raw, headers, message_id, key, ttl, webhook, traceparent, created_at)
     values (d.connection, d.subject, d.payload, d.raw, d.headers,
             case when redrive.new_message_id then gen_random_uuid()::text else d.message_id end,
-            d.key, d.ttl, d.webhook, clock_timestamp())
+            d.key, d.ttl, d.webhook, d.traceparent, clock_timestamp())
     returning o.id into outbox_id;
     return outbox_id;
 end
@@ -74,9 +76,11 @@ as $$
     with back as (
         delete from jetstream.dead_letters l where jetstream.subject_matches(l.subject, $1) returning l.*
     ), stored as (
-        insert into jetstream.outbox (connection, subject, payload, raw, headers, message_id, key, ttl, webhook)
+        insert into jetstream.outbox (connection, subject, payload, raw, headers, message_id, key, ttl, webhook,
+            traceparent)
         select b.connection, b.subject, b.payload, b.raw, b.headers,
-               case when $2 then gen_random_uuid()::text else b.message_id end, b.key, b.ttl, b.webhook
+               case when $2 then gen_random_uuid()::text else b.message_id end, b.key, b.ttl, b.webhook,
+               b.traceparent
         from back b order by b.outbox_id, b.id
         returning 1
     )

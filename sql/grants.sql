@@ -43,8 +43,8 @@ grant execute on function
     to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
 
 -- jetstream_publisher: enqueue only.
-grant insert (connection, subject, payload, raw, headers, message_id, key, deliver_at, ttl, webhook),
-    select (id) on jetstream.outbox to jetstream_publisher, jetstream_admin;
+grant insert (connection, subject, payload, raw, headers, message_id, key, deliver_at, ttl, webhook,
+    traceparent), select (id) on jetstream.outbox to jetstream_publisher, jetstream_admin;
 grant execute on function
     jetstream.publish(text, jsonb, text, jsonb, text, timestamptz, text, interval),
     jetstream.publish_raw(text, bytea, text, jsonb, text, timestamptz, text, interval),
@@ -56,11 +56,12 @@ grant select (id, name, url, cluster_urls, auth_type, username, credentials_file
     tls_key_file, connection_timeout_ms, reconnect_delay_ms, max_reconnect_attempts, max_connections, default_stream,
     subject_prefix, webhook_stream, webhook_prefix, jetstream_enabled, enabled, description, created_at, updated_at)
     on jetstream.connections to jetstream_reader, jetstream_admin;
-grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, attempts, last_error, failed_at,
-    unsure_since, created_at) on jetstream.outbox to jetstream_reader;
+grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, traceparent, attempts,
+    last_error, failed_at, unsure_since, created_at) on jetstream.outbox to jetstream_reader;
 grant select (published_at, outbox_id, sequence, webhook, attempts, latency_ms, success, duplicate, connection, subject,
     message_id, stream, key, error) on jetstream.history to jetstream_reader;
-grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, attempts, reason, created_at, died_at)
+grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, traceparent, attempts, reason,
+    created_at, died_at)
     on jetstream.dead_letters to jetstream_reader;
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;

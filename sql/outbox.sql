@@ -70,6 +70,7 @@ create table jetstream.outbox (
     deliver_at timestamptz,
     ttl interval,
     webhook integer,
+    traceparent text default nullif(current_setting('jetstream.traceparent', true), ''),
     attempts integer not null default 0,
     last_error text,
     failed_at timestamptz,
@@ -95,6 +96,7 @@ comment on column jetstream.outbox.key is 'Messages with the same key arrive in 
 comment on column jetstream.outbox.deliver_at is 'Not before this time; also set by the worker to the time of the next attempt';
 comment on column jetstream.outbox.ttl is 'How long the stream keeps it (Nats-TTL, whole seconds); the stream must allow it';
 comment on column jetstream.outbox.webhook is 'Webhook it belongs to; null for a plain message';
+comment on column jetstream.outbox.traceparent is 'W3C trace context, sent as the header of that name unless headers has one; the setting jetstream.traceparent by default. One that is not valid is not sent';
 comment on column jetstream.outbox.attempts is 'Attempts that failed';
 comment on column jetstream.outbox.last_error is 'Why the last attempt failed';
 comment on column jetstream.outbox.failed_at is 'When the last attempt failed';

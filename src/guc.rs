@@ -1,4 +1,4 @@
-//! Every setting. All take effect on reload.
+//! Every setting. All take effect on reload, but `jetstream.traceparent`, which a session sets.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -71,6 +71,8 @@ static HISTORY_PAYLOAD: GucSetting<bool> = GucSetting::<bool>::new(false);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 /// Least severe message of the relay that reaches PostgreSQL's log.
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
+/// W3C trace context of what is inserted into the outbox; a session sets it, `outbox.traceparent` reads it.
+static TRACEPARENT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// Defines the settings; called once, from `_PG_init`.
 pub fn init() {
@@ -179,6 +181,14 @@ pub fn init() {
         c"",
         &LOG_LEVEL,
         GucContext::Sighup,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_string_guc(
+        c"jetstream.traceparent",
+        c"W3C trace context that messages of this session or transaction carry.",
+        c"",
+        &TRACEPARENT,
+        GucContext::Userset,
         GucFlags::empty(),
     );
 }

@@ -296,6 +296,27 @@ fn brief(value: &serde_json::Value) -> String {
     }
 }
 
+/// Adds a trace context as the header `traceparent`, unless there is one. A value that is none is left out, as its
+/// specification demands (W3C Trace Context, level 1).
+pub fn add_traceparent(headers: &mut Vec<(String, String)>, traceparent: Option<String>) {
+    const NAME: &str = "traceparent";
+    if let Some(value) = traceparent.filter(|value| is_traceparent(value))
+        && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(NAME))
+    {
+        headers.push((NAME.to_owned(), value));
+    }
+}
+
+/// Version, trace id, parent id and flags in lower-case hexadecimal; neither id all zeros.
+fn is_traceparent(value: &str) -> bool {
+    let parts: Vec<&str> = value.split('-').collect();
+    let hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2])
+        && parts.iter().all(|part| hex(part))
+        && parts[0] != "ff"
+        && !parts[1..3].iter().any(|id| id.bytes().all(|b| b == b'0'))
+}
+
 /// Checks a `Nats-Msg-Id`: 1 to [`MAX_MESSAGE_ID_BYTES`] bytes without control characters.
 pub fn check_message_id(id: &str) -> Result<(), HeaderError> {
     if id.is_empty() {
@@ -342,6 +363,35 @@ mod tests {
             headers(&json!({"nats-msg-id": "x"})),
             Err(HeaderError::Reserved(_))
         ));
+    }
+
+    #[test]
+    fn adds_a_trace_context_once_and_only_a_valid_one() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let added = |headers: &[(&str, &str)], value: Option<&str>| {
+            let mut headers = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            add_traceparent(&mut headers, value.map(str::to_owned));
+            headers
+        };
+        let pair = |k: &str, v: &str| (k.to_string(), v.to_string());
+        assert_eq!(
+            added(&[("a", "b")], Some(valid)),
+            [pair("a", "b"), pair("traceparent", valid)]
+        );
+        assert_eq!(added(&[("Traceparent", "x")], Some(valid)), [pair("Traceparent", "x")]);
+        assert_eq!(added(&[], None), []);
+        for bad in [
+            "",
+            "x",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0\n",
+        ] {
+            assert_eq!(added(&[], Some(bad)), [], "{bad:?}");
+        }
     }
 
     #[test]

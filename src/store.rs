@@ -301,12 +301,14 @@ fn read_row(row: &values::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
         let json = serde_json::from_slice(&json).ok()?;
         message::headers(&json).ok()
     });
+    let mut headers = headers.unwrap_or_default();
+    message::add_traceparent(&mut headers, row.text(13));
     let message = Message {
         id: number(ID),
         connection: connection.clone(),
         subject: row.text(3).unwrap_or_default(),
         payload: Bytes::from(row.bytes(4).unwrap_or_default()),
-        headers: headers.unwrap_or_default(),
+        headers,
         message_id: row.text(6).unwrap_or_default(),
         key: row.text(7),
         ttl_seconds: row.value(8).map(|seconds| seconds as u32),
@@ -318,8 +320,8 @@ fn read_row(row: &values::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
         message: Arc::new(message),
         txid: number(2) as u64,
         due_at: number(10),
-        place: row.place(14),
-        snapshot: row.text(13).map(|snapshot| Snapshot::parse(&snapshot)),
+        place: row.place(15),
+        snapshot: row.text(14).map(|snapshot| Snapshot::parse(&snapshot)),
     }
 }
 

@@ -265,3 +265,42 @@ fn a_commit_is_noticed_at_once_and_not_by_the_poll() {
     let p95 = lab.value("select p95_ms from jetstream.performance").unwrap();
     assert!(p95.parse::<f64>().unwrap() < 250.0, "{p95} ms");
 }
+
+/// The trace context of a transaction goes with its messages, unless they bring their own; a wrong one is not sent.
+#[test]
+fn the_trace_context_of_a_transaction_goes_on_the_wire() {
+    let lab = lab(&[]);
+    let context = |n: u8| format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b71692033{n:02x}-01");
+    let mut session = lab.postgres.client(DATABASE).unwrap();
+    session
+        .batch_execute(&format!(
+            "begin; set local jetstream.traceparent = '{}'; {}; \
+             select jetstream.publish('s.x', '{{\"n\": 2}}', headers => '{{\"a\": \"b\"}}'); \
+             select jetstream.publish('s.x', '{{\"n\": 3}}', headers => '{{\"Traceparent\": \"{}\"}}'); commit; \
+             {}; set jetstream.traceparent = 'not a context'; {}",
+            context(1),
+            insert("s.x", 1, 1),
+            context(2),
+            insert("s.x", 4, 4),
+            insert("s.x", 5, 5),
+        ))
+        .unwrap();
+    arrived(&lab, "S", 5);
+    let sent: Vec<_> = lab
+        .stream_messages("S")
+        .unwrap()
+        .iter()
+        .map(|message| {
+            let header = message.header("traceparent").or(message.header("Traceparent"));
+            (e2e_support::number(message), header.map(str::to_owned))
+        })
+        .collect();
+    let expected = [
+        (1, Some(context(1))),
+        (2, Some(context(1))),
+        (3, Some(context(2))),
+        (4, None),
+        (5, None),
+    ];
+    assert_eq!(sent, expected);
+}

@@ -7,7 +7,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError};
 use super::Result;
 
 /// Number of columns of every claim.
-pub(super) const WIDTH: usize = 15;
+pub(super) const WIDTH: usize = 16;
 
 /// Columns of every claim but the last two, in the order [`super::read_row`] expects.
 ///
@@ -15,7 +15,8 @@ pub(super) const WIDTH: usize = 15;
 const COLUMNS: &str = "o.xmax, o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \
     convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
     case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
-    greatest(o.created_at, o.deliver_at), o.webhook, o.unsure_since";
+    greatest(o.created_at, o.deliver_at), o.webhook, o.unsure_since, \
+    o.traceparent";
 
 /// Rows of ended transactions that one look takes from the index on `txid`, which does not have them in order.
 pub(super) const LATE_AT_ONCE: usize = 5000;
@@ -166,9 +167,9 @@ impl Statements {
 const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)), \
     gone as (delete from jetstream.outbox o using u where o.id = u.id \
         returning o.id, o.connection, o.subject, o.payload, o.raw, o.headers, o.message_id, o.key, o.ttl, o.webhook, \
-                  u.attempts, u.reason, o.created_at), \
+                  o.traceparent, u.attempts, u.reason, o.created_at), \
     letters as (insert into jetstream.dead_letters (outbox_id, connection, subject, payload, raw, headers, message_id, \
-            key, ttl, webhook, attempts, reason, created_at) select * from gone) \
+            key, ttl, webhook, traceparent, attempts, reason, created_at) select * from gone) \
     insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key, \
             webhook, error) \
         select clock_timestamp(), id, attempts, false, connection, subject, message_id, key, webhook, reason \
