@@ -30,6 +30,42 @@ pub struct SqlError {
     pub message: String,
 }
 
+/// How a transaction of this process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is about to commit; `synchronous` if the commit will be on disk before anybody sees it.
+    Committing {
+        /// `synchronous_commit` is not off.
+        synchronous: bool,
+    },
+    /// It has committed, and others see it.
+    Committed,
+    /// It has aborted or was prepared for a commit in two phases.
+    AbortedOrPrepared,
+}
+
+/// Calls `callback` at each end of a transaction of this process from now on. It must not raise an ERROR.
+pub fn at_transaction_end(callback: fn(End)) {
+    // SAFETY: registered for the life of the process; the argument comes back as it was given.
+    unsafe { pg_sys::RegisterXactCallback(Some(transaction_ends), callback as *mut std::ffi::c_void) }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, callback: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::*;
+    // SAFETY: reads a setting of this process.
+    let synchronous = unsafe { pg_sys::synchronous_commit } > 0;
+    let end = match event {
+        XACT_EVENT_PRE_COMMIT => End::Committing { synchronous },
+        XACT_EVENT_COMMIT => End::Committed,
+        XACT_EVENT_ABORT | XACT_EVENT_PREPARE => End::AbortedOrPrepared,
+        _ => return,
+    };
+    // SAFETY: the function that `at_transaction_end` was given.
+    let callback = unsafe { std::mem::transmute::<*mut std::ffi::c_void, fn(End)>(callback) };
+    callback(end);
+}
+
 /// What SIGTERM does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnTerminate {
@@ -195,6 +231,29 @@ pub fn extension_oid() -> Option<u32> {
     // SAFETY: a static C string; missing_ok returns InvalidOid instead of raising.
     let oid = unsafe { pg_sys::get_extension_oid(c"pg_jetstream".as_ptr(), true) }.to_u32();
     (oid != 0).then_some(oid)
+}
+
+/// Object id of a table of this extension; to be called in a transaction.
+pub fn table_oid(name: &CStr) -> Option<u32> {
+    // SAFETY: looks up names; missing ones give InvalidOid.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"jetstream".as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+}
+
+/// Locks a table against being dropped or altered until the transaction ends; false if it is gone.
+pub fn hold_table(oid: u32) -> bool {
+    // SAFETY: opens a relation if it exists and closes it; the lock stays.
+    unsafe {
+        let relation = pg_sys::try_relation_open(pg_sys::Oid::from(oid), pg_sys::RowExclusiveLock as i32);
+        if relation.is_null() {
+            return false;
+        }
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+    }
+    true
 }
 
 /// Whether a process with this id is a live backend or worker of the cluster.

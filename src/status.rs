@@ -3,7 +3,7 @@
 //! One slot for each database of `pg_jetstream.databases`; the launcher hands them out. The wake table consists of
 //! atomics alone, so that a commit takes no lock.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
@@ -149,16 +149,34 @@ impl Default for WakeTable {
 // SAFETY: atomics only.
 unsafe impl PGRXSharedMemory for WakeTable {}
 
+/// Transactions remembered by [`note_synchronous`].
+const REMEMBERED: usize = 16 * 1024;
+
+/// Full ids of transactions whose commit is on disk before anybody sees it, each at its remainder.
+pub struct Synchronous([AtomicU64; REMEMBERED]);
+
+impl Default for Synchronous {
+    fn default() -> Self {
+        Synchronous(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+// SAFETY: atomics only.
+unsafe impl PGRXSharedMemory for Synchronous {}
+
 // SAFETY: the names are this extension's own.
 static SLOTS: PgLwLock<Slots> = unsafe { PgLwLock::new(c"pg_jetstream slots") };
 // SAFETY: as above.
 static WAKES: PgAtomic<WakeTable> = unsafe { PgAtomic::new(c"pg_jetstream wakes") };
+// SAFETY: as above.
+static SYNCHRONOUS: PgAtomic<Synchronous> = unsafe { PgAtomic::new(c"pg_jetstream synchronous commits") };
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
 /// Asks for shared memory; only while `shared_preload_libraries` is processed.
 pub fn init() {
     pg_shmem_init!(SLOTS);
     pg_shmem_init!(WAKES);
+    pg_shmem_init!(SYNCHRONOUS);
     PRELOADED.store(true, Ordering::Relaxed);
 }
 
@@ -232,6 +250,16 @@ pub fn wake(database: u32, request: Request) -> bool {
     }
     pg::set_latch(wake.latch.load(Ordering::Relaxed));
     true
+}
+
+/// Says that a transaction's commit will be on disk before anybody sees it. To be called before it commits.
+pub fn note_synchronous(xid: u64) {
+    SYNCHRONOUS.get().0[xid as usize % REMEMBERED].store(xid, Ordering::Release);
+}
+
+/// Whether that was said of a transaction, and is remembered.
+pub fn is_synchronous(xid: u64) -> bool {
+    SYNCHRONOUS.get().0[xid as usize % REMEMBERED].load(Ordering::Acquire) == xid
 }
 
 /// Asks the worker of a database to connect anew, to one connection or (empty) to all; the number of the request, which

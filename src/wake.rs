@@ -1,16 +1,15 @@
-//! From a commit to the worker's latch. A statement trigger asks for a wake once in a transaction; the nudge happens
-//! after the commit, so that the worker sees the rows.
+//! From a commit to the worker's latch. A statement trigger asks for a wake; the nudge happens after the commit, so that
+//! the worker sees the rows.
 
 use std::cell::Cell;
 
-use pgrx::{PgXactCallbackEvent, register_xact_callback};
-
-use crate::pg;
+use crate::pg::{self, End};
 use crate::status::{self, Request};
 
 thread_local! {
     static ASKED: Cell<Option<Request>> = const { Cell::new(None) };
     static IGNORED: Cell<bool> = const { Cell::new(false) };
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Makes this process's own commits wake nobody: called by the worker, which changes the outbox itself.
@@ -24,18 +23,27 @@ pub fn at_commit(request: Request) {
     if !status::preloaded() || IGNORED.get() {
         return;
     }
-    let before = ASKED.replace(Some(match ASKED.get() {
-        Some(Request::Reload) => Request::Reload,
-        _ => request,
-    }));
-    if before.is_some() {
-        return;
+    if !REGISTERED.replace(true) {
+        pg::at_transaction_end(ended);
     }
-    register_xact_callback(PgXactCallbackEvent::Commit, || {
-        if let Some(request) = ASKED.take() {
-            status::wake(pg::my_database(), request);
+    if ASKED.get() != Some(Request::Reload) {
+        ASKED.set(Some(request));
+    }
+}
+
+fn ended(end: End) {
+    match end {
+        End::Committing { synchronous: true } if ASKED.get().is_some() => {
+            if let Some(xid) = pg::own_xid() {
+                status::note_synchronous(xid);
+            }
         }
-    });
-    register_xact_callback(PgXactCallbackEvent::Abort, || ASKED.set(None));
-    register_xact_callback(PgXactCallbackEvent::Prepare, || ASKED.set(None));
+        End::Committing { .. } => {}
+        End::Committed => {
+            if let Some(request) = ASKED.take() {
+                status::wake(pg::my_database(), request);
+            }
+        }
+        End::AbortedOrPrepared => ASKED.set(None),
+    }
 }

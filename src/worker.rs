@@ -36,6 +36,10 @@ const SETTLE_AT_ONCE: usize = 250;
 const MAINTENANCE: Duration = Duration::from_secs(60);
 /// Every so many times it looks through the whole outbox, whatever it believes to have seen.
 const LOOK_EVERYWHERE: u32 = 60;
+/// Cycles that follow one another more closely than this are few wakes each ...
+const CLOSE: Duration = Duration::from_millis(1);
+/// ... and from so many in a row on, they are held apart by as much: a cycle costs as much as twenty messages.
+const CLOSE_IN_A_ROW: u32 = 4;
 /// How long a worker that is asked to end waits for acknowledgements.
 const LAST_ACKS: Duration = Duration::from_secs(1);
 
@@ -57,6 +61,8 @@ struct Flight {
 struct Worker {
     slot: usize,
     extension: u32,
+    /// Object id of the outbox: another extension has another one.
+    outbox: u32,
     settings: Settings,
     store: Store,
     relay: Relay,
@@ -75,12 +81,15 @@ struct Worker {
     next_maintenance: Instant,
     /// Maintenances made.
     rounds: u32,
+    /// When the last cycle began, and how many wakes in a row came close to it.
+    began: Instant,
+    close: u32,
     seen_requests: (u32, u32),
     report: status::Report,
 }
 
 impl Worker {
-    fn start(slot: usize, extension: u32) -> std::io::Result<Worker> {
+    fn start(slot: usize, (extension, outbox): (u32, u32)) -> std::io::Result<Worker> {
         let settings = Settings::current();
         log::set_level(settings.log_level);
         let (dispatch, log) = Log::start();
@@ -89,6 +98,7 @@ impl Worker {
         Ok(Worker {
             slot,
             extension,
+            outbox,
             settings,
             store: Store::default(),
             relay,
@@ -105,6 +115,8 @@ impl Worker {
             next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
             rounds: 0,
+            began: Instant::now(),
+            close: 0,
             seen_requests: (u32::MAX, u32::MAX),
             report: status::slot(slot).report,
         })
@@ -119,6 +131,7 @@ impl Worker {
 
     /// One transaction; true if there is reason to make the next at once.
     fn cycle(&mut self) -> bool {
+        self.began = Instant::now();
         self.take_reports();
         self.take_requests();
         self.keep_history();
@@ -155,7 +168,7 @@ impl Worker {
 
     /// The body of the transaction.
     fn work(&mut self, claimed: &mut claim::Claimed) -> SpiResult<settle::Settlement> {
-        if pg::extension_oid() != Some(self.extension) {
+        if !pg::hold_table(self.outbox) {
             pgrx::log!("pg_jetstream: extension was dropped or made anew; starting over");
             pg::exit(1);
         }
@@ -164,7 +177,9 @@ impl Worker {
         self.maintain()?;
         if !self.paused {
             self.claim(claimed)?;
-            pg::flush_commits(claimed.xids.iter().copied());
+            // Nobody sees a synchronous commit before it is on disk.
+            let maybe_not = claimed.xids.iter().copied().filter(|xid| !status::is_synchronous(*xid));
+            pg::flush_commits(maybe_not);
         }
         Ok(settlement)
     }
@@ -206,6 +221,7 @@ impl Worker {
         if pg::wait(Some(self.relay.wake_fd()), timeout) {
             // What was committed may be due before anything known.
             self.lanes.iter_mut().for_each(|lane| lane.next_due = None);
+            self.keep_apart();
             return;
         }
         self.take_reports();
@@ -217,6 +233,19 @@ impl Worker {
                 break;
             }
             self.take_reports();
+        }
+    }
+
+    /// Lets commits gather where they come one upon the other.
+    fn keep_apart(&mut self) {
+        let left = CLOSE.saturating_sub(self.began.elapsed());
+        self.close = if left.is_zero() {
+            0
+        } else {
+            self.close.saturating_add(1)
+        };
+        if self.close >= CLOSE_IN_A_ROW {
+            std::thread::sleep(left);
         }
     }
 

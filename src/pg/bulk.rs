@@ -35,14 +35,10 @@ pub struct Table {
 impl Table {
     /// Opens `jetstream.<name>` to change rows; `None` if there is no such table. To be called in a transaction.
     pub fn open(name: &CStr) -> Option<Table> {
-        // SAFETY: looks up names; opens what was found, or raises an ERROR if it has just been dropped.
-        unsafe {
-            let schema = pg_sys::get_namespace_oid(c"jetstream".as_ptr(), true);
-            let table = pg_sys::get_relname_relid(name.as_ptr(), schema);
-            (table != pg_sys::InvalidOid).then(|| Table {
-                relation: pg_sys::table_open(table, pg_sys::RowExclusiveLock as i32),
-            })
-        }
+        let oid = pg_sys::Oid::from(super::table_oid(name)?);
+        // SAFETY: opens what was found, or raises an ERROR if it has just been dropped.
+        let relation = unsafe { pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32) };
+        Some(Table { relation })
     }
 
     /// Whether rows may be changed without a statement: there are no triggers of the given kinds

@@ -73,9 +73,9 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
     }
 }
 
-/// Whether the worker can begin: the extension's object id, or why not.
-fn look() -> SpiResult<Result<u32, String>> {
-    let Some(extension) = pg::extension_oid() else {
+/// Whether the worker can begin: the object ids of the extension and of its outbox, or why not.
+fn look() -> SpiResult<Result<(u32, u32), String>> {
+    let (Some(extension), Some(outbox)) = (pg::extension_oid(), pg::table_oid(c"outbox")) else {
         return Ok(Err("waiting for create extension pg_jetstream".into()));
     };
     let library = env!("CARGO_PKG_VERSION");
@@ -88,7 +88,7 @@ fn look() -> SpiResult<Result<u32, String>> {
     if !config::try_lock()? {
         return Ok(Err("waiting: another worker serves this database".into()));
     }
-    Ok(Ok(extension))
+    Ok(Ok((extension, outbox)))
 }
 
 /// The value of a statement that fails only by a defect; ends the process otherwise.
