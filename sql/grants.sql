@@ -113,13 +113,14 @@ grant select (publish_id, webhook_id, subject, published_at, message_id, stream_
 grant select on jetstream.consumers, jetstream.rule_nats_config, jetstream.rule_nats_streams,
     jetstream.rule_nats_consumer_stats, jetstream.nats_publish_summary, jetstream.nats_performance_stats,
     jetstream.nats_recent_failures, jetstream.webhook_status_summary, jetstream.webhook_recent_failures,
-    jetstream.webhook_performance_stats to jetstream_reader, jetstream_admin;
+    jetstream.webhook_performance_stats, jetstream.webhook_dead_letters to jetstream_reader, jetstream_admin;
 grant execute on function
     jetstream.rule_nats_health_check(text), jetstream.rule_nats_config_info(text),
     jetstream.rule_nats_stats(integer, integer), jetstream.rule_nats_webhooks_list(), jetstream.rule_webhook_list(boolean)
     to jetstream_reader, jetstream_admin;
 
 grant select, insert, update, delete on jetstream.webhooks, jetstream.webhook_calls, jetstream.consumers,
+    jetstream.webhook_dead_letters,
     jetstream.rule_nats_config, jetstream.rule_nats_streams, jetstream.rule_webhooks,
     jetstream.rule_nats_publish_history, jetstream.rule_nats_consumer_stats to jetstream_admin;
 grant select (webhook, name, created_at) on jetstream.webhook_secrets to jetstream_admin;
@@ -147,7 +148,8 @@ grant execute on function jetstream.webhook_claim(text, integer, interval), jets
 grant execute on function
     jetstream.webhook_complete(bigint, integer, text, double precision, text, integer),
     jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text, integer),
-    jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean)
+    jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean),
+    jetstream.webhook_dead_letter(text, bigint, text, text, integer, text, integer, text, integer)
     to jetstream_webhook_worker, jetstream_admin;
 
 do $$

@@ -262,14 +262,19 @@ from (
     where l.value ->> 'state' in ('disconnected', 'failed', 'disabled')
 ) f left join jetstream.webhooks w on w.id = f.webhook
 where f.webhook is not null
-order by f.published_at desc nulls last;
+union all
+select null, coalesce(w.name, 'deleted webhook ' || d.webhook), d.subject, d.reason, d.died_at, 'call_dead',
+       d.message_id, d.attempts, null, d.webhook
+from jetstream.webhook_dead_letters d left join jetstream.webhooks w on w.id = d.webhook
+where d.died_at > now() - interval '1 day'
+order by published_at desc nulls last;
 comment on view jetstream.nats_recent_failures is
-    'Webhook messages that died in the last day, that are failing now, and that wait for a connection that is down; newest first';
+    'Webhook messages that died in the last day, that are failing now, and that wait for a connection that is down, and calls that workers have given up in the last day; newest first';
 comment on column jetstream.nats_recent_failures.error_message is 'Why';
 comment on column jetstream.nats_recent_failures.published_at is 'When it failed last; of one that waits, when it was inserted';
-comment on column jetstream.nats_recent_failures.state is 'dead: see jetstream.dead_letters; owed: will be tried again; waiting: for the connection';
+comment on column jetstream.nats_recent_failures.state is 'dead: not published, see jetstream.dead_letters; owed: will be tried again; waiting: for the connection; call_dead: published, and the call given up by a worker, see webhook_dead_letters';
 comment on column jetstream.nats_recent_failures.next_attempt_at is 'When it is tried again';
-comment on column jetstream.nats_recent_failures.publish_id is 'outbox.id';
+comment on column jetstream.nats_recent_failures.publish_id is 'outbox.id; null for call_dead';
 comment on column jetstream.nats_recent_failures.webhook_name is 'Name of the webhook';
 comment on column jetstream.nats_recent_failures.subject is 'Subject';
 comment on column jetstream.nats_recent_failures.message_id is 'Nats-Msg-Id';

@@ -1,0 +1,2 @@
+//! Makes the HTTP calls of webhooks.
+fn main() {}
