@@ -1,0 +1,298 @@
+//! The statements a worker runs, on one connection that is made again when it is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use tokio_postgres::types::{Json, ToSql, Type};
+use tokio_postgres::{Client, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::stats::Tally;
+
+/// Longest wait for a connection or an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a statement has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The database refused it; SQLSTATE and message.
+    #[error("{1} (SQLSTATE {0})")]
+    Refused(String, String),
+    /// The database is not there, or its connection was lost.
+    #[error("database: {0}")]
+    Away(String),
+}
+
+impl DatabaseError {
+    /// Whether the same statement would fail again.
+    pub fn lasting(&self) -> bool {
+        // Class 57 is a server that stops, 53 one without resources, 08 a connection; 40 is a conflict, 55P03 a lock.
+        match self {
+            Self::Refused(code, _) => !["57", "53", "08", "40"].contains(&&code[..2]) && code != "55P03",
+            Self::Away(_) => false,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refused) => Self::Refused(refused.code().code().to_owned(), refused.message().to_owned()),
+            None => Self::Away(crate::chain(&error)),
+        }
+    }
+}
+
+/// A message that was given up.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// Sequence in the stream.
+    pub sequence: u64,
+    /// `Nats-Msg-Id`, or what stands for it.
+    pub message_id: String,
+    /// Subject it came with.
+    pub subject: String,
+    /// `webhooks.id`, if the envelope could be read.
+    pub webhook: Option<i32>,
+    /// Attempts made.
+    pub attempts: i64,
+    /// Why.
+    pub reason: String,
+    /// HTTP status of the last attempt.
+    pub status: Option<u16>,
+}
+
+/// A call of the queue, claimed.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// `webhook_calls.id`.
+    pub id: i64,
+    /// Endpoint.
+    pub url: String,
+    /// HTTP method.
+    pub method: String,
+    /// Headers, secrets in their places.
+    pub headers: Map<String, Value>,
+    /// Body.
+    pub payload: Option<String>,
+    /// Limit for the call.
+    pub timeout: Duration,
+    /// `Idempotency-Key`.
+    pub message_id: String,
+    /// Which attempt this is.
+    pub attempt: i32,
+}
+
+/// The connection.
+pub struct Database {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    client: Mutex<Option<Arc<Client>>>,
+    stream: String,
+    worker: String,
+}
+
+impl Database {
+    /// Reads the url; connects when the first statement needs it.
+    pub fn new(url: &str, stream: &str, worker: &str) -> Result<Self, String> {
+        let mut config: tokio_postgres::Config = url
+            .parse()
+            .map_err(|error| format!("DATABASE_URL cannot be read: {}", crate::chain(&error)))?;
+        if config.get_user().is_none() {
+            config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()));
+        }
+        config.application_name(format!("webhook-worker {worker}"));
+        config.connect_timeout(PATIENCE);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(tls),
+            client: Mutex::new(None),
+            stream: stream.to_owned(),
+            worker: worker.to_owned(),
+        })
+    }
+
+    /// Whether the database answers.
+    pub async fn answers(&self) -> Result<(), DatabaseError> {
+        self.query("select 1", &[]).await.map(drop)
+    }
+
+    /// Headers with the secrets of the webhook in their places.
+    pub async fn headers(
+        &self,
+        webhook: Option<i32>,
+        headers: &Map<String, Value>,
+    ) -> Result<Map<String, Value>, DatabaseError> {
+        let text = "select jetstream.webhook_headers($1, $2)";
+        let rows = self
+            .query(text, &[(&webhook, Type::INT4), (&Json(headers), Type::JSONB)])
+            .await?;
+        let Json(resolved): Json<Map<String, Value>> = first(&rows)?.try_get(0)?;
+        Ok(resolved)
+    }
+
+    /// Reports what was done since the last report.
+    pub async fn report(&self, tally: &Tally, pending: Option<i64>, active: bool) -> Result<(), DatabaseError> {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let text =
+            "select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, ($6::float8)::numeric, $7, $8)";
+        self.query(
+            text,
+            &[
+                (&self.stream, Type::TEXT),
+                (&self.worker, Type::TEXT),
+                (&number(tally.delivered), Type::INT8),
+                (&number(tally.acknowledged), Type::INT8),
+                (&pending, Type::INT8),
+                (&tally.average_ms(), Type::FLOAT8),
+                (&number(tally.redelivered), Type::INT8),
+                (&active, Type::BOOL),
+            ],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Reports a message that was given up.
+    pub async fn dead_letter(&self, dead: &DeadLetter) -> Result<(), DatabaseError> {
+        let text = "select jetstream.webhook_dead_letter($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+        self.query(
+            text,
+            &[
+                (&self.stream, Type::TEXT),
+                (&i64::try_from(dead.sequence).unwrap_or(i64::MAX), Type::INT8),
+                (&dead.message_id, Type::TEXT),
+                (&dead.subject, Type::TEXT),
+                (&dead.webhook, Type::INT4),
+                (&self.worker, Type::TEXT),
+                (&i32::try_from(dead.attempts).unwrap_or(i32::MAX), Type::INT4),
+                (&dead.reason, Type::TEXT),
+                (&dead.status.map(i32::from), Type::INT4),
+            ],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Claims calls of the queue that are due.
+    pub async fn claim(&self, n: i32, lease: Duration) -> Result<Vec<Claimed>, DatabaseError> {
+        let text = "select call_id, url, method, headers, payload::text, timeout_ms, message_id, attempt
+                    from jetstream.webhook_claim($1, $2, $3 * interval '1 millisecond')";
+        let lease = lease.as_secs_f64() * 1000.0;
+        let parameters: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&self.worker, Type::TEXT), (&n, Type::INT4), (&lease, Type::FLOAT8)];
+        let rows = self.query(text, parameters).await?;
+        rows.iter()
+            .map(|row| claimed(row).map_err(DatabaseError::from))
+            .collect()
+    }
+
+    /// Says that a claimed call succeeded.
+    pub async fn complete(&self, call: &Claimed, status: u16, body: &str, took: Duration) -> Result<(), DatabaseError> {
+        let text = "select jetstream.webhook_complete($1, $2, $3, $4, $5, $6)";
+        self.query(
+            text,
+            &[
+                (&call.id, Type::INT8),
+                (&i32::from(status), Type::INT4),
+                (&body, Type::TEXT),
+                (&(took.as_secs_f64() * 1000.0), Type::FLOAT8),
+                (&self.worker, Type::TEXT),
+                (&call.attempt, Type::INT4),
+            ],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Says that a claimed call failed, and how; true if the database has given it up.
+    pub async fn fail(&self, call: &Claimed, failure: &Failure<'_>) -> Result<bool, DatabaseError> {
+        let text = "select jetstream.webhook_fail($1, $2, $3, ($4::float8) * interval '1 second', $5, $6, $7, $8, $9)";
+        let rows = self
+            .query(
+                text,
+                &[
+                    (&call.id, Type::INT8),
+                    (&failure.reason, Type::TEXT),
+                    (&failure.retry, Type::BOOL),
+                    (&failure.after.map(|after| after.as_secs_f64()), Type::FLOAT8),
+                    (&failure.status.map(i32::from), Type::INT4),
+                    (&failure.body, Type::TEXT),
+                    (&(failure.took.as_secs_f64() * 1000.0), Type::FLOAT8),
+                    (&self.worker, Type::TEXT),
+                    (&call.attempt, Type::INT4),
+                ],
+            )
+            .await?;
+        let end: &str = first(&rows)?.try_get(0)?;
+        Ok(end == "dead")
+    }
+
+    async fn query(&self, text: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
+        let client = self.client().await?;
+        match tokio::time::timeout(PATIENCE, client.query_typed(text, parameters)).await {
+            Ok(rows) => Ok(rows?),
+            Err(_) => {
+                // Whatever it does there: the next statement has a connection of its own.
+                self.client.lock().await.take();
+                Err(DatabaseError::Away(format!("no answer within {PATIENCE:?}")))
+            }
+        }
+    }
+
+    async fn client(&self) -> Result<Arc<Client>, DatabaseError> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        // Ends with an error when the connection is lost, which the statements on it are told too.
+        tokio::spawn(connection);
+        let client = Arc::new(client);
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+}
+
+/// How a call of the queue failed.
+#[derive(Debug)]
+pub struct Failure<'a> {
+    /// Why.
+    pub reason: &'a str,
+    /// Whether another attempt may do better.
+    pub retry: bool,
+    /// `Retry-After`.
+    pub after: Option<Duration>,
+    /// HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// What was read of the body.
+    pub body: &'a str,
+    /// Duration of the call.
+    pub took: Duration,
+}
+
+fn first(rows: &[Row]) -> Result<&Row, DatabaseError> {
+    rows.first().ok_or_else(|| DatabaseError::Away("no row".to_owned()))
+}
+
+fn claimed(row: &Row) -> Result<Claimed, tokio_postgres::Error> {
+    let Json(headers): Json<Map<String, Value>> = row.try_get(3)?;
+    let timeout: i32 = row.try_get(5)?;
+    Ok(Claimed {
+        id: row.try_get(0)?,
+        url: row.try_get(1)?,
+        method: row.try_get(2)?,
+        headers,
+        payload: row.try_get(4)?,
+        timeout: Duration::from_millis(timeout.unsigned_abs().into()),
+        message_id: row.try_get(6)?,
+        attempt: row.try_get(7)?,
+    })
+}
