@@ -40,6 +40,7 @@ pub fn run(paths: &Paths) -> Result<Count> {
     checks.cargo("clippy", &clippy, one)?;
     let unit = [&["test", "-p", "pg_jetstream", "--lib"], &features[..]].concat();
     checks.cargo("unit tests", &unit, count_cargo)?;
+    checks.cargo("webhook worker", &["test", "-p", "webhook-worker"], count_cargo)?;
     let started = Instant::now();
     match install::run(paths) {
         Ok(()) => {
