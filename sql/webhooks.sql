@@ -159,7 +159,6 @@ create table jetstream.webhook_secrets (
     constraint webhook_secrets_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
 );
 comment on table jetstream.webhook_secrets is 'Secrets that header values refer to; readable by the owner alone';
-comment on column jetstream.webhook_secrets.created_at is 'When it was set';
 comment on column jetstream.webhook_secrets.webhook is 'webhooks.id';
 comment on column jetstream.webhook_secrets.name is 'Name, as in {{secret:NAME}}';
 comment on column jetstream.webhook_secrets.value is 'Secret: put in place for the worker that makes the call';
