@@ -27,6 +27,7 @@ pub mod process;
 pub mod progress;
 pub mod regress;
 pub mod setup;
+pub mod tools;
 pub mod up;
 pub mod user;
 

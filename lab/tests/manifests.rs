@@ -1,0 +1,228 @@
+//! Dockerfiles, the compose file and the Kubernetes manifests of `examples/`, as far as they can be checked without a
+//! Docker engine and a cluster. A tool that cannot be had is a failure.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod e2e_support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e_support::synced;
+use lab::paths::Paths;
+use lab::{Lab, tools};
+use serde_json::Value;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn manifest(name: &str) -> PathBuf {
+    repository().join("examples/kubernetes").join(name)
+}
+
+/// What a command prints, and whether it ended well.
+fn output(command: &mut Command) -> (bool, String) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let (success, text) = output(command);
+    assert!(success, "{command:?}:\n{text}");
+    text
+}
+
+fn paths() -> Paths {
+    Paths::ready().unwrap()
+}
+
+/// A YAML file as JSON, one value for each document.
+fn documents(file: &Path) -> Vec<Value> {
+    let code = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let text = succeeds(tools::python(&paths()).unwrap().args(["-c", code]).arg(file));
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A copy of a manifest, one word of which is another.
+fn spoiled(file: &Path, word: &str, by: &str) -> tempfile::NamedTempFile {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(word), "{} has no {word}", file.display());
+    let copy = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(copy.path(), text.replace(word, by)).unwrap();
+    copy
+}
+
+#[test]
+fn dockerfiles_pass_the_linter() {
+    let files = ["Dockerfile", "examples/webhook-worker/Dockerfile"];
+    // Debian's archive keeps no version one could pin.
+    let mut lint = tools::hadolint(&paths()).unwrap();
+    succeeds(lint.args(["--ignore", "DL3008"]).args(files).current_dir(repository()));
+    let bad = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(bad.path(), "FROM debian:latest\nRUN cd / && ls\n").unwrap();
+    assert!(
+        !output(tools::hadolint(&paths()).unwrap().arg(bad.path())).0,
+        "the linter finds nothing"
+    );
+}
+
+#[test]
+fn dockerfiles_copy_what_there_is_and_build_with_the_pinned_tools() {
+    let text = std::fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    let setup = std::fs::read_to_string(repository().join("lab/src/setup.rs")).unwrap();
+    let version = setup
+        .split("CARGO_PGRX: &str = \"")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap();
+    assert!(
+        text.contains(&format!("--version {version} cargo-pgrx")),
+        "not cargo-pgrx {version}"
+    );
+}
+
+fn compose(file: &Path, variables: &[(&str, &str)]) -> Command {
+    let mut command = tools::compose(&paths()).unwrap();
+    command
+        .env_clear()
+        .envs(variables.iter().copied())
+        .args(["-format", "json"])
+        .arg(file);
+    command
+}
+
+#[test]
+fn the_compose_file_is_valid() {
+    let file = repository().join("examples/compose.yaml");
+    let variables = [("POSTGRES_PASSWORD", "p"), ("WORKER_PASSWORD", "w")];
+    let loaded = compose(&file, &variables).output().unwrap();
+    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    let model: Value = serde_json::from_slice(&loaded.stdout).unwrap();
+    let services = model["services"].as_object().unwrap();
+    assert_eq!(
+        services.keys().collect::<Vec<_>>(),
+        ["nats", "postgres", "worker-1", "worker-2", "worker-3"]
+    );
+    for (name, service) in services {
+        if let Some(build) = service["build"].as_object() {
+            let context = Path::new(build["context"].as_str().unwrap());
+            let dockerfile = context.join(build["dockerfile"].as_str().unwrap());
+            assert!(dockerfile.is_file(), "{name}: no {}", dockerfile.display());
+        }
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let source = volume["source"].as_str().unwrap();
+            assert!(
+                volume["type"] == "volume" || Path::new(source).is_file(),
+                "{name}: no {source}"
+            );
+        }
+    }
+    for name in ["worker-1", "worker-2", "worker-3"] {
+        let environment = &services[name]["environment"];
+        assert_eq!(environment["CONSUMER_NAME"], name);
+        assert_eq!(environment["QUEUE_GROUP"], "webhook-workers");
+        assert_eq!(
+            environment["DATABASE_URL"],
+            "postgresql://webhook_worker:w@postgres:5432/postgres"
+        );
+    }
+    let (success, text) = output(&mut compose(&file, &variables[..1]));
+    assert!(
+        !success && text.contains("WORKER_PASSWORD"),
+        "without a password: {text}"
+    );
+    let bad = spoiled(&file, "depends_on", "depend_on");
+    assert!(!output(&mut compose(bad.path(), &variables)).0, "an unknown key passes");
+}
+
+fn kubernetes(file: &Path) -> Command {
+    let mut command = tools::python(&paths()).unwrap();
+    command
+        .args(["-m", "kubernetes_validate", "--strict", "--no-warn"])
+        .arg(file);
+    command
+}
+
+#[test]
+fn the_kubernetes_manifests_are_valid() {
+    for name in ["namespace.yaml", "nats.yaml", "postgres.yaml", "worker.yaml"] {
+        succeeds(&mut kubernetes(&manifest(name)));
+    }
+    let bad = spoiled(&manifest("worker.yaml"), "readinessProbe", "readynessProbe");
+    assert!(!output(&mut kubernetes(bad.path())).0, "an unknown field passes");
+    let bad = spoiled(&manifest("nats.yaml"), "containerPort: 4222", "containerPort: client");
+    assert!(
+        !output(&mut kubernetes(bad.path())).0,
+        "a port that is no number passes"
+    );
+}
+
+fn keda(file: &Path) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/check_keda.py");
+    let mut command = tools::python(&paths()).unwrap();
+    command
+        .arg(script)
+        .arg(tools::keda_definitions(&paths()).unwrap())
+        .arg(file);
+    command
+}
+
+#[test]
+fn the_keda_manifest_is_valid_and_scales_the_workers() {
+    let file = manifest("keda.yaml");
+    assert_eq!(succeeds(&mut keda(&file)).trim(), "1 checked");
+    for (word, by) in [
+        ("scaleTargetRef", "scaleTarget"),
+        ("maxReplicaCount: 20", "maxReplicaCount: many"),
+    ] {
+        assert!(!output(&mut keda(spoiled(&file, word, by).path())).0, "{by} passes");
+    }
+    let scaled = documents(&file).remove(0);
+    let worker = documents(&manifest("worker.yaml")).remove(0);
+    let variables = worker["spec"]["template"]["spec"]["containers"][0]["env"]
+        .as_array()
+        .unwrap();
+    let variable = |name: &str| &variables.iter().find(|each| each["name"] == name).unwrap()["value"];
+    assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], worker["metadata"]["name"]);
+    assert_eq!(worker["spec"].get("replicas"), None, "two would set it");
+    let trigger = &scaled["spec"]["triggers"][0];
+    assert_eq!(trigger["type"], "nats-jetstream");
+    assert_eq!(&trigger["metadata"]["stream"], variable("STREAM_NAME"));
+    assert_eq!(&trigger["metadata"]["consumer"], variable("QUEUE_GROUP"));
+    let nats = documents(&manifest("nats.yaml")).remove(0);
+    let service = format!(
+        "{}.{}.svc.cluster.local:8222",
+        nats["metadata"]["name"].as_str().unwrap(),
+        nats["metadata"]["namespace"].as_str().unwrap()
+    );
+    assert_eq!(trigger["metadata"]["natsServerMonitoringEndpoint"], service.as_str());
+}
+
+/// Compose and Kubernetes set the database up with the same script, and it runs.
+#[test]
+fn the_set_up_script_runs() {
+    let script = repository().join("examples/compose/init.sh");
+    let config = documents(&manifest("postgres.yaml")).remove(0);
+    let same = config["data"]["10-pg_jetstream.sh"].as_str().unwrap();
+    assert_eq!(std::fs::read_to_string(&script).unwrap(), same);
+    let lab = Lab::start().unwrap();
+    lab.sql("drop extension pg_jetstream cascade").unwrap();
+    let path = std::env::join_paths([paths().pg_bin(), "/usr/bin".into(), "/bin".into()]).unwrap();
+    let mut command = Command::new(&script);
+    command
+        .env_clear()
+        .env("PATH", path)
+        .env("PGHOST", "127.0.0.1")
+        .env("PGPORT", lab.postgres.port().to_string())
+        .env("WORKER_PASSWORD", "it's")
+        .env("NATS_URL", lab.nats.url());
+    succeeds(&mut command);
+    synced(&lab, "WEBHOOKS");
+    let claim = "set role webhook_worker; select count(*) from jetstream.webhook_claim('w')";
+    assert_eq!(lab.sql(claim).unwrap().concat().last().unwrap(), "0");
+}
