@@ -18,8 +18,6 @@ const GO: &str = "1.27.3";
 /// Carries the schemas of Kubernetes' own kinds.
 const KUBERNETES_VALIDATE: &str = "1.37.0";
 const HADOLINT: &str = "2.15.1";
-/// The loader behind `docker compose config`, which needs no Docker.
-const COMPOSE: &str = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2";
 /// Carries the definitions of KEDA's kinds.
 const KEDA: &str = "github.com/kedacore/keda/v2@v2.21.0";
 
@@ -54,7 +52,6 @@ pub fn go(paths: &Paths) -> Result<Command> {
     let tools = paths.target.join("tools");
     command
         .env("GOTOOLCHAIN", "local")
-        .env("GOBIN", tools.join("bin"))
         .env("GOPATH", tools.join("go"))
         .env("GOCACHE", tools.join("go-build"))
         // Otherwise only root could remove the modules.
@@ -76,14 +73,17 @@ pub fn hadolint(paths: &Paths) -> Result<Command> {
 
 /// The loader of compose files: what `docker compose config` prints, and the same errors.
 pub fn compose(paths: &Paths) -> Result<Command> {
-    let binary = paths.target.join(format!("tools/bin/compose-{}", version(COMPOSE)));
-    if !binary.exists() {
-        let mut install = go(paths)?;
-        install.args(["install", COMPOSE]);
-        let _lock = lock(paths)?;
-        progress::run("compose loader", install, &paths.logs().join("compose.log"))?;
-        fs::rename(paths.target.join("tools/bin/cmd"), &binary).context("no compose loader was built")?;
-    }
+    let source = paths.root.join("lab/tests/data/compose");
+    go_build(paths, &source, "compose-config")
+}
+
+/// Builds the Go program in a folder, and returns a command of it.
+pub fn go_build(paths: &Paths, folder: &Path, name: &str) -> Result<Command> {
+    let binary = paths.target.join("tools/bin").join(name);
+    let mut build = go(paths)?;
+    build.args(["build", "-o"]).arg(&binary).arg(".").current_dir(folder);
+    let _lock = lock(paths)?;
+    progress::run(name, build, &paths.logs().join(format!("{name}.log")))?;
     program(binary)
 }
 
@@ -113,7 +113,10 @@ fn version(module: &str) -> &str {
 
 fn program(path: PathBuf) -> Result<Command> {
     if !path.exists() {
-        bail!("{} is missing: remove {} and try again", path.display(), "target/venv");
+        bail!(
+            "{} is missing: remove target/venv and target/tools, and try again",
+            path.display()
+        );
     }
     Ok(Command::new(path))
 }

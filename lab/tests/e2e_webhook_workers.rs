@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use lab::paths::Paths;
-use lab::{progress, tools};
+use lab::tools;
 use worker_support::{Kind, answers, build, graceful, repository, thousand};
 
 /// `examples/webhook-worker`, built as these tests are.
@@ -46,13 +46,10 @@ static NODEJS: LazyLock<Kind> = LazyLock::new(|| {
 static GO: LazyLock<Kind> = LazyLock::new(|| {
     let paths = Paths::ready().unwrap();
     let dir = repository().join("examples/nats-workers/go");
-    let binary = paths.target.join("tools/bin/webhook-worker-go");
-    let mut build = tools::go(&paths).unwrap();
-    build.args(["build", "-o"]).arg(&binary).arg(".").current_dir(&dir);
-    progress::run("Go worker", build, &paths.logs().join("go.log")).unwrap();
+    let worker = tools::go_build(&paths, &dir, "webhook-worker-go").unwrap();
     Kind {
         name: "go",
-        command: vec![binary.to_str().unwrap().to_owned()],
+        command: vec![worker.get_program().to_str().unwrap().to_owned()],
         dir,
     }
 });

@@ -88,11 +88,7 @@ fn dockerfiles_copy_what_there_is_and_build_with_the_pinned_tools() {
 
 fn compose(file: &Path, variables: &[(&str, &str)]) -> Command {
     let mut command = tools::compose(&paths()).unwrap();
-    command
-        .env_clear()
-        .envs(variables.iter().copied())
-        .args(["-format", "json"])
-        .arg(file);
+    command.env_clear().envs(variables.iter().copied()).arg(file);
     command
 }
 

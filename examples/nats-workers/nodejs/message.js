@@ -9,6 +9,8 @@ export function messageId(message) {
   return message.headers?.get('Nats-Msg-Id') || `${config.stream}:${message.seq}`;
 }
 
+if (!JSON.rawJSON) throw new Error(`Node.js ${process.versions.node} is too old: 22 or newer is needed`);
+
 // JavaScript would round a number such as 9007199254740993.
 function exact(_name, value, { source }) {
   return typeof value === 'number' && String(value) !== source ? JSON.rawJSON(source) : value;

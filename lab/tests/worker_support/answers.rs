@@ -56,7 +56,7 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
         .lab
         .sql(&format!(
             "select jetstream.rule_webhook_secret_set({webhook}, 'token', 's3cret');
-             select jetstream.webhook_call({webhook}, '{{\"deep\": [1, 2.50, \"é\"]}}', message_id => 'secret');
+             select jetstream.webhook_call({webhook}, '{{\"deep\": [1, 2.50, 9007199254740993, \"é\"]}}', message_id => 'secret');
              insert into jetstream.webhooks (name, url, publish_mode, method)
              values ('get', '{}', 'nats', 'GET');
              select jetstream.webhook_call(id, '{{\"n\": 1}}', message_id => 'get') from jetstream.webhooks where name = 'get'",
@@ -87,7 +87,10 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     let header = |seen: &Seen, name: &str| seen.headers.get(name).cloned().unwrap_or_default();
     let put = one("secret");
     assert_eq!((put.method.as_str(), put.path.as_str()), ("PUT", "/secret"));
-    assert_eq!(put.json(), serde_json::json!({"deep": [1, 2.5, "é"]}));
+    assert_eq!(
+        put.json(),
+        serde_json::json!({"deep": [1, 2.5, 9007199254740993_u64, "é"]})
+    );
     assert_eq!(header(&put, "authorization"), "Bearer s3cret");
     assert_eq!(header(&put, "x-kind"), "test");
     assert_eq!(header(&put, "content-type"), "application/json");
