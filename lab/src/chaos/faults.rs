@@ -47,6 +47,8 @@ pub const SINGLE: &[Fault] = &[
     quick("immediate-shutdown", faults_postgres::immediate_shutdown),
     quick("postgres-restart", faults_postgres::restart),
     quick("reload-storm", faults_postgres::reload_storm),
+    long("worker-stop", faults_postgres::worker_stop),
+    quick("walwriter-lost", faults_postgres::walwriter_lost),
     long("old-snapshot", faults_postgres::old_snapshot),
     long("held-xid", faults_postgres::held_xid),
     long("held-rows", faults_postgres::held_rows),
@@ -67,12 +69,19 @@ pub const SINGLE: &[Fault] = &[
     long("extension-recreate", faults_operator::extension_recreate),
 ];
 
-/// Every fault of a cluster of NATS servers.
+/// Every fault of a cluster of NATS servers. Those of the network strike the ways to all three.
 pub const CLUSTER: &[Fault] = &[
     quick("step-down", nodes::step_down),
+    quick("meta-step-down", nodes::meta_step_down),
     long("node-kill", nodes::kill),
     long("node-stop", nodes::stop_one),
     long("two-nodes-stop", nodes::stop_two),
+    long("cluster-outage", nodes::outage),
+    long("drop-acks", faults_nats::drop_acks),
+    long("delay", faults_nats::delay),
+    long("stall", faults_nats::stall),
+    long("half-close", faults_nats::half_close),
+    quick("cut", faults_nats::cut),
     quick("worker-kill", faults_postgres::worker_kill),
     quick("worker-terminate", faults_postgres::worker_terminate),
     quick("postmaster-kill", faults_postgres::postmaster_kill),

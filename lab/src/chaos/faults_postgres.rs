@@ -111,6 +111,38 @@ fn signal_worker(world: &mut World, function: &str) -> Result<Effect> {
     })
 }
 
+/// The worker stands still for longer than an acknowledgement may take, while its connections stay open.
+pub(super) fn worker_stop(world: &mut World) -> Result<Effect> {
+    let Some(pid) = world.process(WORKER) else {
+        return Ok(Not("no worker runs".to_owned()));
+    };
+    let time = world.some(1500, 5000);
+    process::signal(pid, Signal::SIGSTOP)?;
+    // Nothing else strikes: PostgreSQL would wait for it.
+    std::thread::sleep(time);
+    process::signal(pid, Signal::SIGCONT)?;
+    Ok(Happened(format!("worker {pid} stood still for {time:?}")))
+}
+
+/// The walwriter stands still, so that asynchronous commits stay unflushed for longer, then every process of
+/// PostgreSQL dies at once: what was published before it was on disk is a phantom.
+pub(super) fn walwriter_lost(world: &mut World) -> Result<Effect> {
+    let Some(walwriter) = world.process("walwriter") else {
+        return Ok(Not("no walwriter runs".to_owned()));
+    };
+    let (prepared, time) = (world.prepared(), world.some(300, 1500));
+    process::signal(walwriter, Signal::SIGSTOP)?;
+    std::thread::sleep(time);
+    for pid in process::children(world.lab.postgres.pid()) {
+        process::signal(pid, Signal::SIGKILL)?;
+    }
+    world.lab.postgres.kill9()?;
+    start_again(world, prepared)?;
+    Ok(Happened(format!(
+        "no WAL written ahead for {time:?}, then all processes killed"
+    )))
+}
+
 /// Many reloads, each with other settings.
 pub(super) fn reload_storm(world: &mut World) -> Result<Effect> {
     let reloads = world.random.random_range(20..60);

@@ -86,8 +86,8 @@ type Act = (Kind, Vec<&'static Fault>, f64);
 /// Short runs have but one kind of servers.
 fn acts(options: &Options) -> Result<Vec<Act>> {
     let all = [
-        (Kind::Single, SINGLE, 0.75),
-        (Kind::Cluster, CLUSTER, 0.15),
+        (Kind::Single, SINGLE, 0.7),
+        (Kind::Cluster, CLUSTER, 0.2),
         (Kind::Standby, STANDBY, 0.1),
     ];
     let known = |name: &str| {

@@ -14,6 +14,9 @@ use crate::nats::{NatsServer, free_port};
 /// How many there are.
 pub const NODES: usize = 3;
 
+/// User and password of the system account: the leader of all streams answers to nobody else.
+const SYSTEM: &str = "system";
+
 /// Starts a lab whose NATS server is the first of the cluster; returns the others with it.
 pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
     let ports = (0..NODES).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
@@ -24,7 +27,7 @@ pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
     let config = |node: usize| {
         format!(
             "server_name: node{node}\ncluster {{ name: chaos, listen: \"127.0.0.1:{}\", no_advertise: true, \
-             routes: [{}] }}\n",
+             routes: [{}] }}\naccounts {{ $SYS {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} }}\n",
             ports[node],
             routes.join(", ")
         )
@@ -54,6 +57,41 @@ pub(super) fn step_down(world: &mut World) -> Result<Effect> {
         Ok(answer) => Not(answer),
         Err(error) => Not(format!("{error:#}")),
     })
+}
+
+/// The leader of the cluster, who decides about streams and consumers, steps down.
+pub(super) fn meta_step_down(world: &mut World) -> Result<Effect> {
+    let urls = world.urls();
+    let answer = world.runtime.block_on(async {
+        let options = async_nats::ConnectOptions::with_user_and_password(SYSTEM.to_owned(), SYSTEM.to_owned());
+        let client = options.ignore_discovered_servers().connect(urls).await?;
+        let answer = client.request("$JS.API.META.LEADER.STEPDOWN", "".into()).await?;
+        anyhow::Ok(String::from_utf8_lossy(&answer.payload).into_owned())
+    });
+    Ok(match answer {
+        Ok(answer) if answer.contains("\"success\":true") => Happened("a new leader is elected".to_owned()),
+        Ok(answer) => Not(answer),
+        Err(error) => Not(format!("{error:#}")),
+    })
+}
+
+/// All nodes are killed and come back after the duplicate window is over.
+pub(super) fn outage(world: &mut World) -> Result<Effect> {
+    let time = world.window + world.some(500, 2000);
+    for node in 0..NODES {
+        world.node(node).kill9()?;
+    }
+    world.during(time)?;
+    // None is healthy before two are.
+    std::thread::scope(|scope| {
+        let nodes = std::iter::once(&mut world.lab.nats).chain(&mut world.nodes);
+        let starting: Vec<_> = nodes.map(|node| scope.spawn(|| node.restart())).collect();
+        let started = starting
+            .into_iter()
+            .map(|node| node.join().map_err(|_| anyhow!("a node panicked"))?.context("a node"));
+        started.collect::<Result<()>>()
+    })?;
+    Ok(Happened(format!("all nodes away for {time:?}")))
 }
 
 /// One node is killed and comes back.

@@ -1,4 +1,4 @@
-//! A TCP proxy between the worker and nats-server that can be told to misbehave.
+//! A TCP proxy between the worker and its NATS servers that can be told to misbehave.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -36,9 +36,9 @@ struct Order {
     generation: u64,
 }
 
-/// The running proxy. It ends with its runtime.
+/// The running proxy, with a port for each server. It ends with its runtime.
 pub struct Proxy {
-    port: u16,
+    ports: Vec<u16>,
     orders: watch::Sender<Order>,
     swallowed: Arc<AtomicU64>,
     accepted: Arc<AtomicU64>,
@@ -53,46 +53,36 @@ struct Pump {
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1 and hands on to `server`.
-    pub fn start(runtime: &Handle, server: u16) -> Result<Self> {
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-        let port = listener.local_addr()?.port();
+    /// Listens on a free port of 127.0.0.1 for each of the servers' ports, and hands on to it.
+    pub fn start(runtime: &Handle, servers: &[u16]) -> Result<Self> {
         let first = Order {
             mode: Mode::Pass,
             generation: 0,
         };
-        let (orders, watched) = watch::channel(first);
-        let (swallowed, accepted) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (bytes, count) = (swallowed.clone(), accepted.clone());
-        runtime.spawn(async move {
-            loop {
-                let Ok((client, _)) = listener.accept().await else {
-                    continue;
-                };
-                let order = *watched.borrow();
-                if order.mode == Mode::Refuse {
-                    continue;
-                }
-                count.fetch_add(1, Ordering::Relaxed);
-                let pump = Pump {
-                    orders: watched.clone(),
-                    generation: order.generation,
-                    swallowed: bytes.clone(),
-                };
-                tokio::spawn(serve(client, server, pump));
-            }
-        });
-        Ok(Self {
-            port,
-            orders,
-            swallowed,
-            accepted,
-        })
+        let mut proxy = Self {
+            ports: Vec::new(),
+            orders: watch::channel(first).0,
+            swallowed: Arc::default(),
+            accepted: Arc::default(),
+        };
+        for &server in servers {
+            let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+            proxy.ports.push(listener.local_addr()?.port());
+            let accepted = proxy.accepted.clone();
+            let pump = Pump {
+                orders: proxy.orders.subscribe(),
+                generation: 0,
+                swallowed: proxy.swallowed.clone(),
+            };
+            runtime.spawn(listen(listener, server, pump, accepted));
+        }
+        Ok(proxy)
     }
 
-    /// `nats://127.0.0.1:<port>`.
-    pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+    /// `nats://127.0.0.1:<port>`, in the order of the servers.
+    pub fn urls(&self) -> Vec<String> {
+        let url = |port| format!("nats://127.0.0.1:{port}");
+        self.ports.iter().map(url).collect()
     }
 
     /// Changes what becomes of every connection from now on.
@@ -116,6 +106,25 @@ impl Proxy {
     /// Connections accepted so far.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes connections, each with the number of its time.
+async fn listen(listener: TcpListener, server: u16, pump: Pump, accepted: Arc<AtomicU64>) {
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            continue;
+        };
+        let order = *pump.orders.borrow();
+        if order.mode == Mode::Refuse {
+            continue;
+        }
+        accepted.fetch_add(1, Ordering::Relaxed);
+        let pump = Pump {
+            generation: order.generation,
+            ..pump.clone()
+        };
+        tokio::spawn(serve(client, server, pump));
     }
 }
 

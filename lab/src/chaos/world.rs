@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
 
 use super::disk::SmallDisk;
-use super::faults::{Fault, SINGLE, strike};
+use super::faults::{CLUSTER, Fault, SINGLE, strike};
 use super::log::FaultLog;
 use super::nodes;
 use super::promotion;
@@ -40,7 +40,7 @@ const STUCK: Duration = Duration::from_secs(50);
 pub enum Kind {
     /// One PostgreSQL, one nats-server, and a proxy between them.
     Single,
-    /// Three nats-servers, the stream has three replicas.
+    /// Three nats-servers, a proxy before each; the stream has three replicas.
     Cluster,
     /// A primary with a synchronous standby.
     Standby,
@@ -56,7 +56,7 @@ pub struct World {
     pub nodes: Vec<NatsServer>,
     /// Follows the lab's PostgreSQL.
     pub standby: Option<Postgres>,
-    /// What stands between them.
+    /// What stands between the worker and the NATS servers.
     pub proxy: Proxy,
     /// What the stream has held.
     pub observed: Observed,
@@ -114,7 +114,8 @@ impl World {
             Kind::Standby => Some(promotion::follow(&mut lab.postgres, settings(Postgres::builder()))?),
             _ => None,
         };
-        let proxy = Proxy::start(runtime.handle(), lab.nats.port())?;
+        let servers: Vec<u16> = std::iter::once(&lab.nats).chain(&nodes).map(NatsServer::port).collect();
+        let proxy = Proxy::start(runtime.handle(), &servers)?;
         let world = Self {
             writers: None,
             lab,
@@ -142,10 +143,7 @@ impl World {
 
     /// What an operator does after `create extension`.
     pub fn configure(&self) -> Result<()> {
-        let url = match self.nodes.is_empty() {
-            true => self.proxy.url(),
-            false => self.urls().join(","),
-        };
+        let url = self.proxy.urls().join(",");
         self.lab.sql(&format!(
             "update jetstream.connections set url = '{url}', reconnect_delay_ms = 100, connection_timeout_ms = 1000 \
              where name = 'default'"
@@ -165,7 +163,7 @@ impl World {
     }
 
     /// Where the NATS servers listen, without the proxy.
-    fn urls(&self) -> Vec<String> {
+    pub fn urls(&self) -> Vec<String> {
         std::iter::once(&self.lab.nats)
             .chain(&self.nodes)
             .map(NatsServer::url)
@@ -198,6 +196,11 @@ impl World {
             std::thread::sleep(time / 3);
             let quick: Vec<&Fault> = SINGLE
                 .iter()
+                .chain(
+                    CLUSTER
+                        .iter()
+                        .filter(|fault| !SINGLE.iter().any(|known| known.name == fault.name)),
+                )
                 .filter(|fault| fault.quick && self.allowed.contains(&fault.name))
                 .collect();
             if let Some(fault) = quick.choose(&mut self.random) {
