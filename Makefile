@@ -6,7 +6,7 @@ PG_CONFIG ?= pg_config
 LAB = lab/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos up down setup build install installcheck bench lint fmt clean
+.PHONY: help demo test chaos soak up down setup build install installcheck bench lint fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | awk '{ t = $$1; $$1 = ""; printf "  make %-13s%s\n", t, $$0 }'
@@ -20,6 +20,10 @@ test: ## formatting, clippy, unit tests, pg_regress, end-to-end tests, two minut
 chaos: ## let faults strike while transactions are written, and compare (SEED=n MINUTES=m)
 	@$(LAB) install
 	@$(LAB) chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+soak: ## an hour at a steady rate, with the worker's memory watched (MINUTES=m)
+	@$(LAB) install
+	@$(LAB) soak $(if $(MINUTES),--minutes $(MINUTES))
 
 up: ## leave a throwaway PostgreSQL and nats-server running; `. target/lab/env` says where
 	@$(LAB) up

@@ -26,8 +26,10 @@ pub mod postgres;
 pub mod process;
 pub mod progress;
 pub mod regress;
+pub mod second_major;
 pub mod setup;
 pub mod tools;
+pub mod soak;
 pub mod up;
 pub mod user;
 

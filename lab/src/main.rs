@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{bench, chaos, demo, install, setup, up};
+use lab::{bench, chaos, demo, install, second_major, setup, soak, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -19,7 +19,11 @@ struct Args {
 #[derive(Subcommand)]
 enum Cmd {
     /// Install what is missing on this machine, below target/ but for Debian packages
-    Setup,
+    Setup {
+        /// Fetch a second PostgreSQL and build the extension for it, for the tests between two major versions
+        #[arg(long)]
+        second_major: Option<u32>,
+    },
     /// Build the extension and install it into the throwaway PostgreSQL, or into another
     Install {
         /// The PostgreSQL to install into
@@ -56,6 +60,15 @@ enum Cmd {
         #[arg(long)]
         cluster: bool,
     },
+    /// Let messages go at a steady rate, with failures and reconnects, and see that the worker's memory stays flat
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 60.0)]
+        minutes: f64,
+        /// Messages in a second
+        #[arg(long, default_value_t = 500)]
+        rate: u64,
+    },
     /// Run all checks and tests
     Test,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
@@ -78,9 +91,13 @@ fn main() -> ExitCode {
 
 fn run(command: Cmd) -> Result<ExitCode> {
     match command {
-        Cmd::Setup => {
+        Cmd::Setup { second_major } => {
             let paths = setup::run()?;
             println!("ready: PostgreSQL {} in {}", paths.major, paths.pg_tree().display());
+            if let Some(major) = second_major {
+                let other = second_major::make(&paths, major)?;
+                println!("ready: PostgreSQL {major} in {}", other.pg_tree().display());
+            }
         }
         Cmd::Install { pg_config: None } => install::run(&setup::run()?)?,
         Cmd::Install {
@@ -122,6 +139,13 @@ fn run(command: Cmd) -> Result<ExitCode> {
                 cluster,
             };
             return Ok(if chaos::run(&options)? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Cmd::Soak { minutes, rate } => {
+            return Ok(if soak::run(&soak::Options { minutes, rate })? {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE

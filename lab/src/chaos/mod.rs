@@ -10,7 +10,7 @@ mod faults_postgres;
 mod log;
 mod nodes;
 mod promotion;
-mod proxy;
+pub mod proxy;
 mod stream;
 mod world;
 mod writers;

