@@ -66,6 +66,41 @@ fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
     assert_eq!(lab.message_count("FOUND").unwrap(), 5);
 }
 
+/// Delayed messages that lie before it do not hide from the next worker a message that was sent to a stream of which no
+/// position is known yet.
+#[test]
+fn an_unsettled_message_behind_many_delayed_ones_is_looked_for() {
+    let lab = Lab::builder().start().unwrap();
+    lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
+        .unwrap();
+    lab.wait_connected().unwrap();
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload, deliver_at)
+         select 'later.x', '1', now() + interval '1 day' from generate_series(1, 11000)",
+    )
+    .unwrap();
+    lab.nats.pause().unwrap();
+    lab.sql(PUT).unwrap();
+    lab.wait_until("a message in flight", || {
+        Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
+    })
+    .unwrap();
+    let mut holder = lab.postgres.client(DATABASE).unwrap();
+    holder
+        .batch_execute("begin; select from jetstream.outbox where subject = 'found.x' for update")
+        .unwrap();
+    lab.nats.resume().unwrap();
+    lab.wait_for_messages("FOUND", 1).unwrap();
+    next_worker(&lab);
+    std::thread::sleep(Duration::from_millis(1500));
+    holder.batch_execute("commit").unwrap();
+    lab.wait_until("the message is settled", || {
+        Ok(lab.value("select count(*) from jetstream.outbox where subject = 'found.x'")? == "0")
+    })
+    .unwrap();
+    assert_eq!(lab.message_count("FOUND").unwrap(), 1);
+}
+
 /// Terminates the worker and waits for another one that is connected.
 fn next_worker(lab: &Lab) {
     let worker = || lab.postgres.backends("pg_jetstream worker%");

@@ -213,34 +213,31 @@ pub fn last_outbox_id() -> SpiResult<i64> {
 }
 
 /// What an earlier worker, or an earlier connection of this one, may have sent to a connection without our knowing what
-/// became of it; `None` if nothing is owed.
+/// became of it; `None` if nothing that is due is owed.
 pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
-    const OLDEST: &str = "select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 \
-        order by o.id limit 10000";
+    // Of what could have been sent: a message that is not due was not, or says itself since when it may be stored.
+    const OLDEST: &str = "select min(s.created_at), array_agg(distinct s.subject) from ( \
+        (select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 and o.deliver_at is null \
+            order by o.connection, o.id limit 100000) \
+        union all \
+        (select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 \
+            and o.deliver_at <= clock_timestamp() order by o.connection, o.deliver_at, o.id limit 100000)) s";
     const POSITIONS: &str = "select p.stream, p.last_sequence from jetstream.positions p where p.connection = $1";
     let up_to = last_outbox_id()?;
     Spi::connect_mut(|client| {
-        let mut subjects = std::collections::BTreeSet::new();
-        let mut since = None;
-        for row in client.update(OLDEST, None, &[connection.into()])? {
-            let created: Option<TimestampWithTimeZone> = row.get(1)?;
-            since = since.or_else(|| created.map(|at| micros::to_time(at.into())));
-            subjects.extend(row.get::<String>(2)?);
-        }
-        if subjects.is_empty() {
-            return Ok(None);
-        }
+        let oldest = client.update(OLDEST, None, &[connection.into()])?.first();
+        let (since, subjects) = oldest.get_two::<TimestampWithTimeZone, Vec<String>>()?;
+        let Some(subjects) = subjects else { return Ok(None) };
         let mut positions = std::collections::HashMap::new();
         for row in client.update(POSITIONS, None, &[connection.into()])? {
             if let (Some(stream), Some(sequence)) = (row.get::<String>(1)?, row.get::<i64>(2)?) {
                 positions.insert(Arc::from(stream), sequence.max(0) as u64);
             }
         }
-        let subjects = subjects.into_iter().collect();
         Ok(Some(Plan {
             positions,
             subjects,
-            since,
+            since: since.map(|at| micros::to_time(at.into())),
             filtered: false,
             up_to,
         }))
