@@ -101,6 +101,9 @@ pub extern "C-unwind" fn _PG_init() {
     guc::init();
     if pg::preloading() {
         status::init();
-        launcher::register();
+        // A worker would publish from a cluster that is being copied, and hold databases that are being made.
+        if !pg::upgrading() {
+            launcher::register();
+        }
     }
 }

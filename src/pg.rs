@@ -377,6 +377,12 @@ pub fn preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Whether the server runs for `pg_upgrade` alone.
+pub fn upgrading() -> bool {
+    // SAFETY: reads a variable of the postmaster's start.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 /// Ends the process with a FATAL message; it is started again.
 pub fn fatal(code: PgSqlErrorCode, message: String) -> ! {
     pg_sys::panic::ErrorReport::new(code, message, "").report(pgrx::PgLogLevel::FATAL);

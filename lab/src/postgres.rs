@@ -38,9 +38,16 @@ pub struct PostgresBuilder {
     wal_mb: u32,
     dir: Option<PathBuf>,
     primary: Option<u16>,
+    paths: Option<Paths>,
 }
 
 impl PostgresBuilder {
+    /// Of another major version: the one at these places.
+    pub fn of(mut self, paths: Paths) -> Self {
+        self.paths = Some(paths);
+        self
+    }
+
     /// One line of postgresql.conf; the value needs no quotes.
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
@@ -70,7 +77,7 @@ impl PostgresBuilder {
 
     /// Makes the cluster, starts the server and waits until it takes connections.
     pub fn start(self) -> Result<Postgres> {
-        let paths = Paths::ready()?;
+        let paths = self.paths.map_or_else(Paths::ready, Ok)?;
         let user = ServerUser::find()?;
         let (dir, temporary) = match self.dir {
             Some(dir) => {
@@ -153,6 +160,7 @@ impl Postgres {
             wal_mb: cluster::SMALL_WAL,
             dir: None,
             primary: None,
+            paths: None,
         }
     }
 
