@@ -88,13 +88,7 @@ fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     }
     // As if nothing were installed: every dependency is listed.
     fs::write(folder.join("status"), "")?;
-    fs::write(
-        folder.join("list.sources"),
-        format!(
-            "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: {release}\nComponents: main\n\
-             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
-        ),
-    )?;
+    fs::write(folder.join("list.sources"), sources(release))?;
     let log = paths.logs().join(format!("major-{}.log", other.major));
     progress::run(&format!("package lists of {release}"), apt(&folder, &["update"]), &log)?;
     let wanted = [
@@ -129,6 +123,21 @@ fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     }
     fs::remove_dir_all(folder)?;
     Ok(())
+}
+
+/// With the security updates: a server that has them may write what an older one of a later version cannot read.
+fn sources(release: &str) -> String {
+    [
+        ("debian", release.to_owned()),
+        ("debian-security", format!("{release}-security")),
+    ]
+    .map(|(archive, suite)| {
+        format!(
+            "Types: deb\nURIs: http://deb.debian.org/{archive}\nSuites: {suite}\nComponents: main\n\
+                 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
+        )
+    })
+    .concat()
 }
 
 fn needed(package: &str) -> bool {
