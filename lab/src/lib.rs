@@ -28,8 +28,8 @@ pub mod progress;
 pub mod regress;
 pub mod second_major;
 pub mod setup;
-pub mod tools;
 pub mod soak;
+pub mod tools;
 pub mod up;
 pub mod user;
 
