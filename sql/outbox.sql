@@ -1,60 +1,5 @@
 -- The outbox: what is still owed. A plain insert is a first-class way in.
 
--- One function and not a constraint for each rule: PostgreSQL reads and plans every check constraint anew for each
--- statement, which cost a single-row insert more time than anything else about the outbox.
-create function jetstream.check_message(
-    payload jsonb,
-    raw bytea,
-    deliver_at timestamptz,
-    ttl interval,
-    attempts integer
-) returns boolean
-language plpgsql immutable parallel safe
-as $$
-declare
-    -- No NATS server takes more than 64 MB.
-    largest constant bigint := 67108864;
-    bytes bigint;
-begin
-    -- Compressed or not, 4 kB hold no 64 MB; JSON can only be larger as text by numbers such as 1e100000, of which
-    -- 4 kB do not hold enough.
-    if pg_catalog.num_nonnulls(payload, raw) = 1 and attempts >= 0 and deliver_at is null and ttl is null
-        and coalesce(pg_catalog.pg_column_size(payload), pg_catalog.pg_column_size(raw)) < 4096 then
-        return true;
-    end if;
-    if pg_catalog.num_nonnulls(payload, raw) <> 1 then
-        return jetstream.reject_payload(pg_catalog.num_nonnulls(payload, raw));
-    end if;
-    bytes := coalesce(pg_catalog.octet_length(raw), case
-        when pg_catalog.pg_column_size(payload) < 4096 then 0
-        else pg_catalog.octet_length(payload::text)
-    end);
-    if bytes > largest then
-        raise exception 'message has % bytes', bytes
-            using errcode = 'check_violation', constraint = 'outbox_message_valid',
-                  hint = pg_catalog.format('A message has at most %s bytes.', largest);
-    end if;
-    if ttl < '1 second' or ttl > '10000 days' then
-        raise exception 'ttl % is not between 1 second and 10000 days', ttl
-            using errcode = 'check_violation', constraint = 'outbox_message_valid',
-                  hint = 'Leave ttl out for a message that the stream keeps as long as any other.';
-    end if;
-    if not pg_catalog.isfinite(deliver_at) then
-        raise exception 'deliver_at is %', deliver_at
-            using errcode = 'check_violation', constraint = 'outbox_message_valid',
-                  hint = 'Give a point in time, or leave it out to deliver at once.';
-    end if;
-    if attempts < 0 then
-        raise exception 'attempts % is below zero', attempts
-            using errcode = 'check_violation', constraint = 'outbox_message_valid',
-                  hint = 'Leave attempts to its default.';
-    end if;
-    return true;
-end
-$$;
-comment on function jetstream.check_message(jsonb, bytea, timestamptz, interval, integer) is
-    'True for a message that can be sent; an ERROR that says why for any other';
-
 create table jetstream.outbox (
     -- txid stands before id so that it is assigned first: an id is then never older than its transaction id, which
     -- the worker's bounded claim relies on.
@@ -77,10 +22,10 @@ create table jetstream.outbox (
     unsure_since timestamptz,
     created_at timestamptz not null default clock_timestamp(),
     constraint outbox_pkey primary key (id),
-    constraint outbox_subject_valid check (jetstream.check_subject(subject)),
-    constraint outbox_headers_valid check (jetstream.check_headers(headers)),
-    constraint outbox_message_id_valid check (jetstream.check_message_id(message_id)),
-    constraint outbox_message_valid check (jetstream.check_message(payload, raw, deliver_at, ttl, attempts))
+    -- One for all rules: see check_message in src/api.rs.
+    constraint outbox_message_valid check (
+        jetstream.check_message(subject, headers, message_id, payload, raw, deliver_at, ttl, attempts)
+    )
 );
 
 comment on table jetstream.outbox is 'Messages owed to JetStream; a row leaves when it is stored there or moved to dead_letters';

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
 use crate::status::{self, Request};
-use crate::{message, pg, subject, wake};
+use crate::{message, micros, pg, subject, wake};
 
 fn refuse(code: PgSqlErrorCode, message: String, hint: &str) -> ! {
     pgrx::pg_sys::panic::ErrorReport::new(code, message, "")
@@ -42,18 +42,82 @@ fn check_message_id(message_id: &str) -> bool {
     }
 }
 
-/// Raises the ERROR for a message with no body or with two; `given` is how many it has.
-#[pg_extern(immutable, strict, parallel_safe)]
-fn reject_payload(given: i32) -> bool {
-    let message = match given {
-        0 => "message has no payload".to_string(),
-        n => format!("message has {n} payloads"),
-    };
-    refuse(
-        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-        message,
-        "Set exactly one of payload (jsonb) and raw (bytea). For an empty message use raw = ''.",
-    )
+/// Most bytes of a body: no NATS server takes more.
+const LARGEST_BODY: usize = 64 * 1024 * 1024;
+/// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`LARGEST_BODY`] bytes.
+/// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
+const SMALL_BODY: usize = 4096;
+
+/// True for a message that can be sent; an ERROR that says why for any other.
+///
+/// One function, and not a constraint for each rule: PostgreSQL reads and plans every check constraint anew for each
+/// statement, which costs a single-row insert more time than all the checks.
+#[pg_extern(sql = r#"
+create function jetstream.check_message(
+    subject text,
+    headers jsonb,
+    message_id text,
+    payload jsonb,
+    raw bytea,
+    deliver_at timestamptz,
+    ttl interval,
+    attempts integer
+) returns boolean
+language c immutable parallel safe
+as 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn check_message(call: pgrx::pg_sys::FunctionCallInfo) -> bool {
+    let arguments = pg::message_arguments(call);
+    let invalid = |message: String, hint: &str| refuse(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message, hint);
+    if let Some(subject) = arguments.text(0) {
+        check_subject(&subject);
+    }
+    if let Some(headers) = arguments.json(1) {
+        check_headers(JsonB(headers));
+    }
+    if let Some(id) = arguments.text(2) {
+        check_message_id(&id);
+    }
+    let bodies = [3, 4].into_iter().filter(|body| !arguments.is_null(*body)).count();
+    if bodies != 1 {
+        refuse(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("message has {}", if bodies == 0 { "no payload" } else { "2 payloads" }),
+            "Set exactly one of payload (jsonb) and raw (bytea). For an empty message use raw = ''.",
+        );
+    }
+    if arguments.stored_bytes(3) + arguments.stored_bytes(4) >= SMALL_BODY {
+        let bytes = arguments.json_text_bytes(3) + arguments.full_bytes(4);
+        if bytes > LARGEST_BODY {
+            let hint = format!("A message has at most {LARGEST_BODY} bytes.");
+            invalid(format!("message has {bytes} bytes"), &hint);
+        }
+    }
+    if let Some(ttl) = arguments.interval(6)
+        && !micros::ttl_range().contains(&micros::of_interval(ttl.months, ttl.days, ttl.micros))
+    {
+        let seconds = micros::of_interval(ttl.months, ttl.days, ttl.micros) as f64 / 1e6;
+        invalid(
+            format!("ttl of {seconds} s is not between 1 second and 10000 days"),
+            "Leave ttl out for a message that the stream keeps as long as any other.",
+        );
+    }
+    if let Some(at) = arguments.value(5)
+        && (at == i64::MAX || at == i64::MIN)
+    {
+        let sign = if at == i64::MIN { "-" } else { "" };
+        invalid(
+            format!("deliver_at is {sign}infinity"),
+            "Give a point in time, or leave it out to deliver at once.",
+        );
+    }
+    match arguments.value(7).map(|attempts| attempts as i32) {
+        Some(attempts) if attempts < 0 => invalid(
+            format!("attempts {attempts} is below zero"),
+            "Leave attempts to its default.",
+        ),
+        _ => true,
+    }
 }
 
 /// Whether a subject matches a pattern with the wildcards `*` and `>` of NATS.

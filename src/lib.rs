@@ -36,14 +36,7 @@ extension_sql_file!("../sql/streams.sql", name = "streams", requires = ["connect
 extension_sql_file!(
     "../sql/outbox.sql",
     name = "outbox",
-    requires = [
-        "connections",
-        check_subject,
-        check_headers,
-        check_message_id,
-        reject_payload,
-        wake_worker
-    ]
+    requires = ["connections", check_message, wake_worker]
 );
 extension_sql_file!("../sql/history.sql", name = "history", requires = ["outbox"]);
 extension_sql_file!(
@@ -54,7 +47,7 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/webhooks.sql",
     name = "webhooks",
-    requires = ["outbox", "streams"]
+    requires = ["outbox", "streams", check_headers, check_message_id]
 );
 extension_sql_file!(
     "../sql/webhook_queue.sql",

@@ -18,6 +18,17 @@ pub fn to_time(micros: i64) -> SystemTime {
     if micros < 0 { epoch - distance } else { epoch + distance }
 }
 
+/// Length of an `interval`, a month counted as 30 days, as PostgreSQL compares it (`interval_cmp_value` in timestamp.c).
+pub fn of_interval(months: i32, days: i32, micros: i64) -> i128 {
+    const DAY: i128 = 86_400_000_000;
+    (i128::from(months) * 30 + i128::from(days)) * DAY + i128::from(micros)
+}
+
+/// What a `Nats-TTL` may be: 1 second to 10,000 days.
+pub fn ttl_range() -> std::ops::RangeInclusive<i128> {
+    of_interval(0, 0, 1_000_000)..=of_interval(0, 10_000, 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +40,13 @@ mod tests {
         for micros in [-1_000_000, 0, 1, 800_000_000_000_000] {
             assert_eq!(from_time(to_time(micros)), micros);
         }
+    }
+
+    #[test]
+    fn compares_intervals_as_postgresql_does() {
+        assert_eq!(of_interval(1, -30, 5), 5);
+        assert!(ttl_range().contains(&of_interval(0, 10_000, 0)));
+        assert!(!ttl_range().contains(&of_interval(0, 10_000, 1)));
+        assert!(!ttl_range().contains(&of_interval(0, 0, 999_999)));
     }
 }

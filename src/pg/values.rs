@@ -93,7 +93,7 @@ impl<const N: usize> Row<'_, N> {
 }
 
 /// The bytes of a `text` or `bytea` datum.
-fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
+pub(super) fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
     let varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
     // SAFETY: callers pass a non-null varlena datum of the row at hand; a detoasted copy lives until the transaction
     // ends and is copied out before.
