@@ -95,16 +95,19 @@ impl<const N: usize> Row<'_, N> {
 /// The bytes of a `text` or `bytea` datum.
 pub(super) fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
     let varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
-    // SAFETY: callers pass a non-null varlena datum of the row at hand; a detoasted copy lives until the transaction
-    // ends and is copied out before.
+    // SAFETY: callers pass a non-null varlena datum of the row at hand. A detoasted copy would live until the transaction
+    // ends; it is freed as soon as it is copied out, so that a claim of large bodies does not hold them twice.
     unsafe {
         let plain = pgrx::varatt_is_4b_u(varlena) || pgrx::varatt_is_1b(varlena) && !pgrx::varatt_is_1b_e(varlena);
-        let varlena = if plain {
-            varlena
-        } else {
-            pg_sys::pg_detoast_datum_packed(varlena)
-        };
-        pgrx::varlena_to_byte_slice(varlena).to_vec()
+        if plain {
+            return pgrx::varlena_to_byte_slice(varlena).to_vec();
+        }
+        let copy = pg_sys::pg_detoast_datum_packed(varlena);
+        let bytes = pgrx::varlena_to_byte_slice(copy).to_vec();
+        if copy != varlena {
+            pg_sys::pfree(copy.cast());
+        }
+        bytes
     }
 }
 
