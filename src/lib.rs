@@ -8,6 +8,8 @@ use pgrx::prelude::*;
 mod api;
 mod array;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod guc;
 mod guc_defaults;
 mod launcher;

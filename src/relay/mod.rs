@@ -9,6 +9,8 @@ mod acks;
 mod address;
 mod backoff;
 mod connect;
+#[cfg(test)]
+mod fuzz;
 mod hub;
 mod jsapi;
 mod link;
