@@ -152,6 +152,24 @@ grant execute on function
     jetstream.webhook_dead_letter(text, bigint, text, text, integer, text, integer, text, integer)
     to jetstream_webhook_worker, jetstream_admin;
 
+-- Captures: who owns a table and may publish can have its changes captured. What its writers do needs no right here.
+grant execute on function
+    jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean), jetstream.uncapture(regclass),
+    jetstream.capture_schema(regnamespace, text[], text, text, text, boolean), jetstream.uncapture_schema(regnamespace),
+    jetstream.capture_changes(), jetstream.capture_argument(bytea), jetstream.subject_token(text),
+    jetstream.capture_triggers(regclass, text[], jsonb), jetstream.capture_drop_triggers(regclass),
+    jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass),
+    jetstream.capture_check_condition(regclass, text), jetstream.connection_exists(text),
+    jetstream.capture_stream(text, text), jetstream.capture_members(regclass),
+    jetstream.capture_columns(regclass, text[])
+    to jetstream_publisher, jetstream_admin;
+grant select on jetstream.captures to jetstream_publisher, jetstream_reader, jetstream_admin;
+grant execute on function jetstream.capture_argument(bytea), jetstream.subject_token(text) to jetstream_reader;
+grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;
+grant select (txid, lsn, number, at, head) on jetstream.capture_queue to jetstream_reader;
+grant select, delete on jetstream.capture_queue to jetstream_admin, jetstream_worker;
+grant insert on jetstream.outbox to jetstream_worker;
+
 do $$
 begin
     if not pg_catalog.current_setting('shared_preload_libraries') ~ '(^|[,\s"/])pg_jetstream(\.so)?("|\s|,|$)' then

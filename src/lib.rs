@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 
 mod api;
 mod array;
+mod capture;
 mod error;
 #[cfg(test)]
 mod fuzz;
@@ -84,9 +85,15 @@ extension_sql_file!(
     requires = ["rule_engine"]
 );
 extension_sql_file!(
+    "../sql/capture.sql",
+    name = "capture",
+    requires = ["outbox", "streams", capture_changes, capture_relation, subject_token]
+);
+extension_sql_file!("../sql/capture_ddl.sql", name = "capture_ddl", requires = ["capture"]);
+extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["monitoring", "rule_engine_nats", "rule_engine_webhooks"],
+    requires = ["monitoring", "rule_engine_nats", "rule_engine_webhooks", "capture_ddl"],
     finalize
 );
 

@@ -85,6 +85,9 @@ struct Worker {
     began: Instant,
     close: u32,
     seen_requests: (u32, u32),
+    captured: crate::capture::expand::Seen,
+    /// There are more captured changes than one transaction takes.
+    more_captured: bool,
     report: status::Report,
 }
 
@@ -118,6 +121,8 @@ impl Worker {
             began: Instant::now(),
             close: 0,
             seen_requests: (u32::MAX, u32::MAX),
+            captured: crate::capture::expand::Seen::default(),
+            more_captured: false,
             report: status::slot(slot).report,
         })
     }
@@ -135,6 +140,7 @@ impl Worker {
         self.take_reports();
         self.take_requests();
         self.keep_history();
+        self.take_captured();
         pg::report_activity(Some(c"settle and claim"));
         let lanes = self.lanes.clone();
         let mut work = claim::Claimed::default();
@@ -146,7 +152,7 @@ impl Worker {
                 self.links.synced = std::mem::take(&mut self.links.unwritten);
                 self.settled(settlement);
                 self.hand_over(work);
-                self.has_room_for_more()
+                self.more_captured || self.has_room_for_more()
             }
             Ok(Err(e)) => must(Ok(Err(e))),
             Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
@@ -202,6 +208,28 @@ impl Worker {
                 self.note_error(&format!("history partitions: {}", e.message));
             }
             other => must(other),
+        }
+    }
+
+    /// Makes messages of captured changes, in a transaction of its own: what it inserts is claimed like any other.
+    fn take_captured(&mut self) {
+        let extension = self.extension;
+        let result = pg::transaction(|| match pg::extension_oid() {
+            Some(oid) if oid == extension => self.captured.expand(),
+            _ => Ok((0, false)),
+        });
+        match result {
+            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+                self.captured = crate::capture::expand::Seen::default();
+                self.note_error(&format!("captured changes: {}", e.message));
+            }
+            other => {
+                let (messages, more) = must(other);
+                self.more_captured = more;
+                if messages > 0 {
+                    self.lanes.iter_mut().for_each(|lane| lane.more = true);
+                }
+            }
         }
     }
 

@@ -1,0 +1,319 @@
+-- Table changes to JetStream. A captured table has one statement trigger for each operation, whose argument says all
+-- there is to know of the capture: a dump carries it, and a table that is dropped takes it along.
+
+create table jetstream.capture_queue (
+    txid xid8 not null default pg_current_xact_id(),
+    lsn pg_lsn not null default pg_current_wal_insert_lsn(),
+    number integer not null,
+    at timestamptz not null default clock_timestamp(),
+    salt text not null,
+    head text not null,
+    body bytea not null
+) with (toast_tuple_target = 8160);
+-- Compressing costs the writer more than it saves.
+alter table jetstream.capture_queue alter column body set storage external;
+-- What is in it goes by transaction, and has no key of its own.
+alter table jetstream.capture_queue replica identity full;
+create index capture_queue_txid on jetstream.capture_queue (txid);
+
+comment on table jetstream.capture_queue is 'Captured changes that are not messages of the outbox yet; the worker makes them so at once';
+comment on column jetstream.capture_queue.txid is 'Transaction that made the changes';
+comment on column jetstream.capture_queue.lsn is 'Place in the write-ahead log when the statement ended';
+comment on column jetstream.capture_queue.number is 'Number of the first change in body within its statement, from 1';
+comment on column jetstream.capture_queue.at is 'When the statement ended';
+comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
+comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, connection, prefix, table';
+comment on column jetstream.capture_queue.body is 'The changes, packed';
+comment on index jetstream.capture_queue_txid is 'What became visible since the last look';
+
+create table jetstream.capture_relations (
+    relation oid not null,
+    described text not null,
+    constraint capture_relations_pkey primary key (relation)
+);
+comment on table jetstream.capture_relations is 'Captured tables as their last relation message described them';
+comment on column jetstream.capture_relations.relation is 'The table';
+comment on column jetstream.capture_relations.described is 'Its name and columns';
+
+create table jetstream.capture_schemas (
+    schema regnamespace not null,
+    options jsonb not null,
+    constraint capture_schemas_pkey primary key (schema)
+);
+comment on table jetstream.capture_schemas is 'Schemas whose new tables are captured too';
+comment on column jetstream.capture_schemas.schema is 'The schema';
+comment on column jetstream.capture_schemas.options is 'What capture_schema was given';
+
+select pg_catalog.pg_extension_config_dump('jetstream.capture_queue', '');
+select pg_catalog.pg_extension_config_dump('jetstream.capture_schemas', '');
+
+create function jetstream.capture_argument(arguments bytea) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.convert_from(pg_catalog.substr(arguments, 1, pg_catalog.octet_length(arguments) - 1),
+                                   pg_catalog.getdatabaseencoding())::jsonb
+$$;
+comment on function jetstream.capture_argument(bytea) is 'The argument of a capture trigger, from pg_trigger.tgargs';
+
+create view jetstream.captures as
+select t.tgrelid::regclass as "table",
+       array_agg(o.operation order by t.tgname) as operations,
+       (a.argument ->> 'prefix') || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname)
+           || '.*' as subjects,
+       a.argument ->> 'format' as format,
+       (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'columns', 'null'))
+           with ordinality as x (e, i)) as columns,
+       a.argument ->> 'condition' as condition,
+       (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'key', 'null'))
+           with ordinality as x (e, i)) as key,
+       a.argument ->> 'connection' as connection,
+       (a.argument ->> 'transactions')::boolean as transactions,
+       bool_and(t.tgenabled <> 'D') as enabled
+from pg_trigger t
+join pg_class c on c.oid = t.tgrelid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select jetstream.capture_argument(t.tgargs) as argument) a
+cross join lateral (select substr(t.tgname, 19) as operation) o
+where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and not (a.argument ->> 'partition')::boolean
+group by t.tgrelid, n.nspname, c.relname, a.argument;
+comment on view jetstream.captures is 'Tables whose changes are captured';
+comment on column jetstream.captures."table" is 'The table; changes of its partitions appear under it';
+comment on column jetstream.captures.operations is 'Of insert, update, delete, truncate';
+comment on column jetstream.captures.subjects is 'Subjects its messages have';
+comment on column jetstream.captures.format is 'pgoutput, row, debezium or cloudevents';
+comment on column jetstream.captures.columns is 'Columns that are captured; null: all';
+comment on column jetstream.captures.condition is 'Condition on a row; null: every row';
+comment on column jetstream.captures.key is 'Columns whose values order messages; null: the primary key; empty: the whole table is one order';
+comment on column jetstream.captures.connection is 'Connection the messages go to';
+comment on column jetstream.captures.transactions is 'Whether begin and commit are published too';
+comment on column jetstream.captures.enabled is 'Whether all its triggers are enabled';
+
+create function jetstream.capture_triggers(relation regclass, operations text[], argument jsonb) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    operation text;
+begin
+    foreach operation in array operations loop
+        -- Of a partition that is truncated, the rows are published as deleted: they are read before they go.
+        execute pg_catalog.format('create trigger %I %s %s on %s%s for each statement execute function '
+            'jetstream.capture_changes(%L)', 'jetstream_capture_' || operation,
+            case operation when 'truncate' then 'before' else 'after' end, operation, relation,
+            case operation
+                when 'insert' then ' referencing new table as new_rows'
+                when 'update' then ' referencing old table as old_rows new table as new_rows'
+                when 'delete' then ' referencing old table as old_rows'
+                else '' end,
+            argument::text);
+    end loop;
+end
+$$;
+comment on function jetstream.capture_triggers(regclass, text[], jsonb) is 'Creates the triggers of a capture on one table';
+
+create function jetstream.capture_drop_triggers(relation regclass) returns integer
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    trigger name;
+    dropped integer := 0;
+begin
+    for trigger in
+        select t.tgname from pg_catalog.pg_trigger t
+        where t.tgrelid = relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+    loop
+        execute pg_catalog.format('drop trigger %I on %s', trigger, relation);
+        dropped := dropped + 1;
+    end loop;
+    return dropped;
+end
+$$;
+comment on function jetstream.capture_drop_triggers(regclass) is 'Drops the triggers of a capture from one table; returns how many';
+
+create function jetstream.capture_must_own(relation regclass) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not (select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c where c.oid = relation) then
+        raise exception 'must be owner of table %', relation
+            using errcode = 'insufficient_privilege', hint = 'Only a table''s owner can have its changes captured.';
+    end if;
+end
+$$;
+comment on function jetstream.capture_must_own(regclass) is 'Raises an ERROR unless the current user owns the table';
+
+create function jetstream.capture_columns(relation regclass, names text[]) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name text;
+    number smallint;
+    columns jsonb := '[]';
+begin
+    if names is null then
+        return null;
+    end if;
+    foreach name in array names loop
+        select a.attnum into number from pg_catalog.pg_attribute a
+        where a.attrelid = relation and a.attname = name and a.attnum > 0 and not a.attisdropped;
+        if not found then
+            raise exception 'column "%" of table % does not exist', name, relation using errcode = 'undefined_column';
+        end if;
+        columns := columns || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(name, number));
+    end loop;
+    return columns;
+end
+$$;
+comment on function jetstream.capture_columns(regclass, text[]) is 'Names and numbers of columns, as a capture keeps them';
+
+create function jetstream.capture(
+    "table" regclass,
+    operations text[] default '{insert,update,delete,truncate}',
+    subject_prefix text default 'postgres',
+    format text default 'pgoutput',
+    columns text[] default null,
+    condition text default null,
+    key text[] default null,
+    connection text default 'default',
+    transactions boolean default false
+) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    relation regclass := "table";
+    kind "char";
+    argument jsonb;
+    above regclass;
+begin
+    select c.relkind into kind from pg_class c where c.oid = relation;
+    if kind is null or kind not in ('r', 'p') then
+        raise exception 'cannot capture %: it is no table', relation
+            using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
+    end if;
+    perform jetstream.capture_must_own(relation);
+    if relation in (select c.oid from pg_class c where c.relnamespace = 'jetstream'::regnamespace) then
+        raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
+    end if;
+    select c."table" into above from jetstream.captures c
+    where c."table" in (select p.relid from pg_partition_ancestors(relation) as p (relid)) and c."table" <> relation;
+    if found then
+        raise exception 'cannot capture %: it is a partition of %, which is captured', relation, above
+            using errcode = 'object_in_use', hint = 'Its changes appear under that table.';
+    end if;
+    if operations is null or cardinality(operations) = 0
+        or not operations <@ '{insert,update,delete,truncate}' or array_position(operations, null) is not null then
+        raise exception 'operations % are not of insert, update, delete and truncate', operations
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if format is null or format not in ('pgoutput', 'row', 'debezium', 'cloudevents') then
+        raise exception 'format "%" is not known', format
+            using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
+    end if;
+    perform jetstream.check_subject(subject_prefix);
+    if subject_prefix is null then
+        raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
+    end if;
+    if not jetstream.connection_exists(connection) then
+        raise exception 'connection "%" does not exist', connection
+            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
+    end if;
+    if columns is not null and cardinality(columns) = 0 then
+        raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
+    end if;
+    argument := jsonb_build_object('columns', jetstream.capture_columns(relation, columns),
+        'key', jetstream.capture_columns(relation, key), 'table', relation::oid::bigint, 'format', format, 'prefix', subject_prefix,
+        'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false);
+    perform jetstream.capture_check_condition(relation, condition);
+    perform jetstream.capture_stream(subject_prefix, connection);
+    perform jetstream.capture_remove(relation);
+    perform jetstream.capture_triggers(relation, operations, argument);
+    perform jetstream.capture_members(relation);
+    return (select c.subjects from jetstream.captures c where c."table" = relation);
+end
+$$;
+comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean) is
+    'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how';
+
+create function jetstream.capture_remove(relation regclass) returns integer
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    partition regclass;
+    dropped integer := 0;
+begin
+    -- Partitions have triggers of their own, for statements that name them.
+    for partition in
+        select p.relid from pg_catalog.pg_partition_tree(relation) p where p.level > 0
+        union all select relation
+    loop
+        dropped := dropped + jetstream.capture_drop_triggers(partition);
+    end loop;
+    return dropped;
+end
+$$;
+comment on function jetstream.capture_remove(regclass) is 'Drops the triggers of a capture from a table and its partitions; returns how many';
+
+create function jetstream.uncapture("table" regclass) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform jetstream.capture_must_own("table");
+    return jetstream.capture_remove("table") > 0;
+end
+$$;
+comment on function jetstream.uncapture(regclass) is 'Ends the capture of a table; false if it was not captured. What is captured already is still published';
+
+create function jetstream.capture_check_condition(relation regclass, condition text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if condition is not null then
+        -- As the trigger reads it: the columns by their names, no tables, functions of the catalog or with their schema.
+        execute pg_catalog.format('select (%s) is true from (select * from %s) as rows limit 0', condition, relation);
+    end if;
+exception when others then
+    raise exception 'condition (%) of the capture of table % does not work: %', condition, relation, sqlerrm
+        using errcode = sqlstate, hint = 'Capture the table with another condition, or end the capture with jetstream.uncapture.';
+end
+$$;
+comment on function jetstream.capture_check_condition(regclass, text) is 'Raises an ERROR if a condition on a table''s rows does not work';
+
+create function jetstream.connection_exists(name text) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from jetstream.connections c where c.name = $1)
+$$;
+comment on function jetstream.connection_exists(text) is 'Whether there is a connection of this name';
+
+create function jetstream.capture_stream(prefix text, connection text) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    stream text := case prefix when 'postgres' then 'postgres_replication' else prefix || '_replication' end;
+begin
+    if exists (select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
+               where s.connection = connection
+                 and jetstream.subject_matches(prefix || '.schema.table.operation', p)) then
+        return;
+    end if;
+    -- One stream of a prefix for all: what does not fit takes the oldest away.
+    insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description)
+    values (pg_catalog.replace(stream, '.', '_'), connection, array[prefix || '.>'], 1000000, 1073741824,
+            'Table changes captured by pg_jetstream')
+    on conflict on constraint streams_name_key do nothing;
+end
+$$;
+comment on function jetstream.capture_stream(text, text) is
+    'Asks for the stream of a prefix, postgres_replication or {prefix}_replication, unless there is one for its subjects';

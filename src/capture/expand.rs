@@ -1,0 +1,154 @@
+//! The drain worker's side: from `jetstream.capture_queue` to messages of the outbox.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pgrx::spi::{SpiHeapTupleData, SpiResult};
+
+use super::batch;
+use super::envelope::{self, Stamp};
+use super::head::Head;
+
+/// Bytes of packed changes made into messages in one transaction; at least one row of the queue.
+const AT_ONCE: i64 = 2_000_000;
+
+/// What this worker has seen of the queue.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Snapshot of the last look that took everything; none before the first.
+    snapshot: Option<String>,
+    /// Looks since the whole queue was read.
+    looks: u32,
+}
+
+/// As often the whole queue is read, whatever is believed to be seen: rows that came with a restored dump have old
+/// transaction ids.
+const EVERYTHING_EVERY: u32 = 10_000;
+
+// What became visible since a snapshot: rows of transactions that were in progress then, and of later ones. Both are
+// found by the index on txid, without a walk over rows that are gone and not yet vacuumed. Order: of a row's changes,
+// and of a table's rows and its truncations, the later statement has the later place, for it waited for the earlier
+// one's commit.
+const TAKE: &str = "
+with visible as materialized (
+    select v.ctid as place,
+           sum(octet_length(v.body)) over (order by v.lsn, v.number, v.salt rows unbounded preceding)
+               - octet_length(v.body) as before
+    from (select ctid, * from jetstream.capture_queue where txid = any ($1::xid8[])
+          union all
+          select ctid, * from jetstream.capture_queue where txid >= $2::xid8) v
+    where exists (select from jetstream.connections c where c.name = v.head::jsonb ->> 'connection')
+), taken as (
+    delete from jetstream.capture_queue q
+    where q.ctid = any (array(select v.place from visible v where v.before < $3))
+    returning q.txid::text::bigint as xid, q.lsn, q.number, q.at, q.salt, q.head, q.body
+)
+select xid, (lsn - '0/0')::bigint as place, number, (extract(epoch from at) * 1000000)::bigint as at, salt, head, body,
+       (select count(*) from visible) as visible
+from taken order by lsn, number, salt";
+
+const PUT: &str = "
+insert into jetstream.outbox (connection, subject, raw, headers, message_id, key)
+select m.connection, m.subject, m.raw, m.headers::jsonb, m.message_id, m.key
+from rows from (unnest($1::text[]), unnest($2::text[]), unnest($3::bytea[]), unnest($4::text[]), unnest($5::text[]),
+                unnest($6::text[])) with ordinality as m (connection, subject, raw, headers, message_id, key, n)
+order by m.n";
+
+#[derive(Default)]
+struct Columns {
+    connections: Vec<String>,
+    subjects: Vec<String>,
+    bodies: Vec<Vec<u8>>,
+    headers: Vec<Option<String>>,
+    ids: Vec<String>,
+    keys: Vec<Option<String>>,
+}
+
+impl Seen {
+    /// Makes messages of what was captured; to be called in a transaction of the worker's own. Returns how many, and
+    /// whether there is more.
+    pub fn expand(&mut self) -> SpiResult<(usize, bool)> {
+        self.looks += 1;
+        if self.looks >= EVERYTHING_EVERY {
+            *self = Seen::default();
+        }
+        Spi::connect_mut(|client| {
+            let now: String = client
+                .update("select pg_catalog.pg_current_snapshot()::text", None, &[])?
+                .first()
+                .get_one()?
+                .unwrap_or_default();
+            let (in_progress, next) = self.bounds();
+            let rows = client.update(TAKE, None, &[in_progress.into(), next.into(), AT_ONCE.into()])?;
+            let taken = rows.len();
+            let mut visible = 0;
+            let mut columns = Columns::default();
+            for row in rows {
+                visible = row.get_by_name::<i64, _>("visible")?.unwrap_or(0) as usize;
+                columns.add(&row)?;
+            }
+            let count = columns.ids.len();
+            if count > 0 {
+                client.update(
+                    PUT,
+                    None,
+                    &[
+                        columns.connections.into(),
+                        columns.subjects.into(),
+                        columns.bodies.into(),
+                        columns.headers.into(),
+                        columns.ids.into(),
+                        columns.keys.into(),
+                    ],
+                )?;
+            }
+            let more = taken < visible;
+            if !more {
+                self.snapshot = Some(now);
+            }
+            Ok((count, more))
+        })
+    }
+
+    /// Transactions in progress in the snapshot, as an array, and the first that began after it.
+    fn bounds(&self) -> (String, String) {
+        let Some(snapshot) = &self.snapshot else {
+            return ("{}".to_owned(), "0".to_owned());
+        };
+        let mut parts = snapshot.splitn(3, ':').skip(1);
+        let next = parts.next().unwrap_or("0").to_owned();
+        (format!("{{{}}}", parts.next().unwrap_or_default()), next)
+    }
+}
+
+impl Columns {
+    fn add(&mut self, row: &SpiHeapTupleData<'_>) -> SpiResult<()> {
+        let text = |name: &str| row.get_by_name::<String, _>(name).map(Option::unwrap_or_default);
+        let number = |name: &str| row.get_by_name::<i64, _>(name).map(Option::unwrap_or_default);
+        let stamp = Stamp {
+            xid: number("xid")? as u64,
+            lsn: number("place")? as u64,
+            at: number("at")?,
+            salt: text("salt")?,
+        };
+        let first = row.get_by_name::<i32, _>("number")?.unwrap_or(1) as u32;
+        let body = row.get_by_name::<Vec<u8>, _>("body")?.unwrap_or_default();
+        let damaged = |what: String| -> ! {
+            pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, what, "").report(PgLogLevel::ERROR);
+            unreachable!("an ERROR does not return")
+        };
+        let head: Head = serde_json::from_str(&text("head")?)
+            .unwrap_or_else(|e| damaged(format!("a row of jetstream.capture_queue has no readable head: {e}")));
+        let changes = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
+        for (n, change) in changes.iter().enumerate() {
+            let made = envelope::message(&head, &stamp, first + n as u32, change);
+            self.connections.push(head.connection.clone());
+            self.subjects.push(made.subject);
+            self.bodies.push(made.body);
+            self.headers.push(made.headers);
+            self.ids.push(made.message_id);
+            self.keys
+                .push(change.key.map(|key| String::from_utf8_lossy(key).into_owned()));
+        }
+        Ok(())
+    }
+}

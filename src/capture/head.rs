@@ -1,0 +1,103 @@
+//! Where captured changes go and what they look like: the part of a message that is the same for all rows of a table.
+//! Free of PostgreSQL.
+
+use serde::{Deserialize, Serialize};
+
+/// Shape of a message's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// `{"Insert": {…}}`, all values text.
+    Pgoutput,
+    /// `{"op": "insert", …}`, typed values.
+    Row,
+    /// Debezium's envelope without a schema.
+    Debezium,
+    /// CloudEvents 1.0 in structured mode, with `ce-` headers.
+    Cloudevents,
+}
+
+/// Stored with each batch, so that what was captured is published as it was meant, whatever becomes of the capture.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Head {
+    /// Shape of the body.
+    pub format: Format,
+    /// Connection (`connections.name`) it goes to.
+    pub connection: String,
+    /// First tokens of the subject.
+    pub prefix: String,
+    /// Database, for the formats that name it.
+    pub database: String,
+    /// Schema of the table.
+    pub schema: String,
+    /// Name of the table.
+    pub table: String,
+    /// Object id of the table.
+    pub relation_id: u32,
+}
+
+impl Head {
+    /// The subject of a change: `{prefix}.{schema}.{table}.{operation}`.
+    pub fn subject(&self, operation: &str) -> String {
+        format!(
+            "{}.{}.{}.{operation}",
+            self.prefix,
+            token(&self.schema),
+            token(&self.table)
+        )
+    }
+
+    /// The subject of a transaction's boundary: `{prefix}.transactions.{begin|commit}.event`.
+    pub fn transaction_subject(&self, event: &str) -> String {
+        format!("{}.transactions.{event}.event", self.prefix)
+    }
+}
+
+/// A name as one token of a subject: bytes (of UTF-8) that are not printable ASCII, and `.`, `*`, `>`, `%` and space,
+/// become `%` and two hexadecimal digits, as in a URL.
+pub fn token(name: &str) -> String {
+    let mut token = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'.' | b'*' | b'>' | b'%' => token.push_str(&format!("%{byte:02X}")),
+            b'!'..=b'~' => token.push(byte as char),
+            _ => token.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    token
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::subject;
+
+    fn read(token: &str) -> String {
+        let mut bytes = Vec::new();
+        let mut rest = token.bytes();
+        while let Some(byte) = rest.next() {
+            bytes.push(match byte {
+                b'%' => {
+                    let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                    u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+                }
+                plain => plain,
+            });
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn any_name_is_a_token_and_comes_back() {
+        for name in [
+            "users", "a.b", "we ird", "*", ">", "100%", "%2E", "Käse", "🧀", "a\tb", "$x", "-_~",
+        ] {
+            let token = token(name);
+            assert_eq!(read(&token), name);
+            assert!(!token.contains('.'), "{token}");
+            assert_eq!(subject::check(&format!("p.{token}.insert")), Ok(()), "{token}");
+        }
+        assert_eq!(token("a.b c"), "a%2Eb%20c");
+    }
+}

@@ -1,0 +1,174 @@
+//! Table changes to JetStream. A statement trigger packs what its transition tables hold into
+//! `jetstream.capture_queue`; the drain worker turns that into messages of the outbox ([`expand`]).
+
+pub mod batch;
+pub mod envelope;
+pub mod expand;
+pub mod head;
+pub mod json;
+mod plan;
+mod queue;
+mod rows;
+mod settings;
+mod transaction;
+mod truncate;
+mod value;
+
+use std::rc::Rc;
+
+use pgrx::prelude::*;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::status::Request;
+use crate::wake;
+use batch::{Change, Op};
+use plan::Plan;
+
+type NoTuple = Result<Option<PgHeapTuple<'static, AllocatedByRust>>, std::convert::Infallible>;
+
+/// Bytes of a row of the queue: as many changes as fit into a page with it.
+const FULL: usize = 7_600;
+
+/// The longest body a message may have, as for the outbox.
+const MAX_BODY: usize = 67_108_864;
+
+/// The changes of one statement on their way to the queue.
+struct Statement {
+    plan: Rc<Plan>,
+    lsn: u64,
+    salt: String,
+    body: Vec<u8>,
+    /// Changes stored, and those in `body`.
+    stored: i32,
+    waiting: i32,
+}
+
+impl Statement {
+    fn new(plan: Rc<Plan>) -> Statement {
+        if plan.config.transactions {
+            transaction::begin(&plan);
+        }
+        Statement {
+            plan,
+            lsn: queue::place(),
+            salt: queue::salt(),
+            body: Vec::new(),
+            stored: 0,
+            waiting: 0,
+        }
+    }
+
+    fn add(&mut self, change: &Change<'_>) {
+        let size = [change.key, change.old, change.new, change.changed]
+            .iter()
+            .flatten()
+            .map(|field| field.len() + 4)
+            .sum::<usize>();
+        if size > MAX_BODY - 4096 {
+            fail(
+                &self.plan,
+                PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                &format!("a row of {size} bytes is too long for a message"),
+                "No NATS server takes more than 64 MB. Leave its long columns out with the columns of jetstream.capture.",
+            );
+        }
+        if !self.body.is_empty() && self.body.len() + size > FULL {
+            self.flush();
+        }
+        batch::push(&mut self.body, change);
+        self.waiting += 1;
+    }
+
+    fn flush(&mut self) {
+        if self.waiting == 0 {
+            return;
+        }
+        queue::store(&queue::Row {
+            lsn: self.lsn,
+            number: self.stored + 1,
+            salt: &self.salt,
+            head: &self.plan.head_text,
+            body: &self.body,
+        });
+        self.stored += self.waiting;
+        self.waiting = 0;
+        self.body.clear();
+    }
+}
+
+/// Raises an ERROR that names the table.
+fn fail(plan: &Plan, code: PgSqlErrorCode, why: &str, hint: &str) -> ! {
+    let table = format!("{}.{}", plan.head.schema, plan.head.table);
+    pg_sys::panic::ErrorReport::new(
+        code,
+        format!("changes of table \"{table}\" cannot be captured: {why}"),
+        "",
+    )
+    .set_hint(hint)
+    .report(PgLogLevel::ERROR);
+    unreachable!("an ERROR does not return")
+}
+
+/// Trigger: captures the changes of a statement. Its argument is what `jetstream.capture` was given.
+#[pg_trigger]
+fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
+    let data = trigger.trigger_data();
+    let plan = plan::of(trigger.trigger().tgoid, rows::relation(data), || {
+        trigger
+            .extra_args()
+            .ok()
+            .and_then(|mut arguments| arguments.pop())
+            .unwrap_or_default()
+    });
+    let plan = plan.unwrap_or_else(|why| {
+        let message = format!(
+            "changes of table \"{}\" cannot be captured: {why}",
+            trigger.table_name().unwrap_or_default()
+        );
+        pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message, "")
+            .set_hint("Capture the table again with jetstream.capture, or end it with jetstream.uncapture.")
+            .report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    });
+    if rows::capture(&plan, data) {
+        wake::at_commit(Request::Look);
+    }
+    Ok(None)
+}
+
+/// Describes a captured table; `argument` is its trigger's. If that is not what is `known` of it, a relation message is
+/// stored. Returns the description.
+#[pg_extern(volatile)]
+fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) -> String {
+    let plan = Plan::look_up(relation, argument).unwrap_or_else(|why| {
+        pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, why, "")
+            .report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    });
+    if let Err(error) = crate::subject::check(&plan.head.subject("relation")) {
+        fail(
+            &plan,
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            &error.to_string(),
+            "Shorten the names or the prefix, or end the capture with jetstream.uncapture.",
+        );
+    }
+    let described = format!("{} {}", plan.key_prefix, plan.described);
+    if known != Some(described.as_str()) {
+        let columns = plan.described.clone();
+        let mut statement = Statement::new(Rc::new(plan));
+        statement.add(&Change {
+            new: Some(columns.as_bytes()),
+            ..Change::bare(Op::Relation)
+        });
+        statement.flush();
+        wake::at_commit(Request::Look);
+    }
+    described
+}
+
+/// A name as one token of a subject; see `head::token`.
+#[pg_extern(immutable, strict, parallel_safe)]
+fn subject_token(name: &str) -> String {
+    head::token(name)
+}

@@ -1,0 +1,261 @@
+//! How the rows of one table are written: looked up once in a session, and anew when the table changes.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use pgrx::pg_sys::{self, Oid};
+use pgrx::prelude::*;
+use pgrx::spi::SpiResult;
+use serde::Deserialize;
+
+use super::head::{Format, Head, token};
+use super::value::Value;
+use super::{json, queue};
+
+/// The argument of a capture trigger, as `jetstream.capture` writes it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    /// Shape of the body.
+    pub format: Format,
+    /// First tokens of the subject.
+    pub prefix: String,
+    /// Connection it goes to.
+    pub connection: String,
+    /// SQL condition on a row.
+    pub condition: Option<String>,
+    /// Begin and commit are published too.
+    pub transactions: bool,
+    /// The trigger stands on a partition of the table that is captured.
+    pub partition: bool,
+}
+
+/// A captured column.
+pub struct Column {
+    /// Place in the row, from 0.
+    pub at: usize,
+    /// Name of the column.
+    pub name: String,
+    /// `"name":`
+    pub label: Vec<u8>,
+    /// How it is written; its row holds it mutably.
+    pub value: RefCell<Value>,
+}
+
+/// A column of the key.
+pub struct KeyColumn {
+    /// Place in the row, from 0.
+    pub at: usize,
+    /// Its text.
+    pub value: RefCell<Value>,
+}
+
+/// How to write a table's rows.
+pub struct Plan {
+    /// The trigger's argument.
+    pub config: Config,
+    /// What all messages have in common.
+    pub head: Head,
+    /// The same as it is stored.
+    pub head_text: String,
+    /// Captured columns in the order of the table.
+    pub columns: Vec<Column>,
+    /// Columns of the key in its order; none if the table has no key.
+    pub key: Vec<KeyColumn>,
+    /// `schema.table:`
+    pub key_prefix: String,
+    /// Updates carry the whole row before.
+    pub full_old: bool,
+    /// How many columns a row must be taken apart to.
+    pub width: usize,
+    /// The columns as a relation message has them.
+    pub described: String,
+}
+
+/// Of the table or, for a partition, of the captured table above it: its name and columns, with their places in the
+/// row of `$1`. `$2` is the trigger's argument. Columns of a capture are known by number; by name after a restore,
+/// when the numbers are others.
+const LOOK_UP: &str = "
+with arg as (select $2::jsonb as a),
+root as (
+    select coalesce((
+        select t.tgrelid
+        from arg cross join pg_catalog.pg_partition_ancestors($1) with ordinality as p (relid, n)
+        join pg_catalog.pg_trigger t on t.tgrelid = p.relid
+        join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.proname = 'capture_changes'
+            and f.pronamespace = 'jetstream'::pg_catalog.regnamespace
+        where (a ->> 'partition')::boolean and p.relid <> $1
+          and pg_catalog.strpos(pg_catalog.encode(t.tgargs, 'escape'), '\"partition\": false') > 0
+        order by p.n limit 1), $1) as oid
+),
+named as (
+    select k.list, k.n, a.attnum
+    from arg cross join root cross join lateral (
+        select 'columns' as list, c.v, c.n from jsonb_array_elements(nullif(a -> 'columns', 'null')) with ordinality c (v, n)
+        union all
+        select 'key', c.v, c.n from jsonb_array_elements(nullif(a -> 'key', 'null')) with ordinality c (v, n)) k
+    join pg_catalog.pg_attribute a on a.attrelid = root.oid and not a.attisdropped and a.attnum > 0
+        and case when (arg.a ->> 'table')::oid = root.oid then a.attnum = (k.v ->> 1)::smallint
+                 else a.attname = k.v ->> 0 end
+),
+key as (
+    select attnum, n from named where list = 'key'
+    union all
+    select k.attnum, k.n
+    from arg cross join root cross join lateral (
+        select i.indkey from pg_catalog.pg_index i join pg_catalog.pg_class r on r.oid = i.indrelid
+        where i.indrelid = root.oid and i.indisvalid and (i.indisprimary or i.indisreplident and r.relreplident = 'i')
+        order by i.indisprimary desc limit 1) i
+    cross join lateral unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
+    where coalesce(a -> 'key', 'null') = 'null'
+)
+select n.nspname::text as schema, c.relname::text as name, c.oid as relation, c.relreplident::text as identity,
+       pg_catalog.current_database()::text as database,
+       a.attname::text as column, own.attnum::int as place, a.atttypid as type, key.n::int as key_place,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
+       (coalesce(arg.a -> 'columns', 'null') = 'null' or exists (
+           select from named where list = 'columns' and named.attnum = a.attnum)) as captured
+from arg cross join root
+join pg_catalog.pg_class c on c.oid = root.oid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    and a.attgenerated <> 'v'
+left join pg_catalog.pg_attribute own on own.attrelid = $1 and own.attname = a.attname and not own.attisdropped
+left join key on key.attnum = a.attnum
+order by a.attnum";
+
+impl Plan {
+    /// Looks up a table; `argument` is the trigger's.
+    pub fn look_up(relation: Oid, argument: &str) -> Result<Plan, String> {
+        let config: Config = serde_json::from_str(argument).map_err(|e| format!("its trigger's argument: {e}"))?;
+        Plan::read(relation, argument, config).map_err(|e| e.to_string())
+    }
+
+    fn read(relation: Oid, argument: &str, config: Config) -> SpiResult<Plan> {
+        Spi::connect_mut(|client| {
+            let rows = client.update(LOOK_UP, None, &[relation.into(), argument.into()])?;
+            let mut plan = Plan {
+                head: Head {
+                    format: config.format,
+                    connection: config.connection.clone(),
+                    prefix: config.prefix.clone(),
+                    database: String::new(),
+                    schema: String::new(),
+                    table: String::new(),
+                    relation_id: 0,
+                },
+                config,
+                head_text: String::new(),
+                columns: Vec::new(),
+                key: Vec::new(),
+                key_prefix: String::new(),
+                full_old: false,
+                width: 0,
+                described: String::new(),
+            };
+            let mut key = Vec::new();
+            let mut described = Vec::new();
+            for row in rows {
+                let text = |name: &str| row.get_by_name::<String, _>(name).map(Option::unwrap_or_default);
+                plan.head.schema = text("schema")?;
+                plan.head.table = text("name")?;
+                plan.head.database = text("database")?;
+                plan.head.relation_id = row.get_by_name::<Oid, _>("relation")?.map_or(0, Oid::to_u32);
+                plan.full_old = text("identity")? == "f" || plan.head.format != Format::Pgoutput;
+                let (Some(place), Some(oid)) =
+                    (row.get_by_name::<i32, _>("place")?, row.get_by_name::<Oid, _>("type")?)
+                else {
+                    continue;
+                };
+                let at = place.max(1) as usize - 1;
+                let name = text("column")?;
+                let key_place = row.get_by_name::<i32, _>("key_place")?;
+                if let Some(key_place) = key_place {
+                    let value = RefCell::new(Value::text(oid));
+                    key.push((key_place, KeyColumn { at, value }));
+                    plan.width = plan.width.max(at + 1);
+                }
+                if !row.get_by_name::<bool, _>("captured")?.unwrap_or(true) {
+                    continue;
+                }
+                plan.width = plan.width.max(at + 1);
+                described.push(format!(
+                    "{{\"name\":{},\"type_id\":{},\"flags\":{},\"type\":{}}}",
+                    json::quoted(&name),
+                    oid.to_u32(),
+                    u8::from(key_place.is_some()),
+                    json::quoted(&text("type_name")?)
+                ));
+                let value = match plan.head.format {
+                    Format::Pgoutput => Value::text(oid),
+                    _ => Value::typed(oid),
+                };
+                plan.columns.push(Column {
+                    at,
+                    label: format!("{}:", json::quoted(&name)).into_bytes(),
+                    name,
+                    value: RefCell::new(value),
+                });
+            }
+            key.sort_by_key(|(place, _)| *place);
+            plan.key = key.into_iter().map(|(_, column)| column).collect();
+            plan.key_prefix = format!("{}.{}:", token(&plan.head.schema), token(&plan.head.table));
+            plan.head_text = queue::head_text(&plan.head);
+            plan.described = format!("[{}]", described.join(","));
+            Ok(plan)
+        })
+    }
+}
+
+thread_local! {
+    /// By trigger.
+    static PLANS: RefCell<HashMap<Oid, Rc<Plan>>> = RefCell::new(HashMap::new());
+    static WATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// The plan of a trigger's table.
+pub fn of(trigger: Oid, relation: Oid, argument: impl FnOnce() -> String) -> Result<Rc<Plan>, String> {
+    watch();
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&trigger).cloned()) {
+        return Ok(plan);
+    }
+    let plan = Rc::new(Plan::look_up(relation, &argument())?);
+    PLANS.with_borrow_mut(|plans| plans.insert(trigger, plan.clone()));
+    Ok(plan)
+}
+
+/// Makes any change of a table's definition forget the plans: they also depend on tables above and on types.
+fn watch() {
+    if WATCHING.replace(true) {
+        return;
+    }
+    // SAFETY: functions of the right kinds that live as long as the process; they only forget Rust values.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::null());
+        for cache in [
+            pg_sys::SysCacheIdentifier::NAMESPACEOID,
+            pg_sys::SysCacheIdentifier::TYPEOID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog_changed), pg_sys::Datum::null());
+        }
+    }
+}
+
+fn forget() {
+    // While a plan is being looked up nothing is borrowed.
+    PLANS.with(|plans| {
+        if let Ok(mut plans) = plans.try_borrow_mut() {
+            plans.clear();
+        }
+    });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, _relation: Oid) {
+    forget();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    forget();
+}

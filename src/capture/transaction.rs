@@ -1,0 +1,86 @@
+//! Begin and commit of transactions that made captured changes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use pgrx::{PgSubXactCallbackEvent, PgXactCallbackEvent, pg_sys, register_subxact_callback, register_xact_callback};
+
+use super::batch::{self, Change, Op};
+use super::head::{Format, Head};
+use super::plan::Plan;
+use super::queue;
+
+/// A begin that stands in the queue, and the subtransaction that put it there.
+struct Begun {
+    head: Head,
+    subtransaction: pg_sys::SubTransactionId,
+}
+
+thread_local! {
+    static BEGUN: RefCell<Vec<Begun>> = const { RefCell::new(Vec::new()) };
+    static REGISTERED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Stores the begin before the first change of this transaction that goes this way.
+pub fn begin(plan: &Rc<Plan>) {
+    let way = |head: &Head| -> (Format, String, String) { (head.format, head.prefix.clone(), head.connection.clone()) };
+    let wanted = way(&plan.head);
+    if BEGUN.with_borrow(|begun| begun.iter().any(|one| way(&one.head) == wanted)) {
+        return;
+    }
+    store(&plan.head, Op::Begin);
+    // SAFETY: called in a transaction.
+    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    BEGUN.with_borrow_mut(|begun| {
+        begun.push(Begun {
+            head: plan.head.clone(),
+            subtransaction,
+        });
+    });
+    register();
+}
+
+fn store(head: &Head, op: Op) {
+    let mut body = Vec::new();
+    batch::push(&mut body, &Change::bare(op));
+    queue::store(&queue::Row {
+        lsn: queue::place(),
+        number: 1,
+        salt: &queue::salt(),
+        head: &queue::head_text(head),
+        body: &body,
+    });
+}
+
+/// What a savepoint takes back takes its begin with it.
+fn register() {
+    if REGISTERED.replace(true) {
+        return;
+    }
+    let end = || {
+        BEGUN.take();
+        REGISTERED.set(false);
+    };
+    register_xact_callback(PgXactCallbackEvent::PreCommit, commit);
+    register_xact_callback(PgXactCallbackEvent::PrePrepare, commit);
+    register_xact_callback(PgXactCallbackEvent::Commit, end);
+    register_xact_callback(PgXactCallbackEvent::Abort, end);
+    register_xact_callback(PgXactCallbackEvent::Prepare, end);
+    register_subxact_callback(PgSubXactCallbackEvent::AbortSub, |ended, _| {
+        BEGUN.with_borrow_mut(|begun| begun.retain(|one| one.subtransaction != ended));
+    });
+    register_subxact_callback(PgSubXactCallbackEvent::CommitSub, |ended, parent| {
+        BEGUN.with_borrow_mut(|begun| {
+            for one in begun.iter_mut().filter(|one| one.subtransaction == ended) {
+                one.subtransaction = parent;
+            }
+        });
+    });
+}
+
+/// Before the commit itself, after all deferred triggers: nothing a user can write comes later.
+fn commit() {
+    for one in BEGUN.take() {
+        store(&one.head, Op::Commit);
+    }
+}
