@@ -1,8 +1,8 @@
 //! The drain worker's side: from `jetstream.capture_queue` to messages of the outbox.
 
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, PgBuiltInOids as Oids};
 use pgrx::prelude::*;
-use pgrx::spi::{SpiHeapTupleData, SpiResult};
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiHeapTupleData, SpiResult};
 
 use super::batch;
 use super::envelope::{self, Stamp};
@@ -12,12 +12,35 @@ use super::head::Head;
 const AT_ONCE: i64 = 2_000_000;
 
 /// What this worker has seen of the queue.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Seen {
+    statements: Option<Statements>,
     /// Snapshot of the last look that took everything; none before the first.
     snapshot: Option<String>,
     /// Looks since the whole queue was read.
     looks: u32,
+}
+
+/// Made in the first transaction, valid as long as the extension is not changed.
+struct Statements {
+    now: OwnedPreparedStatement,
+    take: OwnedPreparedStatement,
+    put: OwnedPreparedStatement,
+}
+
+impl Statements {
+    fn prepare(client: &SpiClient<'_>) -> SpiResult<Statements> {
+        let make = |sql: &str, arguments: &[Oids]| {
+            let arguments: Vec<PgOid> = arguments.iter().map(|oid| PgOid::BuiltIn(*oid)).collect();
+            SpiResult::Ok(client.prepare_mut(sql, &arguments)?.keep())
+        };
+        let (text, texts) = (Oids::TEXTOID, Oids::TEXTARRAYOID);
+        Ok(Statements {
+            now: make("select pg_catalog.pg_current_snapshot()::text", &[])?,
+            take: make(TAKE, &[text, text, Oids::INT8OID])?,
+            put: make(PUT, &[texts, texts, Oids::BYTEAARRAYOID, texts, texts, texts])?,
+        })
+    }
 }
 
 /// As often the whole queue is read, whatever is believed to be seen: rows that came with a restored dump have old
@@ -72,13 +95,17 @@ impl Seen {
             *self = Seen::default();
         }
         Spi::connect_mut(|client| {
-            let now: String = client
-                .update("select pg_catalog.pg_current_snapshot()::text", None, &[])?
-                .first()
-                .get_one()?
-                .unwrap_or_default();
             let (in_progress, next) = self.bounds();
-            let rows = client.update(TAKE, None, &[in_progress.into(), next.into(), AT_ONCE.into()])?;
+            let statements = match self.statements.take() {
+                Some(statements) => statements,
+                None => Statements::prepare(client)?,
+            };
+            let now = client.update(&statements.now, None, &[])?.first().get_one::<String>()?;
+            let rows = client.update(
+                &statements.take,
+                None,
+                &[in_progress.into(), next.into(), AT_ONCE.into()],
+            )?;
             let taken = rows.len();
             let mut visible = 0;
             let mut columns = Columns::default();
@@ -89,7 +116,7 @@ impl Seen {
             let count = columns.ids.len();
             if count > 0 {
                 client.update(
-                    PUT,
+                    &statements.put,
                     None,
                     &[
                         columns.connections.into(),
@@ -103,8 +130,9 @@ impl Seen {
             }
             let more = taken < visible;
             if !more {
-                self.snapshot = Some(now);
+                self.snapshot = now;
             }
+            self.statements = Some(statements);
             Ok((count, more))
         })
     }

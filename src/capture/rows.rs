@@ -86,8 +86,8 @@ fn one(
     new: Option<&Row>,
 ) {
     let plan = statement.plan.clone();
-    let old = old.filter(|_| wanted.old(number));
-    let new = new.filter(|_| wanted.new(number));
+    let old = old.filter(|_| wanted.before(number));
+    let new = new.filter(|_| wanted.after(number));
     if let Some(row) = old {
         row.key(&plan, &mut texts.old_key);
     }
@@ -307,11 +307,11 @@ impl Wanted {
         }
     }
 
-    fn old(&self, number: usize) -> bool {
+    fn before(&self, number: usize) -> bool {
         self.old.as_ref().is_none_or(|wanted| wanted.get(number) == Some(&true))
     }
 
-    fn new(&self, number: usize) -> bool {
+    fn after(&self, number: usize) -> bool {
         self.new.as_ref().is_none_or(|wanted| wanted.get(number) == Some(&true))
     }
 }

@@ -1,0 +1,400 @@
+//! A table can be rebuilt, row by row, from the messages of its capture alone.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod capture_support;
+mod e2e_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use capture_support::{Rebuilt, capture_lab, same, settled};
+use e2e_support::{LATER, SOON, eventually, new_worker, program, worker};
+use lab::Lab;
+use lab::lab::DATABASE;
+use lab::process;
+use nix::sys::signal::Signal;
+
+const ZOO: &str = "
+create type mood as enum ('sad', 'ok', 'it''s \"fine\"');
+create type pair as (a int, b text);
+create table zoo (
+    id int primary key, num numeric, f8 float8, f4 float4, raw bytea, txt text, at timestamptz, local timestamp,
+    day date, span interval, range int4range, times tstzrange, list int[], texts text[], grid float8[], two pair,
+    feel mood, j jsonb, js json, u uuid, net inet, big text, flags bit varying, fixed char(7), \"odd \"\"name\" money, dropped int, yes boolean
+);
+alter table zoo drop column dropped;
+alter table zoo add column small int2 default 7;
+create table shape (like zoo);
+alter table zoo add column twice int generated always as (id * 2) stored;
+create function beast(n int) returns setof shape language sql as $$
+    select n, (array['NaN', '12345678901234567890123456789.0123456789012345678901', '-0.00', null, '1e-30'])[n % 5 + 1]::numeric,
+        (array['NaN', 'Infinity', '-Infinity', '0.1', '1e-300', '-0'])[n % 6 + 1]::float8,
+        (array['0.1', '16777217', 'Infinity'])[n % 3 + 1]::float4, decode(md5(n::text), 'hex'),
+        (array['', E'tab\\t\"quote\\\" \\\\ \\u00e4 line\\n', null, repeat('x', 3000)])[n % 4 + 1],
+        (array['infinity', '-infinity', '2024-02-29 23:59:59.123456+05:30', '0044-03-15 BC', '1900-01-01'])[n % 5 + 1]::timestamptz,
+        (array['infinity', '2024-02-29 23:59:59.999999'])[n % 2 + 1]::timestamp, '2024-01-01'::date + n,
+        make_interval(months => n, days => -n, secs => n * 0.1), int4range(n, nullif(n + 5, 7)),
+        tstzrange(null, now()), array[n, null, -n], array['a,b', '\"', null, 'NULL', E'\\\\'], '[0:1]={1.5,2.5}'::float8[],
+        (n, 'x\"y')::pair, (enum_range(null::mood))[n % 3 + 1], jsonb_build_object('n', n, 'deep', 1e100),
+        '{ \"b\": 1,  \"b\": 2.0 }'::json, md5(n::text)::uuid, '10.0.0.0/8'::inet + n,
+        (select string_agg(md5(i::text || n), '') from generate_series(1, 300) i), n::bit(9)::varbit,
+        'ab', n::numeric::money, n % 2 = 0, n::int2
+$$";
+
+/// Statements that a writer draws from; `N` is a number below 400.
+const WORK: [&str; 11] = [
+    "insert into zoo select (b).* from beast(N) b on conflict (id) do update set txt = 'again', num = zoo.num + 1",
+    "insert into zoo (id, txt, big) select i, 'many', repeat(md5(i::text), 100) from generate_series(N, N + 20) i on conflict do nothing",
+    "update zoo set txt = txt || 'N', at = now() where id between N and N + 50",
+    "update zoo set big = big || 'more', raw = null where id = N",
+    "update zoo set id = id + 1000 where id = N and not exists (select from zoo where id = N + 1000)",
+    "delete from zoo where id between N and N + 3",
+    "begin; update zoo set f8 = N where id < 50; savepoint a; delete from zoo; rollback to a; \
+     update zoo set f4 = 1 where id = N; savepoint b; update zoo set small = 1 where id = N; release b; commit",
+    "begin; delete from zoo where id > N; insert into zoo (id) values (-1); rollback",
+    "merge into zoo using (select i from generate_series(N, N + 5) i) s on zoo.id = s.i \
+     when matched and s.i % 2 = 0 then delete when matched then update set txt = 'merged' \
+     when not matched then insert (id, txt) values (s.i, 'merged')",
+    "with gone as (delete from zoo where id = N returning id) insert into zoo (id, txt) select id, 'reborn' from gone",
+    "truncate zoo",
+];
+
+fn draw(n: u64) -> String {
+    // Seldom a TRUNCATE, or there would be little to compare.
+    let which = if n.is_multiple_of(97) {
+        10
+    } else {
+        rand::random_range(0..10)
+    };
+    WORK[which].replace('N', &rand::random_range(0..400).to_string())
+}
+
+fn write(lab: &Lab, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+    let (conninfo, stop) = (lab.postgres.conninfo(DATABASE), stop.clone());
+    std::thread::spawn(move || {
+        let (mut client, mut done) = (None, 0);
+        while !stop.load(Ordering::Relaxed) {
+            let Some(open) = client.as_mut() else {
+                client = postgres::Client::connect(&conninfo, postgres::NoTls).ok();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                continue;
+            };
+            match postgres::Client::batch_execute(open, &draw(done + 1)) {
+                Ok(()) => done += 1,
+                Err(error) if error.as_db_error().is_some_and(|e| e.code().code() < "57") => {
+                    // Two writers with the same key, or a deadlock; anything else is a defect.
+                    let code = error.code().unwrap().code();
+                    assert!(matches!(code, "23505" | "40P01"), "{error:?}");
+                    let _ = open.batch_execute("rollback");
+                }
+                Err(_) => client = None,
+            }
+        }
+        done
+    })
+}
+
+#[test]
+fn pgbench_and_a_zoo_of_types_are_rebuilt_from_the_stream() {
+    let mut lab = capture_lab();
+    let pgbench = |lab: &Lab, arguments: &[&str]| program(lab, "pgbench", &[arguments, &["-q", DATABASE]].concat());
+    let made = program(&lab, "pgbench", &["-i", "-I", "dtp", "-s", "1", "-q", DATABASE]);
+    assert!(made.status.success(), "{made:?}");
+    lab.sql(ZOO).unwrap();
+    let tables = [
+        "pgbench_accounts",
+        "pgbench_branches",
+        "pgbench_tellers",
+        "pgbench_history",
+        "zoo",
+    ];
+    for table in tables {
+        lab.sql(&format!("select jetstream.capture('{table}')")).unwrap();
+    }
+    let filled = pgbench(&lab, &["-i", "-I", "g", "-s", "1"]);
+    assert!(filled.status.success(), "{filled:?}");
+    let mut written = 0;
+    for round in 0..3 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..3).map(|_| write(&lab, &stop)).collect();
+        std::thread::scope(|scope| {
+            let bench = scope.spawn(|| program(&lab, "pgbench", &["-n", "-c", "3", "-T", "6", DATABASE]));
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            if round == 1 {
+                let pid = worker(&lab);
+                process::signal(pid, Signal::SIGKILL).unwrap();
+                new_worker(&lab, pid);
+            }
+            // The death of a worker ends every session, pgbench's too.
+            let bench = bench.join().unwrap();
+            assert!(round == 1 || bench.status.success(), "{bench:?}");
+        });
+        if round != 1 {
+            lab.nats.kill9().unwrap();
+            lab.nats.restart().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+        written += writers.into_iter().map(|writer| writer.join().unwrap()).sum::<u64>();
+    }
+    assert!(written > 100, "only {written} statements");
+    settled(&lab, LATER);
+    let rebuilt = Rebuilt::read(&lab, "postgres_replication");
+    for table in tables {
+        same(&lab, &rebuilt, table);
+    }
+    assert!(
+        rebuilt.count("postgres.public.zoo.truncate") > 0,
+        "no TRUNCATE was drawn"
+    );
+    assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "0");
+    rebuilt.in_order_by_key();
+}
+
+#[test]
+fn partitions_appear_under_their_root() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table m (id int primary key, v text) partition by range (id);
+         create table m1 partition of m for values from (0) to (100);
+         create table m2 (v text, gone int, id int not null); alter table m2 drop column gone;
+         alter table m attach partition m2 for values from (100) to (200);
+         select jetstream.capture('m')",
+    )
+    .unwrap();
+    for statement in [
+        "insert into m select n, 'root' from generate_series(0, 199) n",
+        "insert into m select 5, 'x' on conflict (id) do update set v = 'conflict'",
+        "update m2 set v = 'direct' where id < 150",
+        "delete from m1 where id > 90",
+        "update m set id = 95 where id = 100",
+        "create table m3 partition of m for values from (200) to (300)",
+        "insert into m3 values (200, 'new partition'), (201, 'x')",
+        "alter table m detach partition m1",
+        "delete from m1 where id = 0",
+        "alter table m attach partition m1 for values from (0) to (100)",
+        "update m1 set v = 'back' where id < 3",
+        "truncate m3",
+        "begin; truncate m; insert into m values (1, 'a'), (101, 'b'), (201, 'c'); truncate m2; commit",
+        "copy m from program 'echo 7,copied' (format csv)",
+    ] {
+        lab.sql(statement).unwrap();
+    }
+    settled(&lab, SOON);
+    let rebuilt = Rebuilt::read(&lab, "postgres_replication");
+    // What was done to the partition while it stood alone is not m's: its rows left m unseen, as a DETACH has no rows.
+    same(&lab, &rebuilt, "m");
+    assert_eq!(rebuilt.count("postgres.public.m.truncate"), 1);
+    assert!(
+        rebuilt
+            .subjects
+            .keys()
+            .all(|subject| subject.starts_with("postgres.public.m.")),
+        "{:?}",
+        rebuilt.subjects
+    );
+}
+
+#[test]
+fn writers_need_no_right_and_owners_alone_capture() {
+    let lab = capture_lab();
+    lab.sql(
+        "create role owner login; create role writer login; create role publisher login in role jetstream_publisher;
+         grant jetstream_publisher to owner; create schema app authorization owner;
+         grant usage on schema app to writer, publisher; set role owner;
+         create table app.t (id int primary key, secret text); grant insert on app.t to writer, publisher;
+         select jetstream.capture('app.t', columns => '{id}')",
+    )
+    .unwrap();
+    let as_role = |role: &str, sql: &str| lab.sql(&format!("set role {role}; {sql}"));
+    as_role("writer", "insert into app.t values (1, 'hidden')").unwrap();
+    assert_eq!(
+        lab.failure("set role publisher; select jetstream.capture('app.t')")
+            .unwrap(),
+        "42501"
+    );
+    assert_eq!(
+        lab.failure("set role publisher; select jetstream.uncapture('app.t')")
+            .unwrap(),
+        "42501"
+    );
+    assert_eq!(
+        lab.failure("set role writer; select * from jetstream.capture_queue")
+            .unwrap(),
+        "42501"
+    );
+    settled(&lab, SOON);
+    let rebuilt = Rebuilt::read(&lab, "postgres_replication");
+    assert_eq!(
+        rebuilt.bodies("postgres.app.t.insert")[0]["Insert"]["new_tuple"],
+        serde_json::json!({"id": "1"})
+    );
+    as_role("owner", "select jetstream.uncapture('app.t')").unwrap();
+    as_role("writer", "insert into app.t values (2)").unwrap();
+    assert_eq!(lab.value("select count(*) from jetstream.capture_queue").unwrap(), "0");
+}
+
+#[test]
+fn definitions_change_under_a_capture() {
+    let lab = capture_lab();
+    lab.sql(
+        "create schema \"we.ird\"; create table \"we.ird\".\"Tab le\" (id int primary key, a text, b int, c int);
+         select jetstream.capture('\"we.ird\".\"Tab le\"', columns => '{id,a,b}', condition => 'a is distinct from ''no''',
+             format => 'row', subject_prefix => 'cdc', transactions => true)",
+    )
+    .unwrap();
+    let table = "\"we.ird\".\"Tab le\"";
+    for statement in [
+        "insert into T values (1, 'yes', 1, 1), (2, 'no', 2, 2)",
+        "update T set a = 'no' where id = 1",
+        "update T set a = 'yes', c = 3",
+        "alter table T rename column b to bee",
+        "alter table T alter column bee type numeric",
+        "update T set bee = 1.50 where id = 1",
+        "begin; insert into T values (3, 'no'); savepoint x; insert into T values (4, 'yes'); rollback to x; commit",
+        "begin; insert into T values (5, 'yes'); prepare transaction 'p'",
+        "commit prepared 'p'",
+    ] {
+        lab.sql(&statement.replace('T', table)).unwrap();
+    }
+    assert_eq!(
+        lab.failure(&format!("alter table {table} drop column a")).unwrap(),
+        "42703"
+    );
+    lab.sql(&format!(
+        "alter table {table} rename to plain; alter schema \"we.ird\" rename to w"
+    ))
+    .unwrap();
+    lab.sql("delete from w.plain where id = 2").unwrap();
+    settled(&lab, SOON);
+    let rebuilt = Rebuilt::read(&lab, "cdc_replication");
+    let told: Vec<String> = rebuilt
+        .messages
+        .iter()
+        .map(|message| {
+            let (subject, body) = (&message.subject, message.json().unwrap());
+            let row = if body["new"].is_null() {
+                &body["old"]
+            } else {
+                &body["new"]
+            };
+            match body["op"].as_str().unwrap() {
+                "begin" | "commit" | "relation" => subject.clone(),
+                _ => format!("{subject} {row} {}", body["changed"]),
+            }
+        })
+        .filter(|line| !line.contains("transactions"))
+        .collect();
+    let t = "cdc.we%2Eird.Tab%20le";
+    assert_eq!(
+        told,
+        [
+            format!("{t}.relation"),
+            format!("{t}.insert {{\"a\":\"yes\",\"b\":1,\"id\":1}} null"),
+            format!("{t}.delete {{\"a\":\"yes\",\"b\":1,\"id\":1}} null"),
+            format!("{t}.insert {{\"a\":\"yes\",\"b\":2,\"id\":2}} null"),
+            format!("{t}.insert {{\"a\":\"yes\",\"b\":1,\"id\":1}} null"),
+            format!("{t}.relation"),
+            format!("{t}.relation"),
+            format!("{t}.update {{\"a\":\"yes\",\"bee\":\"1.50\",\"id\":1}} [\"bee\"]"),
+            format!("{t}.insert {{\"a\":\"yes\",\"bee\":null,\"id\":5}} null"),
+            "cdc.we%2Eird.plain.relation".to_owned(),
+            "cdc.w.plain.relation".to_owned(),
+            "cdc.w.plain.delete {\"a\":\"yes\",\"bee\":\"2\",\"id\":2} null".to_owned(),
+        ]
+    );
+    // Each begin has its commit, of the same transaction, with nothing of another's between the two in the outbox.
+    let count = |name: &str| rebuilt.count(&format!("cdc.transactions.{name}.event"));
+    assert!(
+        count("begin") > 3 && count("begin") == count("commit"),
+        "{:?}",
+        rebuilt.subjects
+    );
+}
+
+#[test]
+fn a_dump_carries_the_captures() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table p (id int primary key, v text) partition by list (id); create table p1 partition of p default;
+             select jetstream.capture('p', key => '{id}', columns => '{id,v}'); select jetstream.pause()",
+    )
+    .unwrap();
+    lab.sql("insert into p values (1, 'owed')").unwrap();
+    let dump = program(&lab, "pg_dump", &["-f", "dump.sql", DATABASE]);
+    assert!(dump.status.success(), "{dump:?}");
+    lab.sql("create database copy").unwrap();
+    let restored = program(&lab, "psql", &["-q", "-v", "ON_ERROR_STOP=1", "-f", "dump.sql", "copy"]);
+    assert!(
+        restored.status.success(),
+        "{}",
+        String::from_utf8_lossy(&restored.stderr)
+    );
+    let value = |sql: &str| lab.postgres.value("copy", sql).unwrap();
+    let before = value("select count(*) from jetstream.capture_queue");
+    assert_eq!(
+        value("select operations::text from jetstream.captures"),
+        "{delete,insert,truncate,update}"
+    );
+    lab.postgres.sql("copy", "insert into p1 values (2, 'after')").unwrap();
+    assert_ne!(value("select count(*) from jetstream.capture_queue"), before);
+}
+
+#[test]
+fn what_is_not_captured_is_as_documented() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table parent (id int primary key); create table child (id int primary key, parent int references parent on delete cascade on update cascade);
+         create table base (id int primary key); create table heir (more text) inherits (base);
+         select jetstream.capture('parent'), jetstream.capture('child'), jetstream.capture('base', subject_prefix => 'other')",
+    )
+    .unwrap();
+    lab.sql("insert into parent values (1), (2); insert into child values (10, 1), (20, 2)")
+        .unwrap();
+    lab.sql("update parent set id = 3 where id = 2; delete from parent where id = 1")
+        .unwrap();
+    lab.sql("begin; set local session_replication_role = replica; insert into parent values (99); commit")
+        .unwrap();
+    lab.sql("insert into heir values (1, 'direct')").unwrap();
+    lab.sql("update base set id = id + 1").unwrap();
+    settled(&lab, SOON);
+    let rebuilt = Rebuilt::read(&lab, "postgres_replication");
+    same(&lab, &rebuilt, "child");
+    let ids = |subject: &str, tuple: &str| -> Vec<String> {
+        let bodies = rebuilt.bodies(subject);
+        bodies
+            .iter()
+            .map(|body| {
+                body.as_object().unwrap().values().next().unwrap()[tuple]["id"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
+    };
+    assert_eq!(
+        ids("postgres.public.parent.insert", "new_tuple"),
+        ["1", "2", "3"],
+        "not 99"
+    );
+    assert_eq!(ids("postgres.public.child.update", "new_tuple"), ["20"]);
+    assert_eq!(ids("postgres.public.child.delete", "old_tuple"), ["10"]);
+    // A child's row is seen by statements that name the parent, as the parent sees it.
+    let base: Vec<String> = lab
+        .stream_messages("other_replication")
+        .unwrap()
+        .iter()
+        .map(|m| m.subject.clone())
+        .collect();
+    assert_eq!(
+        base,
+        [
+            "other.public.base.relation",
+            "other.public.base.delete",
+            "other.public.base.insert"
+        ]
+    );
+    eventually(&lab, SOON, "an idle worker", || {
+        Ok(lab.value("select count(*) from jetstream.outbox")? == "0")
+    });
+}
