@@ -26,6 +26,12 @@ comment on column jetstream.capture_queue.head is 'What the messages have in com
 comment on column jetstream.capture_queue.body is 'The changes, packed';
 comment on index jetstream.capture_queue_txid is 'What became visible since the last look';
 
+comment on function jetstream.capture_changes() is 'Captures the changes of a statement; its argument is what capture was given';
+comment on function jetstream.capture_relation(oid, text, text) is
+    'Describes a captured table and publishes that unless it is known; returns the description';
+comment on function jetstream.subject_token(text) is
+    'A name as one token of a subject: what cannot stand there becomes % and two hexadecimal digits for each byte';
+
 create table jetstream.capture_relations (
     relation oid not null,
     described text not null,
@@ -36,7 +42,7 @@ comment on column jetstream.capture_relations.relation is 'The table';
 comment on column jetstream.capture_relations.described is 'Its name and columns';
 
 create table jetstream.capture_schemas (
-    schema regnamespace not null,
+    schema name not null,
     options jsonb not null,
     constraint capture_schemas_pkey primary key (schema)
 );
@@ -48,13 +54,18 @@ select pg_catalog.pg_extension_config_dump('jetstream.capture_queue', '');
 select pg_catalog.pg_extension_config_dump('jetstream.capture_schemas', '');
 
 create function jetstream.capture_argument(arguments bytea) returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pg_catalog.convert_from(pg_catalog.substr(arguments, 1, pg_catalog.octet_length(arguments) - 1),
-                                   pg_catalog.getdatabaseencoding())::jsonb
+begin
+    return pg_catalog.convert_from(pg_catalog.substr(arguments, 1, pg_catalog.octet_length(arguments) - 1),
+                                   pg_catalog.getdatabaseencoding())::jsonb;
+exception when others then
+    -- A trigger that somebody made otherwise must not be in anybody's way.
+    return null;
+end
 $$;
-comment on function jetstream.capture_argument(bytea) is 'The argument of a capture trigger, from pg_trigger.tgargs';
+comment on function jetstream.capture_argument(bytea) is 'The argument of a capture trigger, from pg_trigger.tgargs; null if it is none';
 
 create view jetstream.captures as
 select t.tgrelid::regclass as "table",
@@ -97,6 +108,7 @@ declare
     operation text;
 begin
     foreach operation in array operations loop
+        continue when operation not in ('insert', 'update', 'delete', 'truncate');
         -- Of a partition that is truncated, the rows are published as deleted: they are read before they go.
         execute pg_catalog.format('create trigger %I %s %s on %s%s for each statement execute function '
             'jetstream.capture_changes(%L)', 'jetstream_capture_' || operation,
@@ -277,8 +289,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if condition is not null then
-        -- As the trigger reads it: the columns by their names, no tables, functions of the catalog or with their schema.
-        execute pg_catalog.format('select (%s) is true from (select * from %s) as rows limit 0', condition, relation);
+        -- Analyzed and not planned, which might run functions of the table's owner with the rights of whoever changes
+        -- the table.
+        execute pg_catalog.format('prepare "jetstream.capture" as select (%s) is true from (select * from %s) as rows',
+                                  condition, relation);
+        deallocate "jetstream.capture";
     end if;
 exception when others then
     raise exception 'condition (%) of the capture of table % does not work: %', condition, relation, sqlerrm

@@ -9,8 +9,9 @@ declare
 begin
     select s.options into options
     from jetstream.capture_schemas s
-    join pg_catalog.pg_class c on c.relnamespace = s.schema
-    where c.oid = relation and not c.relispartition and c.relpersistence <> 't';
+    join pg_catalog.pg_namespace n on n.nspname = s.schema
+    join pg_catalog.pg_class c on c.relnamespace = n.oid
+    where c.oid = relation and not c.relispartition and pg_catalog.pg_has_role(n.nspowner, c.relowner, 'USAGE');
     if found then
         perform jetstream.capture(relation,
             array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
@@ -91,7 +92,9 @@ declare
 begin
     if tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO') then
         perform jetstream.capture_new_table(c.oid) from pg_catalog.pg_class c
-        where c.oid = any (touched) and exists (select from jetstream.capture_schemas s where s.schema = c.relnamespace);
+        where c.oid = any (touched) and c.relkind in ('r', 'p')
+          and exists (select from jetstream.capture_schemas s
+                      join pg_catalog.pg_namespace n on n.nspname = s.schema where n.oid = c.relnamespace);
     end if;
     for root, argument, operations in
         select t.tgrelid, jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
@@ -163,7 +166,7 @@ begin
         where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = r.relation
                           and t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
         delete from jetstream.capture_schemas s
-        where not exists (select from pg_catalog.pg_namespace n where n.oid = s.schema);
+        where not exists (select from pg_catalog.pg_namespace n where n.nspname = s.schema);
     end if;
 end
 $$;
@@ -175,6 +178,25 @@ create event trigger jetstream_capture_changed on ddl_command_end
 create event trigger jetstream_capture_dropped on sql_drop
     when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP TRIGGER', 'DROP OWNED')
     execute function jetstream.capture_dropped();
+
+create function jetstream.capture_schemas_must_own() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    schema name := case tg_op when 'DELETE' then old.schema else new.schema end;
+begin
+    if exists (select from pg_catalog.pg_namespace n
+               where n.nspname = schema and not pg_catalog.pg_has_role(n.nspowner, 'USAGE')) then
+        raise exception 'must be owner of schema %', schema
+            using errcode = 'insufficient_privilege', hint = 'Only a schema''s owner can have its tables captured.';
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+comment on function jetstream.capture_schemas_must_own() is 'Refuses changes by anybody but the owner of the schema';
+create trigger capture_schemas_must_own before insert or update or delete on jetstream.capture_schemas
+    for each row execute function jetstream.capture_schemas_must_own();
 
 create function jetstream.capture_schema(
     schema regnamespace,
@@ -200,26 +222,17 @@ begin
         return next jetstream.capture(relation, capture_schema.operations, capture_schema.subject_prefix,
             capture_schema.format, connection => capture_schema.connection, transactions => capture_schema.transactions);
     end loop;
-    perform jetstream.capture_schema_remember(capture_schema.schema, pg_catalog.jsonb_build_object(
+    insert into jetstream.capture_schemas as s (schema, options)
+    select n.nspname, pg_catalog.jsonb_build_object(
         'operations', capture_schema.operations, 'prefix', capture_schema.subject_prefix,
         'format', capture_schema.format, 'connection', capture_schema.connection,
-        'transactions', capture_schema.transactions));
+        'transactions', capture_schema.transactions)
+    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
+    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
 end
 $$;
 comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean) is
     'Captures all tables of a schema, and those that are created in it later; returns their subjects';
-
-create function jetstream.capture_schema_remember(schema regnamespace, options jsonb) returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    insert into jetstream.capture_schemas as s (schema, options)
-    values (capture_schema_remember.schema, capture_schema_remember.options)
-    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
-end
-$$;
-comment on function jetstream.capture_schema_remember(regnamespace, jsonb) is 'For capture_schema alone';
 
 create function jetstream.uncapture_schema(schema regnamespace) returns integer
 language plpgsql volatile
@@ -239,16 +252,9 @@ begin
         perform jetstream.uncapture(relation);
         ended := ended + 1;
     end loop;
-    perform jetstream.capture_schema_forget(uncapture_schema.schema);
+    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
+    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
     return ended;
 end
 $$;
 comment on function jetstream.uncapture_schema(regnamespace) is 'Ends the capture of a schema''s tables; returns how many there were';
-
-create function jetstream.capture_schema_forget(schema regnamespace) returns void
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    delete from jetstream.capture_schemas s where s.schema = $1
-$$;
-comment on function jetstream.capture_schema_forget(regnamespace) is 'For uncapture_schema alone';

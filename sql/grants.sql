@@ -163,6 +163,7 @@ grant execute on function
     jetstream.capture_stream(text, text), jetstream.capture_members(regclass),
     jetstream.capture_columns(regclass, text[])
     to jetstream_publisher, jetstream_admin;
+grant select, insert, update, delete on jetstream.capture_schemas to jetstream_publisher, jetstream_admin;
 grant select on jetstream.captures to jetstream_publisher, jetstream_reader, jetstream_admin;
 grant execute on function jetstream.capture_argument(bytea), jetstream.subject_token(text) to jetstream_reader;
 grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;

@@ -14,10 +14,11 @@ mod transaction;
 mod truncate;
 mod value;
 
+use std::ffi::CStr;
 use std::rc::Rc;
 
+use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
-use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::status::Request;
 use crate::wake;
@@ -66,7 +67,7 @@ impl Statement {
             .sum::<usize>();
         if size > MAX_BODY - 4096 {
             fail(
-                &self.plan,
+                &self.plan.name(),
                 PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
                 &format!("a row of {size} bytes is too long for a message"),
                 "No NATS server takes more than 64 MB. Leave its long columns out with the columns of jetstream.capture.",
@@ -97,16 +98,31 @@ impl Statement {
 }
 
 /// Raises an ERROR that names the table.
-fn fail(plan: &Plan, code: PgSqlErrorCode, why: &str, hint: &str) -> ! {
-    let table = format!("{}.{}", plan.head.schema, plan.head.table);
-    pg_sys::panic::ErrorReport::new(
-        code,
-        format!("changes of table \"{table}\" cannot be captured: {why}"),
-        "",
-    )
-    .set_hint(hint)
-    .report(PgLogLevel::ERROR);
+fn fail(table: &str, code: PgSqlErrorCode, why: &str, hint: &str) -> ! {
+    let message = format!("changes of table \"{table}\" cannot be captured: {why}");
+    pg_sys::panic::ErrorReport::new(code, message, "")
+        .set_hint(hint)
+        .report(PgLogLevel::ERROR);
     unreachable!("an ERROR does not return")
+}
+
+/// The same for a table that cannot be looked up.
+fn unknown(table: Oid, why: &str) -> ! {
+    // SAFETY: looks up the catalog; null for a table that does not exist.
+    let name = unsafe {
+        let name = pg_sys::get_rel_name(table);
+        if name.is_null() {
+            table.to_u32().to_string()
+        } else {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
+    };
+    fail(
+        &name,
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        why,
+        "Capture the table again with jetstream.capture, or end it with jetstream.uncapture.",
+    )
 }
 
 /// Trigger: captures the changes of a statement. Its argument is what `jetstream.capture` was given.
@@ -120,16 +136,7 @@ fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
             .and_then(|mut arguments| arguments.pop())
             .unwrap_or_default()
     });
-    let plan = plan.unwrap_or_else(|why| {
-        let message = format!(
-            "changes of table \"{}\" cannot be captured: {why}",
-            trigger.table_name().unwrap_or_default()
-        );
-        pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message, "")
-            .set_hint("Capture the table again with jetstream.capture, or end it with jetstream.uncapture.")
-            .report(PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
-    });
+    let plan = plan.unwrap_or_else(|why| unknown(rows::relation(data), &why));
     if rows::capture(&plan, data) {
         wake::at_commit(Request::Look);
     }
@@ -140,19 +147,7 @@ fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
 /// stored. Returns the description.
 #[pg_extern(volatile)]
 fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) -> String {
-    let plan = Plan::look_up(relation, argument).unwrap_or_else(|why| {
-        pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, why, "")
-            .report(PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
-    });
-    if let Err(error) = crate::subject::check(&plan.head.subject("relation")) {
-        fail(
-            &plan,
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            &error.to_string(),
-            "Shorten the names or the prefix, or end the capture with jetstream.uncapture.",
-        );
-    }
+    let plan = Plan::look_up(relation, argument).unwrap_or_else(|why| unknown(relation, &why));
     let described = format!("{} {}", plan.key_prefix, plan.described);
     if known != Some(described.as_str()) {
         let columns = plan.described.clone();

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::head::{Format, Head, token};
 use super::value::Value;
 use super::{json, queue};
+use crate::subject;
 
 /// The argument of a capture trigger, as `jetstream.capture` writes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -128,7 +129,18 @@ impl Plan {
     /// Looks up a table; `argument` is the trigger's.
     pub fn look_up(relation: Oid, argument: &str) -> Result<Plan, String> {
         let config: Config = serde_json::from_str(argument).map_err(|e| format!("its trigger's argument: {e}"))?;
-        Plan::read(relation, argument, config).map_err(|e| e.to_string())
+        let plan = Plan::read(relation, argument, config).map_err(|e| e.to_string())?;
+        // Here, where the writer hears of it: the worker could not put such a message into the outbox. The longest
+        // subject there is.
+        for subject in [plan.head.subject("relation"), plan.head.transaction_subject("commit")] {
+            subject::check(&subject).map_err(|e| e.to_string())?;
+        }
+        Ok(plan)
+    }
+
+    /// `schema.table`
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.head.schema, self.head.table)
     }
 
     fn read(relation: Oid, argument: &str, config: Config) -> SpiResult<Plan> {

@@ -293,7 +293,7 @@ impl Wanted {
                 let query = format!("select ({condition}) is true from {name}");
                 judge(data, &query).unwrap_or_else(|why| {
                     fail(
-                        plan,
+                        &plan.name(),
                         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                         &format!("condition ({condition}): {why}"),
                         "Capture the table again with another condition.",
