@@ -227,7 +227,9 @@ begin
         raise exception 'format "%" is not known', format
             using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
     end if;
-    perform jetstream.check_subject(subject_prefix);
+    perform jetstream.check_subject(subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.'
+                                    || jetstream.subject_token(c.relname) || '.relation')
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
     if subject_prefix is null then
         raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
     end if;

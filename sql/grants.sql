@@ -169,7 +169,7 @@ grant execute on function jetstream.capture_argument(bytea), jetstream.subject_t
 grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;
 grant select (txid, lsn, number, at, head) on jetstream.capture_queue to jetstream_reader;
 grant select, delete on jetstream.capture_queue to jetstream_admin, jetstream_worker;
-grant insert on jetstream.outbox to jetstream_worker;
+grant insert (connection, subject, raw, headers, message_id, key) on jetstream.outbox to jetstream_worker;
 
 do $$
 begin
