@@ -9,7 +9,7 @@ use crate::lab::{DATABASE, Lab};
 /// Connections that write at once.
 const WRITERS: usize = 4;
 /// How long single-row transactions are made in one round, with and without a capture in turn.
-const ROUND: Duration = Duration::from_secs(5);
+const ROUND: Duration = Duration::from_secs(3);
 /// Rounds of each, of which the median counts.
 const ROUNDS: usize = 5;
 /// Rows of a large statement.
@@ -21,7 +21,7 @@ const STATEMENTS: usize = 15;
 ///
 /// Errors: a server that does not start, a statement that fails.
 pub fn run() -> Result<()> {
-    let lab = Lab::builder()
+    let mut lab = Lab::builder()
         .durable()
         .set("shared_buffers", "256MB")
         .set("max_wal_size", "8GB")
@@ -29,20 +29,12 @@ pub fn run() -> Result<()> {
     lab.wait_connected()?;
     lab.sql("create table plain (id bigint generated always as identity primary key, v integer, t text default 'some text', at timestamptz default now());
              create table captured (like plain including all); select jetstream.capture('captured')")?;
-    let (mut plain, mut captured) = (Vec::new(), Vec::new());
-    for round in 1..=ROUNDS {
-        let (without, with) = (single_rows(&lab, "plain")?, single_rows(&lab, "captured")?);
-        println!("round {round}: without capture {without:>7.0} transactions/s, with {with:>7.0}");
-        plain.push(without);
-        captured.push(with);
-    }
-    let (plain, captured) = (median(plain), median(captured));
-    println!();
-    println!("single-row inserts, {WRITERS} connections, commits flushed, the worker publishing beside them:");
-    println!("  without capture  {plain:>10.0} transactions/s");
-    println!("  with             {captured:>10.0} transactions/s");
-    println!("  ratio            {:>10.2}", captured / plain);
-    lab.sql("select jetstream.pause()")?;
+    compare(&lab, "the worker publishing beside them, on the same processors")?;
+    lab.postgres.set(&[("pg_jetstream.databases", "")])?;
+    lab.wait_until("no worker", || {
+        Ok(lab.postgres.backends("pg_jetstream worker%")?.is_empty())
+    })?;
+    compare(&lab, "without a worker")?;
     println!("statements of {ROWS} rows, microseconds of a row, elapsed / on the processor:");
     for (name, statement) in [
         (
@@ -64,6 +56,21 @@ pub fn run() -> Result<()> {
             with.1 - without.1
         );
     }
+    Ok(())
+}
+
+/// Single-row transactions with and without a capture, in turn.
+fn compare(lab: &Lab, how: &str) -> Result<()> {
+    let (mut plain, mut captured) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        plain.push(single_rows(lab, "plain")?);
+        captured.push(single_rows(lab, "captured")?);
+    }
+    let (plain, captured) = (median(plain), median(captured));
+    println!("single-row inserts, {WRITERS} connections, commits flushed, {how}:");
+    println!("  without capture  {plain:>10.0} transactions/s");
+    println!("  with             {captured:>10.0} transactions/s");
+    println!("  ratio            {:>10.2}", captured / plain);
     Ok(())
 }
 

@@ -35,7 +35,7 @@ func main() {
             msg.Ack()
         },
         nats.Durable("user_processor"),
-        nats.Stream("postgres_replication"),
+        nats.BindStream("postgres_replication"),
     )
     if err != nil {
         log.Fatal(err)
