@@ -1,7 +1,7 @@
 -- Webhooks and the queue of calls, as far as no server and no worker is needed.
 \pset format unaligned
 \pset tuples_only on
-truncate jetstream.outbox, jetstream.webhook_calls;
+truncate jetstream.outbox, jetstream.webhook_calls, jetstream.webhook_dead_letters;
 -- A url is checked at registration.
 select url, failure(format('insert into jetstream.webhooks (name, url) values (''x'', %L)', url)) from unnest(array[
     'ftp://a', 'https://', 'https://u:p@a/', 'https://a b/', 'https://a:x/', 'http://[::1', 'https:/a']) url;
@@ -55,11 +55,21 @@ select failure('select jetstream.webhook_claim(''w'', 1, ''-1 s'')');
 select webhook_name, total_calls, successful_calls, failed_calls, pending_calls, retrying_calls, success_rate_pct
 from jetstream.webhook_status_summary where webhook_id > 1000 order by webhook_id;
 select webhook_name, status, attempts, error_message, response_status from jetstream.webhook_recent_failures;
+-- What workers that consume from NATS have given up.
+select jetstream.webhook_dead_letter('WEBHOOKS', 7, 'id-2', 'webhooks.by_nats', 1002, 'w1', 3, 'HTTP status 503', 503);
+select jetstream.webhook_dead_letter('WEBHOOKS', 7, 'id-2', 'webhooks.by_nats', 1002, 'w2', 3, 'again', 503);
+select jetstream.webhook_dead_letter('WEBHOOKS', 8, 'id-9', 'webhooks.x', null, 'w1', 1, 'envelope cannot be read');
+select webhook_name, subject, error_message, state, message_id, attempts, webhook_id from jetstream.nats_recent_failures
+where state = 'call_dead' order by message_id;
+select jetstream.webhook_cleanup('-1 hour');
+select count(*) from jetstream.webhook_dead_letters;
+select jetstream.webhook_cleanup('-1 hour', false);
+select count(*) from jetstream.webhook_dead_letters;
 -- A webhook goes when its calls are made; nats_enabled and publish_mode stay in line.
 select failure('delete from jetstream.webhooks where id = 1001');
 update jetstream.webhooks set nats_enabled = false where id = 1003 returning publish_mode, nats_enabled;
 update jetstream.webhooks set publish_mode = 'both' where id = 1003 returning publish_mode, nats_enabled;
 update jetstream.webhooks set publish_mode = 'queue' where id = 1003 returning publish_mode, nats_enabled;
-truncate jetstream.outbox, jetstream.webhook_calls;
+truncate jetstream.outbox, jetstream.webhook_calls, jetstream.webhook_dead_letters;
 delete from jetstream.webhooks where id > 1000;
 select count(*) from jetstream.webhook_secrets;
