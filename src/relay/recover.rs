@@ -98,7 +98,7 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
         found: HashMap::new(),
         up_to: plan.up_to,
     };
-    for info in streams(client)
+    for info in streams(client, plan)
         .await
         .map_err(|error| format!("streams cannot be listed: {error}"))?
     {
@@ -115,10 +115,16 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
 }
 
 /// All streams of the account, as the server describes them.
-async fn streams(client: &Client) -> Result<Vec<Value>, ApiError> {
+///
+/// In a cluster the list leaves out streams whose leader does not answer, and names them. That is an error if we have
+/// published to one of them: what it holds is not known.
+async fn streams(client: &Client, plan: &Plan) -> Result<Vec<Value>, ApiError> {
     let mut all = Vec::new();
     loop {
         let mut page = jsapi::call(client, "STREAM.LIST", &json!({ "offset": all.len() })).await?;
+        if let Some(silent) = silent(plan, &page) {
+            return Err(ApiError::Other(format!("stream \"{silent}\" does not answer")));
+        }
         let total = page["total"].as_u64().unwrap_or(0);
         match page["streams"].take() {
             Value::Array(streams) if !streams.is_empty() => all.extend(streams),
@@ -128,6 +134,14 @@ async fn streams(client: &Client) -> Result<Vec<Value>, ApiError> {
             return Ok(all);
         }
     }
+}
+
+/// A stream we have published to and that a page of the list names as missing.
+fn silent<'a>(plan: &Plan, page: &'a Value) -> Option<&'a str> {
+    let missing = page["missing"].as_array().into_iter().flatten();
+    missing
+        .filter_map(Value::as_str)
+        .find(|name| plan.positions.contains_key(*name))
 }
 
 /// Where to begin in a stream; none if nothing of ours can be there.
@@ -277,6 +291,17 @@ mod tests {
             Some(DeliverPolicy::ByStartSequence { start_sequence })
         );
         assert_eq!(start(&plan(Some(9), "a.b"), "S", &info(9)), None);
+    }
+
+    #[test]
+    fn a_stream_of_ours_that_does_not_answer_is_not_taken_for_an_empty_one() {
+        let page = json!({"total": 2, "streams": [], "missing": ["OTHER", "S"]});
+        assert_eq!(silent(&plan(Some(7), "a.b"), &page), Some("S"));
+        assert_eq!(silent(&plan(None, "a.b"), &page), None);
+        assert_eq!(
+            silent(&plan(Some(7), "a.b"), &json!({"total": 0, "streams": null})),
+            None
+        );
     }
 
     #[test]
