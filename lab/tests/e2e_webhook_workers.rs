@@ -9,12 +9,24 @@ use std::sync::LazyLock;
 
 use lab::paths::Paths;
 use lab::tools;
-use worker_support::{Kind, answers, build, graceful, repository, thousand};
+use worker_support::{Kind, answers, build, graceful, queue, repository, thousand, throughput};
 
 /// `examples/webhook-worker`, built as these tests are.
 static RUST: LazyLock<Kind> = LazyLock::new(|| {
-    build(&repository(), &[env!("CARGO"), "build", "-q", "-p", "webhook-worker"]);
-    // target/debug/deps/<this test>
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    build(
+        &repository(),
+        &[
+            env!("CARGO"),
+            "build",
+            "-q",
+            "--profile",
+            profile,
+            "-p",
+            "webhook-worker",
+        ],
+    );
+    // target/<profile>/deps/<this test>
     let own = std::env::current_exe().unwrap();
     let binary = own
         .ancestors()
@@ -157,4 +169,22 @@ fn go_what_cannot_be_called() {
 #[test]
 fn go_health_and_metrics() {
     answers::health_readiness_and_metrics(&GO);
+}
+
+#[test]
+fn rust_queue() {
+    queue::the_queue_is_drained_by_lease_without_nats(&RUST);
+}
+
+#[test]
+fn rust_mode_both() {
+    queue::mode_both_calls_twice_with_one_key(&RUST);
+}
+
+/// Needs an idle machine, and an endpoint that is no debug build.
+#[test]
+#[ignore = "measures; run it with --release, as the worker's README says"]
+fn rust_throughput() {
+    let rate = throughput::calls_per_second(&RUST, 50_000);
+    assert!(rate >= 5000.0, "{rate:.0} calls/s");
 }

@@ -3,7 +3,7 @@
 //!
 //! One file a measurement; `ground` is what they stand on, `cpu` counts processor time, `report` is what they find.
 
-mod cpu;
+pub mod cpu;
 mod drain;
 mod flat;
 mod ground;

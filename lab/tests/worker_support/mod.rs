@@ -8,7 +8,9 @@
 pub mod answers;
 pub mod endpoint;
 pub mod graceful;
+pub mod queue;
 pub mod thousand;
+pub mod throughput;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -249,6 +251,11 @@ impl Worker {
     /// Whether it runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has logged.
