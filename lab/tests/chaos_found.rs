@@ -112,3 +112,48 @@ fn next_worker(lab: &Lab) {
     .unwrap();
     lab.wait_connected().unwrap();
 }
+
+/// Rows of one transaction that take many claims to look through, while others of a key commit: what was inserted into
+/// the key first still goes first.
+#[test]
+fn a_long_look_for_late_rows_lets_no_later_message_of_a_key_overtake() {
+    let lab = Lab::builder()
+        .set("pg_jetstream.batch_size", "20")
+        .set("autovacuum", "off")
+        .start()
+        .unwrap();
+    lab.sql("select jetstream.create_stream('FOUND', array['found.>'])")
+        .unwrap();
+    lab.wait_connected().unwrap();
+    let mut crowd = lab.postgres.client(DATABASE).unwrap();
+    let mut first = lab.postgres.client(DATABASE).unwrap();
+    let mut second = lab.postgres.client(DATABASE).unwrap();
+    let keyed = |n: usize| {
+        format!("insert into jetstream.outbox (subject, key, payload) values ('found.key', 'k', '{{\"n\": {n}}}')")
+    };
+    let mut rows = 0;
+    for round in 0..20 {
+        crowd
+            .batch_execute(&format!(
+                "begin; insert into jetstream.outbox (subject, payload) select 'found.x', '1' from generate_series(1, 400)"
+            ))
+            .unwrap();
+        first.batch_execute(&format!("begin; {}", keyed(2 * round))).unwrap();
+        lab.sql(PUT).unwrap();
+        rows += 1;
+        lab.wait_for_messages("FOUND", rows).unwrap();
+        crowd.batch_execute("commit").unwrap();
+        first.batch_execute("commit").unwrap();
+        second.batch_execute(&keyed(2 * round + 1)).unwrap();
+        rows += 402;
+        lab.wait_for_messages("FOUND", rows).unwrap();
+    }
+    let of_key: Vec<i64> = lab
+        .stream_messages("FOUND")
+        .unwrap()
+        .iter()
+        .filter(|message| message.subject == "found.key")
+        .map(|message| message.json().unwrap()["n"].as_i64().unwrap())
+        .collect();
+    assert_eq!(of_key, (0..40).collect::<Vec<_>>());
+}

@@ -8,6 +8,7 @@
 mod acks;
 mod address;
 mod backoff;
+mod barrier;
 mod connect;
 #[cfg(test)]
 mod fuzz;

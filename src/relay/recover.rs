@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::Client;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, consumer::DeliverPolicy, consumer::pull::OrderedConfig};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tracing::debug;
 
+use super::barrier;
 use super::jsapi::{self, ApiError};
 use super::wire;
 use crate::message::Message;
@@ -21,6 +23,9 @@ use crate::subject;
 
 /// How long the next message of a tail may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Messages that a server with a copy of a stream may be behind its leader and be read all the same.
+const FAR_BEHIND: u64 = 20_000;
 
 /// Taken off a time before it is compared with the server's clock.
 const CLOCK_MARGIN: Duration = Duration::from_secs(60);
@@ -103,11 +108,19 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
         .map_err(|error| format!("streams cannot be listed: {error}"))?
     {
         let name: Arc<str> = text(&info["config"]["name"]).into();
+        let unread = |error: String| format!("stream \"{name}\" cannot be read: {error}");
+        let mut info = info;
+        let ours = plan.positions.contains_key(&name) || start(plan, &name, &info).is_some();
+        if ours && replicated(&info) {
+            info = barrier::pass(client, &name, info, &plan.subjects)
+                .await
+                .map_err(unread)?;
+        }
         if let Some(from) = start(plan, &name, &info) {
             let before = tail.len();
             read_stream(client, &name, &info, from, plan, &mut tail)
                 .await
-                .map_err(|error| format!("stream \"{name}\" cannot be read: {error}"))?;
+                .map_err(unread)?;
             debug!(target: "pg_jetstream", stream = &*name, found = tail.len() - before, "tail read");
         }
     }
@@ -142,6 +155,11 @@ fn silent<'a>(plan: &Plan, page: &'a Value) -> Option<&'a str> {
     missing
         .filter_map(Value::as_str)
         .find(|name| plan.positions.contains_key(*name))
+}
+
+/// Whether the stream is kept by several servers.
+fn replicated(info: &Value) -> bool {
+    info["config"]["num_replicas"].as_u64() > Some(1)
 }
 
 /// Where to begin in a stream; none if nothing of ours can be there.
@@ -195,7 +213,7 @@ async fn read_stream(
         .await
         .map_err(|error| error.to_string())?;
     let config = OrderedConfig {
-        deliver_policy: from,
+        deliver_policy: from.clone(),
         headers_only: true,
         filter_subjects: if plan.filtered {
             plan.subjects.clone()
@@ -209,6 +227,7 @@ async fn read_stream(
         .await
         .map_err(|error| error.to_string())?;
     let mut left = consumer.cached_info().num_pending;
+    let mut reached = 0;
     let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
     while left > 0 {
         let next = tokio::time::timeout(PATIENCE, messages.next()).await;
@@ -220,6 +239,7 @@ async fn read_stream(
         };
         let place = message.info().map_err(|error| error.to_string())?;
         left = place.pending;
+        reached = place.stream_sequence;
         let id = message
             .headers
             .as_ref()
@@ -228,7 +248,15 @@ async fn read_stream(
             tail.insert(id.as_str(), name, place.stream_sequence);
         }
     }
-    Ok(())
+    if !replicated(info) {
+        return Ok(());
+    }
+    // The consumer may live on a server that is behind; single messages are asked of the leader.
+    let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
+    let begin = (reached + 1)
+        .max(first(info, &from))
+        .max(last.saturating_sub(FAR_BEHIND));
+    read_range(&stream, name, begin..=last, tail).await
 }
 
 /// Reads messages by sequence, which takes nothing from a work queue. What was consumed already cannot be found.
@@ -243,19 +271,35 @@ async fn read_one_by_one(
         .get_stream(&**name)
         .await
         .map_err(|error| error.to_string())?;
-    let first = info["state"]["first_seq"].as_u64().unwrap_or(1);
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
-    let begin = match from {
-        DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.max(first),
+    read_range(&stream, name, first(info, &from)..=last, tail).await
+}
+
+/// First sequence to read, as far as it is known.
+fn first(info: &Value, from: &DeliverPolicy) -> u64 {
+    let first = info["state"]["first_seq"].as_u64().unwrap_or(1);
+    match from {
+        DeliverPolicy::ByStartSequence { start_sequence } => first.max(*start_sequence),
         _ => first,
-    };
-    let stream = &stream;
-    let mut reads = futures_util::stream::iter(begin..=last)
+    }
+}
+
+async fn read_range(
+    stream: &jetstream::stream::Stream,
+    name: &Arc<str>,
+    range: std::ops::RangeInclusive<u64>,
+    tail: &mut Tail,
+) -> Result<(), String> {
+    let mut reads = futures_util::stream::iter(range)
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(64);
     while let Some(read) = reads.next().await {
-        // Gone in the meantime, or deleted before.
-        let Ok(message) = read else { continue };
+        let message = match read {
+            Ok(message) => message,
+            // Gone in the meantime, or deleted before.
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
+            Err(error) => return Err(error.to_string()),
+        };
         if let Some(id) = message.headers.get(async_nats::header::NATS_MESSAGE_ID) {
             tail.insert(id.as_str(), name, message.sequence);
         }

@@ -90,17 +90,21 @@ impl Worker {
         if self.lanes[number].pending.is_empty() {
             return Ok(true);
         }
-        let view = self.store.snapshot()?;
-        let Late { ended, mut after } = self.lanes[number].late.take().unwrap_or_else(|| Late {
-            ended: self.lanes[number]
-                .pending
-                .iter()
-                .copied()
-                .filter(|xid| view.has_ended(*xid))
-                .collect(),
-            after: None,
-        });
-        claimed.view = Some(view);
+        // A look that goes on keeps its view: what has ended since is not among what it looks for.
+        let Late { view, ended, mut after } = match self.lanes[number].late.take() {
+            Some(late) => late,
+            None => {
+                let view = self.store.snapshot()?;
+                let pending = self.lanes[number].pending.iter().copied();
+                let ended = pending.filter(|xid| view.has_ended(*xid)).collect();
+                Late {
+                    view,
+                    ended,
+                    after: None,
+                }
+            }
+        };
+        claimed.view = Some(view.clone());
         if ended.is_empty() {
             return Ok(true);
         }
@@ -115,7 +119,7 @@ impl Worker {
         if exhausted {
             self.lanes[number].pending.retain(|xid| !ended.contains(xid));
         } else {
-            self.lanes[number].late = Some(Late { ended, after });
+            self.lanes[number].late = Some(Late { view, ended, after });
         }
         Ok(exhausted)
     }

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::snapshot::Snapshot;
+
 /// Claim state of one connection.
 #[derive(Debug, Clone)]
 pub struct Lane {
@@ -44,7 +46,9 @@ pub struct Lane {
 /// A look at the rows of ended transactions that goes on with the next claim.
 #[derive(Debug, Clone)]
 pub struct Late {
-    /// The transactions.
+    /// What had ended when the look began.
+    pub view: Snapshot,
+    /// Of the pending transactions, those that had.
     pub ended: Vec<u64>,
     /// Last id visited; `None` if none was.
     pub after: Option<i64>,
