@@ -346,7 +346,9 @@ impl Worker {
         !self.paused
             && self.lanes.iter().enumerate().any(|(number, lane)| {
                 let room = self.room(number);
-                lane.ready && lane.more && room.messages >= worthwhile && room.bytes > self.share() / 4
+                // A key may have become free by what was settled with the claim.
+                let more = lane.more || !self.keys.ready(&lane.name, 1).is_empty();
+                lane.ready && more && room.messages >= worthwhile && room.bytes > self.share() / 4
             })
     }
 
