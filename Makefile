@@ -6,7 +6,7 @@ PG_CONFIG ?= pg_config
 LAB = lab/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak up down setup build install installcheck bench lint fmt clean
+.PHONY: help demo test matrix package chaos soak up down setup build install installcheck bench lint fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | awk '{ t = $$1; $$1 = ""; printf "  make %-13s%s\n", t, $$0 }'
@@ -14,8 +14,14 @@ help: ## this list
 demo: ## see it work: throwaway PostgreSQL and nats-server, a few transactions, what arrived
 	@$(LAB) demo
 
-test: ## formatting, clippy, unit tests, pg_regress, end-to-end tests, two minutes of chaos
+test: ## formatting, clippy, unit tests, pg_regress, end-to-end tests, two minutes of chaos, PostgreSQL 18
 	@$(LAB) test
+
+matrix: ## build for and test in each PostgreSQL that Debian carries: 13, 15, 17, 18 (MAJORS=13,18 for some)
+	@$(LAB) matrix $(if $(MAJORS),--majors $(MAJORS))
+
+package: ## Debian packages and the PGXN archive, in target/package/ (MAJORS=15,18; TRY=1 tries them in a clean Debian)
+	@$(LAB) package $(if $(MAJORS),--majors $(MAJORS)) $(if $(TRY),--try)
 
 chaos: ## let faults strike while transactions are written, and compare (SEED=n MINUTES=m)
 	@$(LAB) install

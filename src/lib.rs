@@ -25,6 +25,7 @@ mod snapshot;
 mod status;
 mod store;
 mod subject;
+mod version;
 mod wake;
 mod worker;
 

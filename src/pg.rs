@@ -227,11 +227,48 @@ pub fn database_oid(name: &str) -> Option<u32> {
     found
 }
 
-/// Object id of this extension in the current database; to be called in a transaction.
-pub fn extension_oid() -> Option<u32> {
-    // SAFETY: a static C string; missing_ok returns InvalidOid instead of raising.
-    let oid = unsafe { pg_sys::get_extension_oid(c"pg_jetstream".as_ptr(), true) }.to_u32();
-    (oid != 0).then_some(oid)
+/// This extension as a database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Its object id.
+    pub oid: u32,
+    /// The version of its SQL.
+    pub version: String,
+}
+
+/// The extension in the current database, if it is there; to be called in a transaction. Looks at the catalog itself,
+/// as `get_extension_oid` does, since each cycle asks.
+pub fn extension() -> Option<Extension> {
+    // SAFETY: a catalog, opened and closed here and searched by its index of names; the tuple is read before the scan
+    // ends. The name outlives the key, and no extension is without a version.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            pg_sys::Anum_pg_extension_extname as i16,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pg_sys::F_NAMEEQ.into(),
+            pg_sys::Datum::from(c"pg_jetstream".as_ptr()),
+        );
+        let index = pg_sys::Oid::from(pg_sys::ExtensionNameIndexId);
+        let scan = pg_sys::systable_beginscan(relation, index, true, std::ptr::null_mut(), 1, &mut key);
+        let tuple = pg_sys::systable_getnext(scan);
+        let found = (!tuple.is_null()).then(|| {
+            let column = pg_sys::Anum_pg_extension_extversion as i32;
+            let mut null = false;
+            let version = pg_sys::heap_getattr(tuple, column, (*relation).rd_att, &mut null);
+            Extension {
+                oid: (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_extension>())
+                    .oid
+                    .to_u32(),
+                version: String::from_utf8_lossy(&values::bytes(version)).into_owned(),
+            }
+        });
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        found
+    }
 }
 
 /// Object id of a table of this extension; to be called in a transaction.
@@ -242,6 +279,21 @@ pub fn table_oid(name: &CStr) -> Option<u32> {
         pg_sys::get_relname_relid(name.as_ptr(), schema)
     };
     (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+}
+
+/// Whether a table of this extension has ever held a row since it was last emptied; to be called in a transaction.
+pub fn has_pages(name: &CStr) -> bool {
+    let Some(oid) = table_oid(name) else { return false };
+    // SAFETY: opens a relation if it exists, asks for its length, and closes it.
+    unsafe {
+        let relation = pg_sys::try_relation_open(pg_sys::Oid::from(oid), pg_sys::AccessShareLock as i32);
+        if relation.is_null() {
+            return false;
+        }
+        let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as i32);
+        pages > 0
+    }
 }
 
 /// Locks a table against being dropped or altered until the transaction ends; false if it is gone.
@@ -354,7 +406,10 @@ pub fn defer_termination() {
 /// Ends the process. 0 is never restarted, 1 is.
 pub fn exit(code: i32) -> ! {
     // SAFETY: called from the main function outside a transaction.
-    unsafe { pg_sys::proc_exit(code) }
+    unsafe { pg_sys::proc_exit(code) };
+    // The bindings do not know it of this version's.
+    #[cfg(feature = "pg18")]
+    unreachable!("proc_exit does not return")
 }
 
 /// Runs `body` with all signals blocked, so that the threads it makes never take one.

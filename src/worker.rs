@@ -40,6 +40,8 @@ const LOOK_EVERYWHERE: u32 = 60;
 const CLOSE: Duration = Duration::from_millis(1);
 /// ... and from so many in a row on, they are held apart by as much: a cycle costs as much as twenty messages.
 const CLOSE_IN_A_ROW: u32 = 4;
+/// How often a worker looks whether its extension was updated.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a worker that is asked to end waits for acknowledgements.
 const LAST_ACKS: Duration = Duration::from_secs(1);
 
@@ -60,7 +62,10 @@ struct Flight {
 /// Everything the main thread of a drain worker holds.
 struct Worker {
     slot: usize,
-    extension: u32,
+    /// As it was when this worker began; another one is for another worker.
+    extension: pg::Extension,
+    /// When it is looked at again.
+    next_look: Instant,
     /// Object id of the outbox: another extension has another one.
     outbox: u32,
     settings: Settings,
@@ -88,11 +93,13 @@ struct Worker {
     captured: crate::capture::expand::Seen,
     /// There are more captured changes than one transaction takes.
     more_captured: bool,
+    /// Something has been captured in this database: until then nothing is looked for.
+    may_be_captured: bool,
     report: status::Report,
 }
 
 impl Worker {
-    fn start(slot: usize, (extension, outbox): (u32, u32)) -> std::io::Result<Worker> {
+    fn start(slot: usize, extension: pg::Extension, outbox: u32) -> std::io::Result<Worker> {
         let settings = Settings::current();
         log::set_level(settings.log_level);
         let (dispatch, log) = Log::start();
@@ -101,6 +108,7 @@ impl Worker {
         Ok(Worker {
             slot,
             extension,
+            next_look: Instant::now(),
             outbox,
             settings,
             store: Store::default(),
@@ -123,6 +131,7 @@ impl Worker {
             seen_requests: (u32::MAX, u32::MAX),
             captured: crate::capture::expand::Seen::default(),
             more_captured: false,
+            may_be_captured: false,
             report: status::slot(slot).report,
         })
     }
@@ -174,9 +183,18 @@ impl Worker {
 
     /// The body of the transaction.
     fn work(&mut self, claimed: &mut claim::Claimed) -> SpiResult<settle::Settlement> {
-        if !pg::hold_table(self.outbox) {
-            pgrx::log!("pg_jetstream: extension was dropped or made anew; starting over");
+        let now = Instant::now();
+        let look = now >= self.next_look;
+        if look {
+            self.next_look = now + LOOK;
+        }
+        if !pg::hold_table(self.outbox) || look && pg::extension().as_ref() != Some(&self.extension) {
+            pgrx::log!("pg_jetstream: extension was dropped, made anew or updated; starting over");
             pg::exit(1);
+        }
+        if !self.may_be_captured && pg::has_pages(c"capture_queue") {
+            self.may_be_captured = true;
+            self.more_captured = true;
         }
         self.apply_changes()?;
         let settlement = self.settle()?;
@@ -198,9 +216,8 @@ impl Worker {
         }
         self.next_maintenance = Instant::now() + MAINTENANCE;
         let retention = self.settings.history_retention;
-        let extension = self.extension;
-        let result = pg::transaction(|| match pg::extension_oid() {
-            Some(oid) if oid == extension => config::maintain_history(retention),
+        let result = pg::transaction(|| match pg::extension() {
+            Some(extension) if extension == self.extension => config::maintain_history(retention),
             _ => Ok(()),
         });
         match result {
@@ -213,10 +230,13 @@ impl Worker {
 
     /// Makes messages of captured changes, in a transaction of its own: what it inserts is claimed like any other.
     fn take_captured(&mut self) {
-        let extension = self.extension;
-        let result = pg::transaction(|| match pg::extension_oid() {
-            Some(oid) if oid == extension => self.captured.expand(),
-            _ => Ok((0, false)),
+        if !self.may_be_captured {
+            return;
+        }
+        let (outbox, captured) = (self.outbox, &mut self.captured);
+        let result = pg::transaction(|| match pg::hold_table(outbox) {
+            true => captured.expand(),
+            false => Ok((0, false)),
         });
         match result {
             Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {

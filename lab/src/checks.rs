@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::paths::Paths;
 use crate::progress::{self, Done, seconds};
-use crate::{install, regress, setup, up};
+use crate::{install, matrix, regress, setup, up};
 
 /// What the two minutes of chaos draw from.
 const CHAOS_SEED: &str = "5";
@@ -21,15 +21,24 @@ pub struct Count {
     pub failed: u32,
 }
 
+impl std::iter::Sum for Count {
+    fn sum<I: Iterator<Item = Count>>(counts: I) -> Count {
+        counts.fold(Count::default(), |one, other| Count {
+            passed: one.passed + other.passed,
+            failed: one.failed + other.failed,
+        })
+    }
+}
+
+/// A second major version that `make test` builds for and tries.
+const SECOND_MAJOR: u32 = 18;
+
 /// Runs everything, going on after a failure.
 pub fn run(paths: &Paths) -> Result<Count> {
     up::sweep(paths)?;
     let feature = paths.feature();
     let features = ["--no-default-features", "--features", &feature];
-    let mut checks = Checks {
-        paths,
-        total: Count::default(),
-    };
+    let mut checks = Checks::new(paths);
     checks.cargo("formatting", &["fmt", "--all", "--check"], one)?;
     let clippy = [
         &["clippy", "--workspace", "--all-targets"],
@@ -45,12 +54,12 @@ pub fn run(paths: &Paths) -> Result<Count> {
     match install::run(paths) {
         Ok(()) => {
             checks.pg_regress()?;
-            checks.cargo(
-                "end-to-end tests",
-                &["test", "-p", "lab", "--no-fail-fast"],
-                count_cargo,
-            )?;
+            checks.tests(&["test", "-p", "lab", "--no-fail-fast"])?;
             checks.chaos()?;
+            if paths.major != SECOND_MAJOR {
+                let other = matrix::run(paths, &[SECOND_MAJOR], false)?;
+                checks.total = [checks.total, other].into_iter().sum();
+            }
         }
         Err(error) => checks.report(
             "extension",
@@ -64,28 +73,39 @@ pub fn run(paths: &Paths) -> Result<Count> {
 
 /// Runs pg_regress against the server that the environment names.
 pub fn installcheck(paths: &Paths, pg_config: &std::path::Path) -> Result<Count> {
-    let mut checks = Checks {
-        paths,
-        total: Count::default(),
-    };
+    let mut checks = Checks::new(paths);
     let command = regress::running_server(paths, pg_config)?;
     checks.run_regress(command)?;
     Ok(checks.total)
 }
 
-struct Checks<'a> {
+/// Checks in one PostgreSQL, reported as they end.
+pub(crate) struct Checks<'a> {
     paths: &'a Paths,
     total: Count,
 }
 
-impl Checks<'_> {
-    fn cargo(&mut self, name: &str, args: &[&str], count: fn(&Done) -> Count) -> Result<()> {
+impl<'a> Checks<'a> {
+    pub(crate) fn new(paths: &'a Paths) -> Self {
+        Self {
+            paths,
+            total: Count::default(),
+        }
+    }
+
+    /// End-to-end tests, by the arguments of cargo.
+    pub(crate) fn tests(&mut self, args: &[&str]) -> Result<Count> {
+        self.cargo("end-to-end tests", args, count_cargo)
+    }
+
+    fn cargo(&mut self, name: &str, args: &[&str], count: fn(&Done) -> Count) -> Result<Count> {
         let mut command = setup::cargo(self.paths, std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(args);
+        command.args(args).env("PG_MAJOR", self.paths.major.to_string());
         let log = self.paths.logs().join(format!("{}.log", name.replace(' ', "-")));
         let done = progress::capture(name, command, &log)?;
-        self.report(name, count(&done), done.took, &done.output);
-        Ok(())
+        let count = count(&done);
+        self.report(name, count, done.took, &done.output);
+        Ok(count)
     }
 
     /// By cargo: the tests before may have built this program anew, in the place of the one that runs.
@@ -102,30 +122,27 @@ impl Checks<'_> {
             "--minutes",
             "2",
         ];
-        self.cargo("chaos", &args, one)
+        self.cargo("chaos", &args, one).map(|_| ())
     }
 
-    fn pg_regress(&mut self) -> Result<()> {
+    pub(crate) fn pg_regress(&mut self) -> Result<Count> {
         let started = Instant::now();
         match regress::own_server(self.paths) {
-            Ok((command, _server)) => self.run_regress(command)?,
+            Ok((command, _server)) => self.run_regress(command),
             Err(error) => {
-                self.report(
-                    "pg_regress",
-                    Count { passed: 0, failed: 1 },
-                    started.elapsed(),
-                    &format!("{error:#}"),
-                );
+                let count = Count { passed: 0, failed: 1 };
+                self.report("pg_regress", count, started.elapsed(), &format!("{error:#}"));
+                Ok(count)
             }
         }
-        Ok(())
     }
 
-    fn run_regress(&mut self, command: Command) -> Result<()> {
+    fn run_regress(&mut self, command: Command) -> Result<Count> {
         let done = progress::capture("pg_regress", command, &self.paths.logs().join("pg_regress.log"))?;
         let shown = format!("{}\n{}", done.output, regress::differences(self.paths));
-        self.report("pg_regress", count_regress(&done), done.took, &shown);
-        Ok(())
+        let count = count_regress(&done);
+        self.report("pg_regress", count, done.took, &shown);
+        Ok(count)
     }
 
     fn report(&mut self, name: &str, count: Count, took: Duration, output: &str) {

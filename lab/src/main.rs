@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{bench, bench_capture, chaos, demo, install, second_major, setup, soak, up};
+use lab::{
+    bench, bench_capture, chaos, demo, install, matrix, package, package_try, release, second_major, setup, soak, up,
+};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -73,6 +75,26 @@ enum Cmd {
     },
     /// Run all checks and tests
     Test,
+    /// Build for and test in the major versions of PostgreSQL that Debian carries, and print a table
+    Matrix {
+        /// Only these
+        #[arg(long, value_delimiter = ',')]
+        majors: Vec<u32>,
+        /// All end-to-end tests instead of those that show differences
+        #[arg(long)]
+        everything: bool,
+    },
+    /// Make a Debian package for each major version given, and the archive for PGXN, in target/package/
+    Package {
+        /// The major versions; this machine's if none is given
+        #[arg(long, value_delimiter = ',')]
+        majors: Vec<u32>,
+        /// Also install each in a clean Debian, publish a message from there, and remove it
+        #[arg(long = "try")]
+        try_out: bool,
+    },
+    /// Keep the installed script of this version in migrations/released/, where it stays as it is
+    Freeze,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
     Installcheck {
         /// The PostgreSQL that pg_regress and psql are taken from
@@ -155,6 +177,17 @@ fn run(command: Cmd) -> Result<ExitCode> {
             });
         }
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
+        Cmd::Matrix { majors, everything } => {
+            let majors = if majors.is_empty() { matrix::majors() } else { majors };
+            return Ok(verdict(matrix::run(&setup::run()?, &majors, everything)?));
+        }
+        Cmd::Package { majors, try_out } => make_packages(&majors, try_out)?,
+        Cmd::Freeze => {
+            let paths = setup::run()?;
+            install::run(&paths)?;
+            let installed = release::installed_script(&paths, &release::version(&paths)?);
+            println!("{}", release::freeze(&installed, &release::folder(&paths))?.display());
+        }
         Cmd::Installcheck { pg_config } => {
             let paths = Paths::find()?;
             let pg_config = pg_config.unwrap_or_else(|| paths.pg_config());
@@ -162,6 +195,26 @@ fn run(command: Cmd) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn make_packages(majors: &[u32], try_out: bool) -> Result<()> {
+    let paths = setup::run()?;
+    let majors = if majors.is_empty() { &[paths.major] } else { majors };
+    for &major in majors {
+        let places = if major == paths.major {
+            install::run(&paths)?;
+            paths.clone()
+        } else {
+            second_major::make(&paths, major)?
+        };
+        let deb = package::debian(&places)?;
+        println!("{}", deb.display());
+        if try_out {
+            package_try::run(&places, &deb)?;
+        }
+    }
+    println!("{}", package::pgxn(&paths)?.display());
+    Ok(())
 }
 
 /// The last line of `make test`. That nothing ran is no success.

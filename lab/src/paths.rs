@@ -48,6 +48,14 @@ impl Paths {
                 SUPPORTED.end()
             );
         }
+        // Another major version than this machine's may have been fetched (see `second_major`).
+        let fetched = base.join(format!("major-{major}"));
+        let copied = base.join(format!("pg/usr/lib/postgresql/{major}"));
+        let base = if fetched.exists() && !copied.exists() {
+            fetched
+        } else {
+            base
+        };
         Ok(Self {
             root,
             target,
@@ -84,6 +92,12 @@ impl Paths {
     /// The library folder of the copied PostgreSQL, where `pg_jetstream.so` goes.
     pub fn pg_lib(&self) -> PathBuf {
         self.pg_tree().join(format!("usr/lib/postgresql/{}/lib", self.major))
+    }
+
+    /// Where the copied PostgreSQL keeps control files and scripts of extensions.
+    pub fn pg_extension(&self) -> PathBuf {
+        self.pg_tree()
+            .join(format!("usr/share/postgresql/{}/extension", self.major))
     }
 
     /// Full logs of the commands run on the way.
@@ -150,7 +164,8 @@ pub(crate) fn base_file(lab: &Path) -> PathBuf {
     lab.join("base")
 }
 
-fn base_dir(lab: &Path) -> PathBuf {
+/// What [`Paths::base`] is for this machine's PostgreSQL.
+pub(crate) fn base_dir(lab: &Path) -> PathBuf {
     fs::read_to_string(base_file(lab))
         .map(|text| PathBuf::from(text.trim()))
         .ok()

@@ -14,7 +14,7 @@ const DATABASE: &str = "pg_jetstream_regress";
 
 /// The pg_regress command for a server of one's own, which lives as long as the returned value.
 pub fn own_server(paths: &Paths) -> Result<(Command, Postgres)> {
-    let server = Postgres::start()?;
+    let server = Postgres::builder().of(paths.clone()).start()?;
     let mut command = command(paths, &program(paths.pg_lib().as_path()))?;
     command.arg(format!("--bindir={}", paths.pg_bin().display()));
     command

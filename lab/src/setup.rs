@@ -237,7 +237,7 @@ fn pgrx_config(paths: &Paths) -> Result<()> {
 }
 
 /// A command of cargo's, as if typed at the root: what `cargo run` told the lab is not for it.
-pub(crate) fn cargo(paths: &Paths, program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn cargo(paths: &Paths, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(&paths.root).env("PGRX_HOME", paths.pgrx_home());
     for (key, _) in std::env::vars_os() {

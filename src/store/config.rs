@@ -34,11 +34,6 @@ pub fn configure_session() -> SpiResult<()> {
     })
 }
 
-/// Version of the extension in this database.
-pub fn extension_version() -> SpiResult<Option<String>> {
-    Spi::get_one("select extversion from pg_catalog.pg_extension where extname = 'pg_jetstream'")
-}
-
 /// Tries to become the one worker of this database; held until the session ends.
 pub fn try_lock() -> SpiResult<bool> {
     Spi::connect_mut(|client| {

@@ -9,7 +9,7 @@ use pgrx::spi::SpiResult;
 use super::Worker;
 use crate::guc::{self, Settings};
 use crate::store::config;
-use crate::{micros, pg, status, wake};
+use crate::{micros, pg, status, version, wake};
 
 /// Main function of a drain worker; the argument is its slot.
 #[pg_guard]
@@ -40,10 +40,17 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
         pg::termination_pending()
             || pg::reread_config() && !(guc::databases().iter().any(|name| name == database) && guc::role() == role)
     };
-    let extension = loop {
+    let mut told = Wait::default();
+    let (extension, outbox) = loop {
         match must(pg::transaction(look)) {
-            Ok(extension) => break extension,
-            Err(reason) => status::update(slot, |slot| slot.report.state = reason.as_str().into()),
+            Ok(found) => break found,
+            Err(wait) => {
+                status::update(slot, |slot| slot.report.state = wait.reason.as_str().into());
+                if wait.log && wait != told {
+                    pgrx::warning!("pg_jetstream: database \"{database}\": {}", wait.reason);
+                }
+                told = wait;
+            }
         }
         pg::report_activity(None);
         pg::wait(None, Settings::current().poll_interval);
@@ -52,7 +59,7 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
             pg::exit(1);
         }
     };
-    let mut worker = match Worker::start(slot, extension) {
+    let mut worker = match Worker::start(slot, extension, outbox) {
         Ok(worker) => worker,
         Err(e) => pg::fatal(
             PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
@@ -73,20 +80,30 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
     }
 }
 
-/// Whether the worker can begin: the object ids of the extension and of its outbox, or why not.
-fn look() -> SpiResult<Result<(u32, u32), String>> {
-    let (Some(extension), Some(outbox)) = (pg::extension_oid(), pg::table_oid(c"outbox")) else {
-        return Ok(Err("waiting for create extension pg_jetstream".into()));
+/// Why the worker cannot begin.
+#[derive(Default, PartialEq, Eq)]
+struct Wait {
+    reason: String,
+    /// Whether somebody has to do something about it.
+    log: bool,
+}
+
+/// Whether the worker can begin: the extension and the object id of its outbox, or why not.
+fn look() -> SpiResult<Result<(pg::Extension, u32), Wait>> {
+    let wait = |reason: &str, log| {
+        Ok(Err(Wait {
+            reason: reason.into(),
+            log,
+        }))
     };
-    let library = env!("CARGO_PKG_VERSION");
-    let version = config::extension_version()?.unwrap_or_default();
-    if version != library {
-        return Ok(Err(format!(
-            "waiting: extension is version {version}, library {library}; run alter extension pg_jetstream update"
-        )));
+    let (Some(extension), Some(outbox)) = (pg::extension(), pg::table_oid(c"outbox")) else {
+        return wait("waiting for create extension pg_jetstream", false);
+    };
+    if let Some(reason) = version::mismatch(&extension.version, env!("CARGO_PKG_VERSION")) {
+        return wait(&reason, true);
     }
     if !config::try_lock()? {
-        return Ok(Err("waiting: another worker serves this database".into()));
+        return wait("waiting: another worker serves this database", false);
     }
     Ok(Ok((extension, outbox)))
 }

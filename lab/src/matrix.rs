@@ -1,0 +1,119 @@
+//! `make matrix`: the extension built for, and tested in, each major version of PostgreSQL that Debian carries.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::checks::{Checks, Count};
+use crate::paths::Paths;
+use crate::progress::seconds;
+use crate::{install, second_major};
+
+/// The end-to-end tests that show what differs between versions: the raw calls, snapshots, statements, a crash.
+const SMOKE: [&str; 3] = ["e2e_publish", "e2e_settle", "e2e_recovery"];
+
+/// The major versions that Debian carries.
+pub fn majors() -> Vec<u32> {
+    second_major::RELEASES.iter().map(|(major, _)| *major).collect()
+}
+
+/// Builds and tests all of `majors`, going on after a failure, and prints a table; `everything` runs all end-to-end
+/// tests, which takes minutes for each.
+pub fn run(paths: &Paths, majors: &[u32], everything: bool) -> Result<Count> {
+    let mut rows = Vec::new();
+    for &major in majors {
+        rows.push(row(paths, major, everything)?);
+    }
+    println!(
+        "\n{:<12}{:<10}{:<18}{:<26}end-to-end",
+        "PostgreSQL", "release", "build", "pg_regress"
+    );
+    rows.iter().for_each(|row| println!("{row}"));
+    Ok(rows.iter().map(|row| row.count()).sum())
+}
+
+struct Row {
+    version: String,
+    release: &'static str,
+    build: (Count, Duration),
+    /// pg_regress and the end-to-end tests; none if there was nothing to test.
+    tests: Option<[Count; 2]>,
+}
+
+impl Row {
+    fn count(&self) -> Count {
+        std::iter::once(self.build.0)
+            .chain(self.tests.into_iter().flatten())
+            .sum()
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verdict = if self.build.0.failed == 0 { "ok" } else { "FAILED" };
+        let build = format!("{verdict} {}", seconds(self.build.1));
+        let [regress, tests] = match self.tests {
+            Some(tests) => tests.map(|count| format!("{} passed, {} failed", count.passed, count.failed)),
+            None => ["not run", "not run"].map(str::to_owned),
+        };
+        write!(
+            f,
+            "{:<12}{:<10}{build:<18}{regress:<26}{tests}",
+            self.version, self.release
+        )
+    }
+}
+
+fn row(paths: &Paths, major: u32, everything: bool) -> Result<Row> {
+    println!("PostgreSQL {major}");
+    let started = Instant::now();
+    let built = if major == paths.major {
+        install::run(paths).map(|()| paths.clone())
+    } else {
+        second_major::make(paths, major)
+    };
+    let took = started.elapsed();
+    let release = second_major::RELEASES
+        .iter()
+        .find_map(|(known, release)| (*known == major).then_some(*release));
+    let row = |version, build, tests| Row {
+        version,
+        release: if major == paths.major {
+            "(this one)"
+        } else {
+            release.unwrap_or("")
+        },
+        build: (build, took),
+        tests,
+    };
+    let places = match built {
+        Ok(places) => places,
+        Err(error) => {
+            println!("{error:#}");
+            return Ok(row(major.to_string(), Count { passed: 0, failed: 1 }, None));
+        }
+    };
+    let mut checks = Checks::new(&places);
+    let regress = checks.pg_regress()?;
+    let mut args = vec!["test", "-p", "lab", "--no-fail-fast"];
+    if !everything {
+        args.extend(SMOKE.iter().flat_map(|name| ["--test", name]));
+    }
+    let tests = checks.tests(&args)?;
+    Ok(row(
+        version(&places),
+        Count { passed: 1, failed: 0 },
+        Some([regress, tests]),
+    ))
+}
+
+/// `18.6`, from `PostgreSQL 18.6 (Debian …)`.
+fn version(paths: &Paths) -> String {
+    let output = Command::new(paths.pg_config()).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let text = text.unwrap_or_default();
+    text.split(' ')
+        .nth(1)
+        .map_or(paths.major.to_string(), |word| word.trim().to_owned())
+}

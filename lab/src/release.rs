@@ -1,0 +1,113 @@
+//! Versions of the extension: which this is, and the install scripts of released ones, which stay as they are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Paths;
+
+/// The version in `Cargo.toml`.
+pub fn version(paths: &Paths) -> Result<String> {
+    version_in(&fs::read_to_string(paths.root.join("Cargo.toml"))?)
+}
+
+/// The version in the text of a `Cargo.toml` with a package.
+pub fn version_in(manifest: &str) -> Result<String> {
+    let package = manifest.split_once("[package]").map_or("", |(_, rest)| rest);
+    let line = package.lines().find_map(|line| line.strip_prefix("version = "));
+    Ok(line.context("Cargo.toml has no version")?.trim_matches('"').to_owned())
+}
+
+/// Where released install scripts are.
+pub fn folder(paths: &Paths) -> PathBuf {
+    paths.root.join("migrations/released")
+}
+
+/// The install script of a version, as the installed extension has it.
+pub fn installed_script(paths: &Paths, version: &str) -> PathBuf {
+    paths.pg_extension().join(script_name(version))
+}
+
+/// What PostgreSQL calls the install script of a version.
+pub fn script_name(version: &str) -> String {
+    format!("pg_jetstream--{version}.sql")
+}
+
+/// The frozen install scripts: version and file, oldest first.
+pub fn frozen(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let file = entry?.path();
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let version = name
+            .strip_prefix("pg_jetstream--")
+            .and_then(|rest| rest.strip_suffix(".sql"));
+        if let Some(version) = version {
+            found.push((version.to_owned(), file.clone()));
+        }
+    }
+    let numbers = |version: &str| -> Vec<u32> { version.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
+    found.sort_by_key(|(version, _)| numbers(version));
+    Ok(found)
+}
+
+/// Keeps the installed script of a version in `folder`. A script that is there is what users have: it is an error if
+/// the installed one differs from it.
+pub fn freeze(installed: &Path, folder: &Path) -> Result<PathBuf> {
+    let script = fs::read_to_string(installed)
+        .with_context(|| format!("{} is not there: install the extension first", installed.display()))?;
+    let file = folder.join(installed.file_name().context("no file name")?);
+    match fs::read_to_string(&file) {
+        Ok(old) if old == script => {}
+        Ok(_) => bail!(
+            "{} differs from what is installed: a released version stays as it is. Raise the version in Cargo.toml and \
+             write an upgrade script",
+            file.display()
+        ),
+        Err(_) => {
+            fs::create_dir_all(folder)?;
+            fs::write(&file, script)?;
+        }
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_version_of_the_package() {
+        let manifest = "[workspace.dependencies]\nversion = \"9\"\n[package]\nname = \"x\"\nversion = \"0.1.0\"\n";
+        assert_eq!(version_in(manifest).unwrap(), "0.1.0");
+        assert!(version_in("[package]\nname = \"x\"\n").is_err());
+    }
+
+    #[test]
+    fn a_frozen_script_never_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (installed, folder) = (dir.path().join("pg_jetstream--0.10.0.sql"), dir.path().join("released"));
+        assert!(freeze(&installed, &folder).is_err(), "nothing is installed");
+        fs::write(&installed, "select 1;").unwrap();
+        let file = freeze(&installed, &folder).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "select 1;");
+        freeze(&installed, &folder).unwrap();
+        fs::write(&installed, "select 2;").unwrap();
+        assert!(
+            freeze(&installed, &folder)
+                .unwrap_err()
+                .to_string()
+                .contains("Raise the version")
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), "select 1;");
+        fs::write(folder.join("pg_jetstream--0.9.0.sql"), "").unwrap();
+        fs::write(folder.join("README.md"), "").unwrap();
+        let versions: Vec<String> = frozen(&folder)
+            .unwrap()
+            .into_iter()
+            .map(|(version, _)| version)
+            .collect();
+        assert_eq!(versions, ["0.9.0", "0.10.0"]);
+    }
+}
