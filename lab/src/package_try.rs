@@ -14,6 +14,9 @@ use crate::package::{self, output};
 use crate::paths::Paths;
 use crate::{packages, progress, second_major, wait_until};
 
+/// What runs a program as the user who owns the cluster.
+const AS_POSTGRES: &str = "setpriv --reuid postgres --regid postgres --clear-groups";
+
 /// Longest wait for the message to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -60,7 +63,10 @@ pub fn run(paths: &Paths, deb: &Path) -> Result<()> {
     progress::run(&format!("{name} into a clean {release}"), install, &log)?;
     let files = debian.run(&format!("dpkg -L {name}"))?;
     let published = publish(&debian);
-    let stopped = debian.run(&format!("pg_ctlcluster {major} main stop -m fast"));
+    // pg_ctlcluster looks into /proc, which is not there.
+    let stopped = debian.run(&format!(
+        "{AS_POSTGRES} /usr/lib/postgresql/{major}/bin/pg_ctl -D /var/lib/postgresql/{major}/main -m fast -w stop"
+    ));
     published?;
     stopped?;
     debian.run(&format!("apt-get remove -y {name}"))?;
@@ -172,8 +178,6 @@ impl Debian {
     /// The first column of the first row, as superuser by the socket.
     fn sql(&self, text: &str) -> Result<String> {
         let quoted = text.replace('\'', r"'\''");
-        self.run(&format!(
-            "cd / && setpriv --reuid postgres --regid postgres --clear-groups psql -XqAt -v ON_ERROR_STOP=1 -c '{quoted}'"
-        ))
+        self.run(&format!("{AS_POSTGRES} psql -XqAt -v ON_ERROR_STOP=1 -c '{quoted}'"))
     }
 }
