@@ -134,9 +134,9 @@ fn a_long_look_for_late_rows_lets_no_later_message_of_a_key_overtake() {
     let mut rows = 0;
     for round in 0..20 {
         crowd
-            .batch_execute(&format!(
-                "begin; insert into jetstream.outbox (subject, payload) select 'found.x', '1' from generate_series(1, 400)"
-            ))
+            .batch_execute(
+                "begin; insert into jetstream.outbox (subject, payload) select 'found.x', '1' from generate_series(1, 400)",
+            )
             .unwrap();
         first.batch_execute(&format!("begin; {}", keyed(2 * round))).unwrap();
         lab.sql(PUT).unwrap();

@@ -213,7 +213,7 @@ async fn read_stream(
         .await
         .map_err(|error| error.to_string())?;
     let config = OrderedConfig {
-        deliver_policy: from.clone(),
+        deliver_policy: from,
         headers_only: true,
         filter_subjects: if plan.filtered {
             plan.subjects.clone()

@@ -52,7 +52,7 @@ impl Stats {
             redelivered: (delivery > 1).into(),
             busy: took,
         });
-        if tally.delivered % REPORT_EVERY == 0 {
+        if tally.delivered.is_multiple_of(REPORT_EVERY) {
             self.due.notify_one();
         }
     }
