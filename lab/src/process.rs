@@ -89,7 +89,13 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(alive(std::process::id()));
         assert!(children(std::process::id()).contains(&child.id()));
-        assert!(find("sleep", Path::new("60")).contains(&child.id()));
+        // A child has its parent's arguments until it has begun its own program.
+        let begun = || find("sleep", Path::new("60")).contains(&child.id());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !begun() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begun());
         assert!(!find("sleeper", Path::new("60")).contains(&child.id()));
         assert!(!wait_gone(&[child.id()], Duration::from_millis(20)));
         signal(child.id(), Signal::SIGKILL).unwrap();
