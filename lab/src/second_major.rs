@@ -226,6 +226,11 @@ fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
             bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
     }
+    // Without LLVM, which is large, the compiler of expressions must not be found; the server goes on without.
+    let compiler = other.pg_lib().join("llvmjit.so");
+    if compiler.exists() {
+        fs::remove_file(compiler)?;
+    }
     relocate_pg_config(other)?;
     let version = Command::new(other.pg_bin().join("postgres"))
         .arg("--version")

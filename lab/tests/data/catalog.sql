@@ -1,10 +1,13 @@
--- Every member of the extension as one reads it back from the catalogs, a line each.
+-- Every member of the extension as one reads it back from the catalogs, a line each; but for the partitions that the
+-- worker makes, which have the names of days.
 with member as (
     select d.classid, d.objid, i.type, i.identity
     from pg_depend d
     join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass
     cross join lateral pg_identify_object(d.classid, d.objid, 0) i
     where d.deptype = 'e' and e.extname = 'pg_jetstream'
+      and not exists (select from pg_class c
+                      where d.classid = 'pg_class'::regclass and c.oid = d.objid and c.relispartition)
 ), relation as (
     select c.*, m.identity from member m join pg_class c on m.classid = 'pg_class'::regclass and c.oid = m.objid
 ), rights as (
@@ -46,5 +49,5 @@ select concat_ws(' ', 'dumped', c.oid::regclass, d.condition)
 from pg_extension e
 cross join lateral unnest(e.extconfig, e.extcondition) d (oid, condition)
 join pg_class c on c.oid = d.oid
-where e.extname = 'pg_jetstream'
+where e.extname = 'pg_jetstream' and not c.relispartition
 order by 1
