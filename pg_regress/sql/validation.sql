@@ -43,8 +43,8 @@ select failure(format('select jetstream.publish(''a'', ''1'', ttl => %L)', t))
 from unnest(array['0', '-1 second', '999 ms', '10001 days']) with ordinality as t (t, n) order by n;
 select failure(format('select jetstream.publish(''a'', ''1'', deliver_at => %L)', t))
 from unnest(array['infinity', '-infinity']) with ordinality as t (t, n) order by n;
--- What the outbox gives itself
-select failure('insert into jetstream.outbox (id, subject, payload) values (1, ''a'', ''1'')');
+-- What the outbox gives itself (PostgreSQL 13 says it in other words)
+select left(failure('insert into jetstream.outbox (id, subject, payload) values (1, ''a'', ''1'')'), 5);
 select failure('insert into jetstream.outbox (subject, payload, attempts) values (''a'', ''1'', -1)');
 -- Batches
 select failure('select jetstream.publish_batch(''a'', array[''1'']::jsonb[], array[''x'', ''y''])');
