@@ -65,6 +65,7 @@ fn build_next(paths: &Paths, folder: &Path, version: &str, next: &str) -> std::p
         "sql",
         "migrations",
         "lab",
+        "examples",
     ] {
         run(Command::new("cp").arg("-a").arg(paths.root.join(part)).arg(&sources));
     }
