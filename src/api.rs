@@ -5,15 +5,10 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
+use crate::message::MAX_BODY_BYTES;
+use crate::pg::refuse;
 use crate::status::{self, Request};
 use crate::{message, micros, pg, subject, wake};
-
-fn refuse(code: PgSqlErrorCode, message: String, hint: &str) -> ! {
-    pgrx::pg_sys::panic::ErrorReport::new(code, message, "")
-        .set_hint(hint)
-        .report(PgLogLevel::ERROR);
-    unreachable!("an ERROR does not return")
-}
 
 /// True for a subject one can publish to; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
@@ -42,9 +37,7 @@ fn check_message_id(message_id: &str) -> bool {
     }
 }
 
-/// Most bytes of a body: no NATS server takes more.
-const LARGEST_BODY: usize = 64 * 1024 * 1024;
-/// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`LARGEST_BODY`] bytes.
+/// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`MAX_BODY_BYTES`].
 /// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
 const SMALL_BODY: usize = 4096;
 
@@ -88,17 +81,17 @@ fn check_message(call: pgrx::pg_sys::FunctionCallInfo) -> bool {
     }
     if arguments.stored_bytes(3) + arguments.stored_bytes(4) >= SMALL_BODY {
         let bytes = arguments.json_text_bytes(3) + arguments.full_bytes(4);
-        if bytes > LARGEST_BODY {
-            let hint = format!("A message has at most {LARGEST_BODY} bytes.");
+        if bytes > MAX_BODY_BYTES {
+            let hint = format!("A message has at most {MAX_BODY_BYTES} bytes.");
             invalid(format!("message has {bytes} bytes"), &hint);
         }
     }
-    if let Some(ttl) = arguments.interval(6)
-        && !micros::ttl_range().contains(&micros::of_interval(ttl.months, ttl.days, ttl.micros))
-    {
-        let seconds = micros::of_interval(ttl.months, ttl.days, ttl.micros) as f64 / 1e6;
+    let ttl = arguments
+        .interval(6)
+        .map(|ttl| micros::of_interval(ttl.months, ttl.days, ttl.micros));
+    if let Some(ttl) = ttl.filter(|ttl| !micros::ttl_range().contains(ttl)) {
         invalid(
-            format!("ttl of {seconds} s is not between 1 second and 10000 days"),
+            format!("ttl of {} s is not between 1 second and 10000 days", ttl as f64 / 1e6),
             "Leave ttl out for a message that the stream keeps as long as any other.",
         );
     }

@@ -10,6 +10,9 @@ use crate::error::RelayError;
 /// The longest accepted `Nats-Msg-Id`, in bytes.
 pub const MAX_MESSAGE_ID_BYTES: usize = 255;
 
+/// Most bytes of a body: no NATS server takes more.
+pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+
 /// One row of `jetstream.outbox` on its way to JetStream. Immutable: both threads hold it by `Arc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

@@ -35,19 +35,11 @@ fn a_row_below_the_cursor_of_a_transaction_newer_than_the_snapshot_is_found() {
 /// to the worker after that one.
 #[test]
 fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
-    let lab = Lab::builder().start().unwrap();
-    lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
-        .unwrap();
-    lab.wait_connected().unwrap();
+    let lab = short_window();
     lab.sql(PUT).unwrap();
     lab.wait_for_messages("FOUND", 1).unwrap();
     lab.wait_drained().unwrap();
-    lab.nats.pause().unwrap();
-    lab.sql(PUT).unwrap();
-    lab.wait_until("a message in flight", || {
-        Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
-    })
-    .unwrap();
+    put_in_flight(&lab);
     let mut holder = lab.postgres.client(DATABASE).unwrap();
     holder
         .batch_execute("begin; select from jetstream.outbox for update")
@@ -70,21 +62,13 @@ fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
 /// position is known yet.
 #[test]
 fn an_unsettled_message_behind_many_delayed_ones_is_looked_for() {
-    let lab = Lab::builder().start().unwrap();
-    lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
-        .unwrap();
-    lab.wait_connected().unwrap();
+    let lab = short_window();
     lab.sql(
         "insert into jetstream.outbox (subject, payload, deliver_at)
          select 'later.x', '1', now() + interval '1 day' from generate_series(1, 11000)",
     )
     .unwrap();
-    lab.nats.pause().unwrap();
-    lab.sql(PUT).unwrap();
-    lab.wait_until("a message in flight", || {
-        Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
-    })
-    .unwrap();
+    put_in_flight(&lab);
     let mut holder = lab.postgres.client(DATABASE).unwrap();
     holder
         .batch_execute("begin; select from jetstream.outbox where subject = 'found.x' for update")
@@ -99,6 +83,25 @@ fn an_unsettled_message_behind_many_delayed_ones_is_looked_for() {
     })
     .unwrap();
     assert_eq!(lab.message_count("FOUND").unwrap(), 1);
+}
+
+/// A lab whose stream knows a message id for a second.
+fn short_window() -> Lab {
+    let lab = Lab::builder().start().unwrap();
+    lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
+        .unwrap();
+    lab.wait_connected().unwrap();
+    lab
+}
+
+/// Inserts a message that is sent to a server which stands still.
+fn put_in_flight(lab: &Lab) {
+    lab.nats.pause().unwrap();
+    lab.sql(PUT).unwrap();
+    lab.wait_until("a message in flight", || {
+        Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
+    })
+    .unwrap();
 }
 
 /// Terminates the worker and waits for another one that is connected.

@@ -89,16 +89,14 @@ fn changes(lab: &Lab) {
     settled(lab, SOON);
 }
 
-#[test]
-fn python() {
-    let lab = users();
-    let directory = copy(&lab, "consumers/python");
+/// Python with what the example requires, in a folder of its own.
+fn python_of(directory: &Path) -> PathBuf {
     if !directory.join("venv/bin/python").exists() {
-        run(&directory, "python3", &["-m", "venv", "venv"]);
+        run(directory, "python3", &["-m", "venv", "venv"]);
     }
     let python = directory.join("venv/bin/python");
     run(
-        &directory,
+        directory,
         python.to_str().unwrap(),
         &[
             "-m",
@@ -110,6 +108,14 @@ fn python() {
             "requirements.txt",
         ],
     );
+    python
+}
+
+#[test]
+fn python() {
+    let lab = users();
+    let directory = copy(&lab, "consumers/python");
+    let python = python_of(&directory);
     let consumer = Consumer::start(&directory, &python, &["consumer.py"]);
     consumer.says(&lab, &["Listening"]);
     changes(&lab);
@@ -178,23 +184,7 @@ fn go() {
 fn use_cases() {
     let lab = users();
     let directory = copy(&lab, "capture");
-    if !directory.join("venv/bin/python").exists() {
-        run(&directory, "python3", &["-m", "venv", "venv"]);
-    }
-    let python = directory.join("venv/bin/python");
-    run(
-        &directory,
-        python.to_str().unwrap(),
-        &[
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "-r",
-            "requirements.txt",
-        ],
-    );
+    let python = python_of(&directory);
     let search = Consumer::start(
         &directory,
         &python,

@@ -20,6 +20,8 @@ use std::rc::Rc;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 
+use crate::message::MAX_BODY_BYTES;
+use crate::pg;
 use crate::status::Request;
 use crate::wake;
 use batch::{Change, Op};
@@ -29,9 +31,6 @@ type NoTuple = Result<Option<PgHeapTuple<'static, AllocatedByRust>>, std::conver
 
 /// Bytes of a row of the queue: as many changes as fit into a page with it.
 const FULL: usize = 7_600;
-
-/// The longest body a message may have, as for the outbox.
-const MAX_BODY: usize = 67_108_864;
 
 /// The changes of one statement on their way to the queue.
 struct Statement {
@@ -65,7 +64,7 @@ impl Statement {
             .flatten()
             .map(|field| field.len() + 4)
             .sum::<usize>();
-        if size > MAX_BODY - 4096 {
+        if size > MAX_BODY_BYTES - 4096 {
             fail(
                 &self.plan.name(),
                 PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -100,10 +99,7 @@ impl Statement {
 /// Raises an ERROR that names the table.
 fn fail(table: &str, code: PgSqlErrorCode, why: &str, hint: &str) -> ! {
     let message = format!("changes of table \"{table}\" cannot be captured: {why}");
-    pg_sys::panic::ErrorReport::new(code, message, "")
-        .set_hint(hint)
-        .report(PgLogLevel::ERROR);
-    unreachable!("an ERROR does not return")
+    pg::refuse(code, message, hint)
 }
 
 /// The same for a table that cannot be looked up.

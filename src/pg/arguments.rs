@@ -2,7 +2,7 @@
 
 use pgrx::{FromDatum, JsonB, pg_sys};
 
-use super::values::bytes;
+use super::values::text;
 
 /// The arguments of a call, counted from 0.
 pub struct Arguments(pg_sys::FunctionCallInfo);
@@ -40,8 +40,7 @@ impl Arguments {
 
     /// An argument of type `text`.
     pub fn text(&self, number: usize) -> Option<String> {
-        let bytes = bytes(self.datum(number)?);
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        self.datum(number).map(text)
     }
 
     /// An argument of type `jsonb`.

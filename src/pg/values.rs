@@ -86,14 +86,17 @@ impl<const N: usize> Row<'_, N> {
 
     /// A column of type `text`; `None` if null.
     pub fn text(&self, column: usize) -> Option<String> {
-        self.bytes(column).map(|bytes| {
-            String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
-        })
+        (!self.nulls[column]).then(|| text(self.values[column]))
     }
 }
 
+/// The text of a `text` datum.
+pub(super) fn text(datum: pg_sys::Datum) -> String {
+    String::from_utf8(bytes(datum)).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+}
+
 /// The bytes of a `text` or `bytea` datum.
-pub(super) fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
+fn bytes(datum: pg_sys::Datum) -> Vec<u8> {
     let varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
     // SAFETY: callers pass a non-null varlena datum of the row at hand. A detoasted copy would live until the transaction
     // ends; it is freed as soon as it is copied out, so that a claim of large bodies does not hold them twice.

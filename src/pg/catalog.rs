@@ -1,0 +1,120 @@
+//! What the catalogs say of this extension, its tables and the databases.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+/// Object id of a database by name; to be called in a transaction, also by a worker without a database.
+///
+/// Scans the catalog as autovacuum's launcher does (`get_database_list`): its indexes cannot be opened without a
+/// database before some backend has written the cache of shared relations.
+pub fn database_oid(name: &str) -> Option<u32> {
+    let mut found = None;
+    // SAFETY: a shared catalog, opened and closed here; the tuple is read before the scan goes on.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if CStr::from_ptr((*row).datname.data.as_ptr()).to_bytes() == name.as_bytes() {
+                found = Some((*row).oid.to_u32());
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
+    found
+}
+
+/// This extension as a database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Its object id.
+    pub oid: u32,
+    /// The version of its SQL.
+    pub version: String,
+}
+
+/// The extension in the current database, if it is there; to be called in a transaction. Looks at the catalog itself,
+/// as `get_extension_oid` does, which says nothing of the version.
+pub fn extension() -> Option<Extension> {
+    // SAFETY: a catalog, opened and closed here and searched by its index of names; the tuple is read before the scan
+    // ends. The name outlives the key, and no extension is without a version.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            pg_sys::Anum_pg_extension_extname as i16,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pg_sys::F_NAMEEQ.into(),
+            pg_sys::Datum::from(c"pg_jetstream".as_ptr()),
+        );
+        let index = pg_sys::Oid::from(pg_sys::ExtensionNameIndexId);
+        let scan = pg_sys::systable_beginscan(relation, index, true, std::ptr::null_mut(), 1, &mut key);
+        let tuple = pg_sys::systable_getnext(scan);
+        let found = (!tuple.is_null()).then(|| {
+            let column = pg_sys::Anum_pg_extension_extversion as i32;
+            let mut null = false;
+            let version = pg_sys::heap_getattr(tuple, column, (*relation).rd_att, &mut null);
+            Extension {
+                oid: (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_extension>())
+                    .oid
+                    .to_u32(),
+                version: super::values::text(version),
+            }
+        });
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        found
+    }
+}
+
+/// Object id of a table of this extension; to be called in a transaction.
+pub fn table_oid(name: &CStr) -> Option<u32> {
+    // SAFETY: looks up names; missing ones give InvalidOid.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"jetstream".as_ptr(), true);
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+}
+
+/// Whether a table of this extension has ever held a row since it was last emptied; to be called in a transaction.
+pub fn has_pages(name: &CStr) -> bool {
+    let Some(oid) = table_oid(name) else { return false };
+    // SAFETY: opens a relation if it exists, asks for its length, and closes it.
+    unsafe {
+        let relation = pg_sys::try_relation_open(pg_sys::Oid::from(oid), pg_sys::AccessShareLock as i32);
+        if relation.is_null() {
+            return false;
+        }
+        let pages = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as i32);
+        pages > 0
+    }
+}
+
+/// Locks a table against being dropped or altered until the transaction ends; false if it is gone.
+pub fn hold_table(oid: u32) -> bool {
+    // SAFETY: opens a relation if it exists and closes it; the lock stays.
+    unsafe {
+        let relation = pg_sys::try_relation_open(pg_sys::Oid::from(oid), pg_sys::RowExclusiveLock as i32);
+        if relation.is_null() {
+            return false;
+        }
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+    }
+    true
+}
