@@ -16,10 +16,7 @@ $$;
 comment on function jetstream.check_subject(text) is 'True for a subject one can publish to; an ERROR that says why for any other';
 comment on function jetstream.check_headers(jsonb) is 'True for headers NATS can carry; an ERROR that says why for any other';
 comment on function jetstream.check_message_id(text) is 'True for a usable Nats-Msg-Id; an ERROR that says why for any other';
-comment on function jetstream.check_message(text, jsonb, text, jsonb, bytea, timestamptz, interval, integer) is
-    'True for a message that can be sent; an ERROR that says why for any other';
 comment on function jetstream.subject_matches(text, text) is 'Whether a subject matches a pattern with the wildcards * and > of NATS';
-comment on function jetstream.wake_worker() is 'Wakes the worker when the transaction commits';
 comment on function jetstream.reload_worker() is 'Makes the worker read connections and streams again when the transaction commits';
 comment on function jetstream.request_reload(text) is 'Asks the worker to connect anew; use reload()';
 comment on function jetstream.await_connection(text, integer) is
@@ -38,7 +35,7 @@ grant execute on function
     jetstream.check_subject(text),
     jetstream.check_headers(jsonb),
     jetstream.check_message_id(text),
-    jetstream.check_message(text, jsonb, text, jsonb, bytea, timestamptz, interval, integer),
+    jetstream.check_connection(text),
     jetstream.subject_matches(text, text)
     to jetstream_publisher, jetstream_reader, jetstream_admin, jetstream_worker;
 

@@ -21,11 +21,8 @@ create table jetstream.outbox (
     failed_at timestamptz,
     unsure_since timestamptz,
     created_at timestamptz not null default clock_timestamp(),
-    constraint outbox_pkey primary key (id),
-    -- One for all rules: see check_message in src/api.rs.
-    constraint outbox_message_valid check (
-        jetstream.check_message(subject, headers, message_id, payload, raw, deliver_at, ttl, attempts)
-    )
+    -- Further rules: the trigger outbox_check.
+    constraint outbox_pkey primary key (id)
 );
 
 comment on table jetstream.outbox is 'Messages owed to JetStream; a row leaves when it is stored there or moved to dead_letters';
@@ -57,27 +54,32 @@ comment on index jetstream.outbox_txid is 'Claim of rows whose transaction ended
 comment on index jetstream.outbox_due is 'Claim of delayed messages and of further attempts';
 comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key';
 
-create function jetstream.outbox_check_connection() returns trigger
-language plpgsql
+create function jetstream.check_connection(name text) returns boolean
+language plpgsql stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not exists (select from jetstream.connections c where c.name = new.connection) then
-        raise exception 'connection "%" does not exist', new.connection
+    if not exists (select from jetstream.connections c where c.name = check_connection.name) then
+        raise exception 'connection "%" does not exist', name
             using errcode = 'foreign_key_violation',
                   hint = 'Insert it into jetstream.connections first, or leave connection out to use "default".';
     end if;
-    return new;
+    return true;
 end
 $$;
-comment on function jetstream.outbox_check_connection() is 'Refuses a message to a connection that does not exist';
+comment on function jetstream.check_connection(text) is 'True for a connection that exists; an ERROR for any other';
 
-create trigger outbox_check_connection before insert or update of connection on jetstream.outbox
-    for each row when (new.connection <> 'default') execute function jetstream.outbox_check_connection();
+create function jetstream.outbox_check() returns trigger
+language c
+as 'MODULE_PATHNAME', 'outbox_check';
+comment on function jetstream.outbox_check() is
+    'Refuses a message that could not be sent, and wakes the worker when the transaction commits';
 
-create trigger outbox_wake after insert on jetstream.outbox
-    for each statement execute function jetstream.wake_worker();
+create trigger outbox_check before insert or update on jetstream.outbox
+    for each row execute function jetstream.outbox_check();
+-- Also for what logical replication brings.
+alter table jetstream.outbox enable always trigger outbox_check;
 
 -- Rows that somebody changed may lie below the ids already claimed, and one removed may have held its key: the worker
 -- looks through all of them.

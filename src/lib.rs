@@ -37,11 +37,7 @@ extension_sql_file!(
     requires = [check_subject, reload_worker]
 );
 extension_sql_file!("../sql/streams.sql", name = "streams", requires = ["connections"]);
-extension_sql_file!(
-    "../sql/outbox.sql",
-    name = "outbox",
-    requires = ["connections", check_message, wake_worker]
-);
+extension_sql_file!("../sql/outbox.sql", name = "outbox", requires = ["connections"]);
 extension_sql_file!("../sql/history.sql", name = "history", requires = ["outbox"]);
 extension_sql_file!(
     "../sql/dead_letters.sql",

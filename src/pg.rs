@@ -2,9 +2,9 @@
 //!
 //! Everything here is called on the process's main thread; pgrx panics otherwise.
 
-pub mod arguments;
 pub mod bulk;
 mod catalog;
+pub mod row;
 pub mod values;
 
 use std::ffi::CStr;
@@ -307,12 +307,6 @@ pub fn with_signals_blocked<R>(body: impl FnOnce() -> R) -> nix::Result<R> {
     let result = body();
     before.thread_set_mask()?;
     Ok(result)
-}
-
-/// The arguments of `check_message`, which asks for each by its own type.
-pub fn message_arguments(call: pg_sys::FunctionCallInfo) -> arguments::Arguments {
-    // SAFETY: called by that function alone, with the call PostgreSQL gave it.
-    unsafe { arguments::Arguments::new(call) }
 }
 
 /// Id of this process.

@@ -135,6 +135,8 @@ pub struct Wake {
     latch: AtomicUsize,
     reloads: AtomicU32,
     reconnects: AtomicU32,
+    /// It would not look at the outbox if it were woken for that.
+    resting: AtomicBool,
 }
 
 /// Wake entries, by slot number.
@@ -204,6 +206,7 @@ pub fn find(test: impl Fn(&Slot) -> bool) -> Option<usize> {
 pub fn listen(slot: usize, database: u32) {
     let wake = &WAKES.get().0[slot];
     wake.latch.store(pg::my_latch(), Ordering::Relaxed);
+    wake.resting.store(false, Ordering::Relaxed);
     wake.database.store(database, Ordering::Release);
 }
 
@@ -212,6 +215,12 @@ pub fn deafen(slot: usize) {
     let wake = &WAKES.get().0[slot];
     wake.database.store(0, Ordering::Relaxed);
     wake.latch.store(0, Ordering::Relaxed);
+}
+
+/// Whether a slot's worker need not be woken to look at the outbox. After an end of its rest the worker sees every commit
+/// that woke nobody, provided it takes its next snapshot later.
+pub fn rest(slot: usize, resting: bool) {
+    WAKES.get().0[slot].resting.store(resting, Ordering::SeqCst);
 }
 
 /// Counters of reload and reconnect requests for a slot.
@@ -245,8 +254,12 @@ pub fn wake(database: u32, request: Request) -> bool {
     else {
         return false;
     };
-    if request == Request::Reload {
-        wake.reloads.fetch_add(1, Ordering::Release);
+    match request {
+        Request::Reload => {
+            wake.reloads.fetch_add(1, Ordering::Release);
+        }
+        Request::Look if wake.resting.load(Ordering::SeqCst) => return true,
+        Request::Look => {}
     }
     pg::set_latch(wake.latch.load(Ordering::Relaxed));
     true

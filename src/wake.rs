@@ -17,6 +17,11 @@ pub fn ignore_own_commits() {
     IGNORED.set(true);
 }
 
+/// Whether this process is a worker.
+pub fn is_worker() -> bool {
+    IGNORED.get()
+}
+
 /// Wakes the worker of this database when the current transaction commits. Prepared transactions are found by the
 /// worker's poll instead.
 pub fn at_commit(request: Request) {

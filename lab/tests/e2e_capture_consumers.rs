@@ -200,8 +200,11 @@ fn use_cases() {
     lab.sql("delete from users where id = 1").unwrap();
     search.says(&lab, &["found: ['2']"]);
     settled(&lab, Duration::from_secs(30));
+    // The directory outlives the test, and the example appends.
+    let log = directory.join("audit.jsonl");
+    let _ = fs::remove_file(&log);
     run(&directory, python.to_str().unwrap(), &["audit_log.py", "audit.jsonl"]);
-    let lines = fs::read_to_string(directory.join("audit.jsonl")).unwrap();
+    let lines = fs::read_to_string(log).unwrap();
     assert_eq!(
         lines
             .lines()

@@ -87,6 +87,7 @@ impl Worker {
             return Ok(());
         }
         self.paused = config::paused()?;
+        status::rest(self.slot, self.paused);
         let connections = config::connections()?;
         let streams = config::streams()?;
         self.links.stale = false;
