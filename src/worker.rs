@@ -38,8 +38,12 @@ const MAINTENANCE: Duration = Duration::from_secs(60);
 const LOOK_EVERYWHERE: u32 = 60;
 /// Cycles that follow one another more closely than this are few wakes each ...
 const CLOSE: Duration = Duration::from_millis(1);
-/// ... and from so many in a row on, they are held apart by as much: a cycle costs as much as twenty messages.
+/// ... and from so many in a row on, they are held apart by as much: a cycle costs as much as twenty messages, ...
 const CLOSE_IN_A_ROW: u32 = 4;
+/// ... or by so many times what they take, which is more where processors are short, ...
+const APART: u32 = 4;
+/// ... but by no more than this.
+const APART_AT_MOST: Duration = Duration::from_millis(4);
 /// How often a worker looks whether its extension was updated.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a worker that is asked to end waits for acknowledgements.
@@ -89,6 +93,8 @@ struct Worker {
     /// When the last cycle began, and how many wakes in a row came close to it.
     began: Instant,
     close: u32,
+    /// What the last cycles took on average.
+    took: Duration,
     seen_requests: (u32, u32),
     captured: crate::capture::expand::Seen,
     /// There are more captured changes than one transaction takes.
@@ -128,6 +134,7 @@ impl Worker {
             rounds: 0,
             began: Instant::now(),
             close: 0,
+            took: Duration::ZERO,
             seen_requests: (u32::MAX, u32::MAX),
             captured: crate::capture::expand::Seen::default(),
             more_captured: false,
@@ -154,6 +161,7 @@ impl Worker {
         let lanes = self.lanes.clone();
         let mut work = claim::Claimed::default();
         let result = pg::transaction(|| self.work(&mut work));
+        self.took = (self.took * 7 + self.began.elapsed()) / 8;
         self.report.cycles += 1;
         self.report.last_cycle_at = micros::from_time(SystemTime::now());
         let again = match result {
@@ -286,7 +294,9 @@ impl Worker {
 
     /// Lets commits gather where they come one upon the other.
     fn keep_apart(&mut self) {
-        let left = CLOSE.saturating_sub(self.began.elapsed());
+        let left = (self.took * APART)
+            .clamp(CLOSE, APART_AT_MOST)
+            .saturating_sub(self.began.elapsed());
         self.close = if left.is_zero() {
             0
         } else {

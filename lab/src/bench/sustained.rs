@@ -8,7 +8,7 @@ use postgres::Client;
 
 use super::Size;
 use super::cpu::Meter;
-use super::ground::{Bench, Watch};
+use super::ground::{Bench, Watch, recycle_wal};
 use super::report::{Goal, Limit, Report, Row, Table, number};
 use super::writers::{self, Load};
 use crate::lab::DATABASE;
@@ -121,6 +121,7 @@ const DELIVERED: &str = "delivered/s";
 
 fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64>)> {
     let lab = bench.lab(&[])?;
+    recycle_wal(&lab, bench.size.pick(100, 30, 1))?;
     let mut watch = Watch::open(&lab)?;
     let mut client = lab.postgres.client(DATABASE)?;
     let meter = Meter::of_lab(&lab)?.process("writers", std::process::id()).start();
