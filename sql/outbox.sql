@@ -99,19 +99,8 @@ create function jetstream.publish(
     connection text default 'default',
     ttl interval default null
 ) returns bigint
-language plpgsql volatile
-as $$
-declare
-    outbox_id bigint;
-begin
-    insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)
-    values (publish.connection, publish.subject, publish.payload, publish.headers,
-            coalesce(publish.message_id, pg_catalog.gen_random_uuid()::text), publish.key, publish.deliver_at,
-            publish.ttl)
-    returning o.id into outbox_id;
-    return outbox_id;
-end
-$$;
+language c volatile
+as 'MODULE_PATHNAME', 'jetstream_publish';
 comment on function jetstream.publish(text, jsonb, text, jsonb, text, timestamptz, text, interval) is
     'Stores one JSON message for JetStream in this transaction; returns outbox.id';
 
@@ -125,19 +114,8 @@ create function jetstream.publish_raw(
     connection text default 'default',
     ttl interval default null
 ) returns bigint
-language plpgsql volatile
-as $$
-declare
-    outbox_id bigint;
-begin
-    insert into jetstream.outbox as o (connection, subject, raw, headers, message_id, key, deliver_at, ttl)
-    values (publish_raw.connection, publish_raw.subject, publish_raw.payload, publish_raw.headers,
-            coalesce(publish_raw.message_id, pg_catalog.gen_random_uuid()::text), publish_raw.key,
-            publish_raw.deliver_at, publish_raw.ttl)
-    returning o.id into outbox_id;
-    return outbox_id;
-end
-$$;
+language c volatile
+as 'MODULE_PATHNAME', 'jetstream_publish_raw';
 comment on function jetstream.publish_raw(text, bytea, text, jsonb, text, timestamptz, text, interval) is
     'Stores one message of bytes for JetStream in this transaction; returns outbox.id';
 

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
-use crate::message::MAX_BODY_BYTES;
 use crate::pg::refuse;
-use crate::pg::row::{Columns, RowTrigger};
 use crate::status::{self, Request};
-use crate::{message, micros, pg, subject, wake};
+use crate::{message, pg, subject, wake};
 
 /// True for a subject one can publish to; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
-fn check_subject(subject: &str) -> bool {
+pub fn check_subject(subject: &str) -> bool {
     match subject::check(subject) {
         Ok(()) => true,
         Err(e) => refuse(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, e.to_string(), e.hint()),
@@ -22,7 +20,7 @@ fn check_subject(subject: &str) -> bool {
 
 /// True for headers NATS can carry; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
-fn check_headers(headers: JsonB) -> bool {
+pub fn check_headers(headers: JsonB) -> bool {
     match message::headers(&headers.0) {
         Ok(_) => true,
         Err(e) => refuse(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, e.to_string(), e.hint()),
@@ -31,117 +29,10 @@ fn check_headers(headers: JsonB) -> bool {
 
 /// True for a usable `Nats-Msg-Id`; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
-fn check_message_id(message_id: &str) -> bool {
+pub fn check_message_id(message_id: &str) -> bool {
     match message::check_message_id(message_id) {
         Ok(()) => true,
         Err(e) => refuse(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, e.to_string(), e.hint()),
-    }
-}
-
-/// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`MAX_BODY_BYTES`].
-/// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
-const SMALL_BODY: usize = 4096;
-
-/// Columns of the outbox, in the order of sql/outbox.sql.
-mod column {
-    pub const CONNECTION: usize = 2;
-    pub const SUBJECT: usize = 3;
-    pub const PAYLOAD: usize = 4;
-    pub const RAW: usize = 5;
-    pub const HEADERS: usize = 6;
-    pub const MESSAGE_ID: usize = 7;
-    pub const DELIVER_AT: usize = 9;
-    pub const TTL: usize = 10;
-    pub const ATTEMPTS: usize = 13;
-}
-
-/// What happens before a row of the outbox is inserted or changed: an ERROR if it could not be sent, and a wake for the
-/// worker when the transaction commits.
-///
-/// One trigger in C, and not constraints and a trigger for each task: PostgreSQL reads and plans every check constraint
-/// and every condition of a trigger anew for each statement, which costs a single-row insert more than all the checks.
-pub fn check_row(trigger: &RowTrigger) {
-    if wake::is_worker() {
-        return;
-    }
-    let (new, old) = (&trigger.new, trigger.old.as_ref());
-    let before = old.and_then(|old| old.text(column::CONNECTION));
-    // PostgreSQL itself refuses one that is null, after this.
-    if let Some(name) = new
-        .text(column::CONNECTION)
-        .filter(|name| name != "default" && before.as_ref() != Some(name))
-    {
-        check_connection(&name);
-    }
-    check_message(new);
-    if old.is_none() {
-        wake::at_commit(Request::Look);
-    }
-}
-
-fn check_connection(name: &str) {
-    let call = Spi::get_one_with_args::<bool>("select jetstream.check_connection($1)", &[name.into()]);
-    if let Err(e) = call {
-        refuse(
-            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-            format!("connection \"{name}\" could not be looked up: {e}"),
-            "",
-        );
-    }
-}
-
-fn check_message(row: &Columns) {
-    let invalid = |message: String, hint: &str| refuse(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message, hint);
-    if let Some(subject) = row.text(column::SUBJECT) {
-        check_subject(&subject);
-    }
-    if let Some(headers) = row.json(column::HEADERS) {
-        check_headers(JsonB(headers));
-    }
-    if let Some(id) = row.text(column::MESSAGE_ID) {
-        check_message_id(&id);
-    }
-    let bodies = [column::PAYLOAD, column::RAW];
-    let given = bodies.iter().filter(|body| !row.is_null(**body)).count();
-    if given != 1 {
-        refuse(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            format!("message has {}", if given == 0 { "no payload" } else { "2 payloads" }),
-            "Set exactly one of payload (jsonb) and raw (bytea). For an empty message use raw = ''.",
-        );
-    }
-    if bodies.iter().map(|body| row.stored_bytes(*body)).sum::<usize>() >= SMALL_BODY {
-        let bytes = row.json_text_bytes(column::PAYLOAD) + row.full_bytes(column::RAW);
-        if bytes > MAX_BODY_BYTES {
-            let hint = format!("A message has at most {MAX_BODY_BYTES} bytes.");
-            invalid(format!("message has {bytes} bytes"), &hint);
-        }
-    }
-    let ttl = row
-        .interval(column::TTL)
-        .map(|ttl| micros::of_interval(ttl.months, ttl.days, ttl.micros));
-    if let Some(ttl) = ttl.filter(|ttl| !micros::ttl_range().contains(ttl)) {
-        invalid(
-            format!("ttl of {} s is not between 1 second and 10000 days", ttl as f64 / 1e6),
-            "Leave ttl out for a message that the stream keeps as long as any other.",
-        );
-    }
-    if let Some(at) = row.value(column::DELIVER_AT)
-        && (at == i64::MAX || at == i64::MIN)
-    {
-        let sign = if at == i64::MIN { "-" } else { "" };
-        invalid(
-            format!("deliver_at is {sign}infinity"),
-            "Give a point in time, or leave it out to deliver at once.",
-        );
-    }
-    if let Some(attempts) = row.value(column::ATTEMPTS).map(|attempts| attempts as i32)
-        && attempts < 0
-    {
-        invalid(
-            format!("attempts {attempts} is below zero"),
-            "Leave attempts to its default.",
-        );
     }
 }
 

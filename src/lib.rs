@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 mod api;
 mod array;
 mod capture;
+mod enqueue;
 mod error;
 #[cfg(test)]
 mod fuzz;

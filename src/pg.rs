@@ -4,6 +4,8 @@
 
 pub mod bulk;
 mod catalog;
+pub mod enqueue;
+mod functions;
 pub mod row;
 pub mod values;
 

@@ -41,6 +41,10 @@ impl Table {
         Some(Table { relation })
     }
 
+    pub(super) fn relation(&self) -> pg_sys::Relation {
+        self.relation
+    }
+
     /// Whether rows may be changed without a statement: there are no triggers of the given kinds
     /// (`TRIGGER_TYPE_INSERT`, `TRIGGER_TYPE_DELETE`) but `ours`, no generated columns and no row security.
     pub fn is_plain(&self, kinds: u32, ours: &CStr) -> bool {
@@ -201,24 +205,14 @@ struct Appender {
 
 impl Appender {
     fn new(relation: pg_sys::Relation) -> Appender {
-        // SAFETY: as `CopyFrom` (copyfrom.c) prepares its target; the relation is open for as long as this lives. What
-        // is made lives in the transaction's memory.
-        unsafe {
-            let target = pgrx::PgBox::<pg_sys::ResultRelInfo>::alloc_node(pg_sys::NodeTag::T_ResultRelInfo).into_pg();
-            pg_sys::InitResultRelInfo(target, relation, 0, ptr::null_mut(), 0);
-            pg_sys::ExecOpenIndices(target, false);
-            let state = pg_sys::CreateExecutorState();
-            #[cfg(feature = "pg13")]
-            {
-                (*state).es_result_relation_info = target;
-            }
-            Appender {
-                relation,
-                target,
-                state,
-                slots: Vec::new(),
-                texts: Vec::new(),
-            }
+        // SAFETY: the relation is open for as long as this lives.
+        let (target, state) = unsafe { open_indexes(relation) };
+        Appender {
+            relation,
+            target,
+            state,
+            slots: Vec::new(),
+            texts: Vec::new(),
         }
     }
 
@@ -247,7 +241,7 @@ impl Appender {
             pg_guard_ffi_boundary(|| insert(self.relation, slots, count as i32, command, 0, ptr::null_mut()));
             if (*self.target).ri_NumIndices > 0 {
                 for slot in &self.slots[..count] {
-                    insert_into_indexes(self.target, *slot, self.state);
+                    index_row(self.target, *slot, self.state);
                 }
             }
         }
@@ -317,10 +311,31 @@ fn push_text(texts: &mut Vec<u32>, text: &str) -> *const u32 {
     texts[start..].as_ptr()
 }
 
+/// Opens the indexes of a table to insert rows, as `CopyFrom` (copyfrom.c) prepares its target. What is made lives in the
+/// memory at hand.
+///
+/// # Safety
+///
+/// The relation is open, and stays so for as long as the result is used.
+pub(super) unsafe fn open_indexes(relation: pg_sys::Relation) -> (*mut pg_sys::ResultRelInfo, *mut pg_sys::EState) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let target = pgrx::PgBox::<pg_sys::ResultRelInfo>::alloc_node(pg_sys::NodeTag::T_ResultRelInfo).into_pg();
+        pg_sys::InitResultRelInfo(target, relation, 0, ptr::null_mut(), 0);
+        pg_sys::ExecOpenIndices(target, false);
+        let state = pg_sys::CreateExecutorState();
+        #[cfg(feature = "pg13")]
+        {
+            (*state).es_result_relation_info = target;
+        }
+        (target, state)
+    }
+}
+
 /// # Safety
 ///
 /// The slot holds a row that was just inserted into the target's table, whose indexes are open.
-unsafe fn insert_into_indexes(
+pub(super) unsafe fn index_row(
     target: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     state: *mut pg_sys::EState,

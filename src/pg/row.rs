@@ -1,6 +1,6 @@
 //! The row a trigger is called for, as it comes, without reading what need not be read.
 
-use pgrx::{FromDatum, JsonB, PgSqlErrorCode, pg_guard, pg_sys};
+use pgrx::{FromDatum, JsonB, PgSqlErrorCode, pg_sys};
 
 use super::refuse;
 use super::values::text;
@@ -28,36 +28,13 @@ pub struct Interval {
     pub micros: i64,
 }
 
-/// How PostgreSQL is to call [`outbox_check`].
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_outbox_check() -> &'static pg_sys::Pg_finfo_record {
-    const INFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &INFO
-}
-
-/// The trigger `outbox_check`: see [`crate::api::check_row`].
-///
-/// Not made by pgrx, whose triggers copy the row.
-///
-/// # Safety
-///
-/// `call` is a call as PostgreSQL makes them.
-#[unsafe(no_mangle)]
-#[pg_guard]
-pub unsafe extern "C-unwind" fn outbox_check(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: as above.
-    let trigger = unsafe { RowTrigger::new(call) };
-    crate::api::check_row(&trigger);
-    trigger.result
-}
-
 impl RowTrigger {
     /// The call of a trigger `before insert or update ... for each row`; an ERROR for any other call.
     ///
     /// # Safety
     ///
     /// `call` is a call as PostgreSQL makes them.
-    unsafe fn new(call: pg_sys::FunctionCallInfo) -> RowTrigger {
+    pub(super) unsafe fn new(call: pg_sys::FunctionCallInfo) -> RowTrigger {
         use pg_sys::{TRIGGER_EVENT_BEFORE, TRIGGER_EVENT_INSERT, TRIGGER_EVENT_ROW, TRIGGER_EVENT_UPDATE};
         const INSERT: u32 = TRIGGER_EVENT_INSERT | TRIGGER_EVENT_ROW | TRIGGER_EVENT_BEFORE;
         const UPDATE: u32 = TRIGGER_EVENT_UPDATE | TRIGGER_EVENT_ROW | TRIGGER_EVENT_BEFORE;
@@ -86,9 +63,21 @@ impl RowTrigger {
             ),
         }
     }
+
+    /// What the trigger returns for the row to be stored as it is.
+    pub(super) fn result(&self) -> pg_sys::Datum {
+        self.result
+    }
 }
 
 impl Columns {
+    /// # Safety
+    ///
+    /// The slot holds a row, and is not freed while this lives.
+    pub(super) unsafe fn of(slot: *mut pg_sys::TupleTableSlot) -> Columns {
+        Columns(slot)
+    }
+
     fn datum(&self, number: usize) -> Option<pg_sys::Datum> {
         // SAFETY: the slot of the row at hand, which outlives the trigger's call; it says how many columns it has, and
         // has taken apart those before `tts_nvalid`.
