@@ -13,7 +13,6 @@ pub mod relay;
 pub mod subject;
 
 pub mod bench;
-pub mod bench_capture;
 pub mod chaos;
 pub mod checks;
 pub mod cluster;

@@ -7,9 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{
-    bench, bench_capture, chaos, demo, install, matrix, package, package_try, release, second_major, setup, soak, up,
-};
+use lab::{bench, chaos, demo, install, matrix, package, package_try, release, second_major, setup, soak, up};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -44,8 +42,6 @@ enum Cmd {
     Env,
     /// Measure speed, latency, processor time and memory, each figure beside its reference
     Bench(bench::Options),
-    /// Measure what a capture costs a writer
-    BenchCapture,
     /// Let faults strike while transactions are written, then compare the stream with what was committed
     Chaos {
         /// Draws the faults; a random one if not given
@@ -148,7 +144,6 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Clean => up::clean(&Paths::find()?)?,
         Cmd::Env => print!("{}", up::env(&Paths::find()?)?),
         Cmd::Bench(options) => bench::run(&options)?,
-        Cmd::BenchCapture => bench_capture::run()?,
         Cmd::Chaos {
             seed,
             minutes,

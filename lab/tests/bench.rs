@@ -70,6 +70,26 @@ fn producers_are_compared_with_a_plain_insert() {
 }
 
 #[test]
+fn captures_are_compared_with_a_like_table() {
+    let report = measure("capture");
+    let speeds = ["transactions/s", "without capture/s"].map(|name| figure(&report, "insert", name));
+    let ratio = figure(&report, "insert", "ratio");
+    assert!((speeds[0] / speeds[1] - ratio).abs() < 1e-9, "{report}");
+    for kind in ["insert", "update", "delete"] {
+        assert!(large(&report, kind, "µs") > 0.0, "{report}");
+        let more = large(&report, kind, "µs") - large(&report, kind, "without capture µs");
+        assert!((more - large(&report, kind, "more µs")).abs() < 1e-9, "{report}");
+    }
+    assert_eq!(report["goals"].as_array().unwrap().len(), 4);
+}
+
+/// The figure of a statement of many rows, in the last table.
+fn large(report: &Value, case: &str, name: &str) -> f64 {
+    let table = report["tables"].as_array().unwrap().last().unwrap();
+    figure(&serde_json::json!({ "tables": [table] }), case, name)
+}
+
+#[test]
 fn disturbances_are_compared_with_an_undisturbed_run() {
     let report = measure("flat");
     assert_eq!(figure(&report, "undisturbed", "ratio"), 1.0);

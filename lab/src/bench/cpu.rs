@@ -90,6 +90,14 @@ impl Meter {
         Ok(meter)
     }
 
+    /// Every process of PostgreSQL; a worker counts among the backends.
+    pub fn of_postgres(lab: &Lab) -> Self {
+        Self {
+            postmaster: Some(lab.postgres.pid()),
+            ..Self::new()
+        }
+    }
+
     /// Counts a whole process.
     pub fn process(mut self, role: &'static str, pid: u32) -> Self {
         self.sources.push((role, Source::Process(pid)));

@@ -3,6 +3,7 @@
 //!
 //! One file a measurement; `ground` is what they stand on, `cpu` counts processor time, `report` is what they find.
 
+mod capture;
 pub mod cpu;
 mod drain;
 mod flat;
@@ -10,6 +11,7 @@ mod ground;
 mod idle;
 mod machine;
 mod memory;
+mod pgbench;
 mod plot;
 mod producers;
 pub mod relay;
@@ -63,6 +65,8 @@ pub enum Measurement {
     Sustained,
     /// What a message costs the transaction that inserts it
     Producers,
+    /// What a capture costs the statements that change a table
+    Capture,
     /// Drain and latency under a backlog, a history, an old snapshot, an open transaction
     Flat,
     /// What an idle worker costs
@@ -77,6 +81,7 @@ impl Measurement {
             Self::Drain => drain::run(bench),
             Self::Sustained => sustained::run(bench),
             Self::Producers => producers::run(bench),
+            Self::Capture => capture::run(bench),
             Self::Flat => flat::run(bench),
             Self::Idle => idle::run(bench),
             Self::Memory => memory::run(bench),
