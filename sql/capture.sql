@@ -5,6 +5,7 @@ create table jetstream.capture_queue (
     txid xid8 not null default pg_current_xact_id(),
     lsn pg_lsn not null default pg_current_wal_insert_lsn(),
     number integer not null,
+    changes integer not null,
     at timestamptz not null default clock_timestamp(),
     salt text not null,
     head text not null,
@@ -20,6 +21,7 @@ comment on table jetstream.capture_queue is 'Captured changes that are not messa
 comment on column jetstream.capture_queue.txid is 'Transaction that made the changes';
 comment on column jetstream.capture_queue.lsn is 'Place in the write-ahead log when the statement ended';
 comment on column jetstream.capture_queue.number is 'Number of the first change in body within its statement, from 1';
+comment on column jetstream.capture_queue.changes is 'Changes in body';
 comment on column jetstream.capture_queue.at is 'When the statement ended';
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
 comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, connection, prefix, table';

@@ -1,5 +1,30 @@
 -- What has to happen when captured tables change their definition, and whole schemas.
 
+create function jetstream.capture_as(relation regclass, options jsonb) returns text
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select jetstream.capture(relation,
+        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
+        options ->> 'format', connection => options ->> 'connection',
+        transactions => (options ->> 'transactions')::boolean)
+$$;
+comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects';
+
+create function jetstream.capture_must_own_schema(schema regnamespace) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_catalog.pg_namespace n
+               where n.oid = schema and not pg_catalog.pg_has_role(n.nspowner, 'USAGE')) then
+        raise exception 'must be owner of schema %', schema
+            using errcode = 'insufficient_privilege', hint = 'Only a schema''s owner can have its tables captured.';
+    end if;
+end
+$$;
+comment on function jetstream.capture_must_own_schema(regnamespace) is 'Raises an ERROR unless the current user owns the schema';
+
 create function jetstream.capture_new_table(relation regclass) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -13,10 +38,7 @@ begin
     join pg_catalog.pg_class c on c.relnamespace = n.oid
     where c.oid = relation and not c.relispartition and pg_catalog.pg_has_role(n.nspowner, c.relowner, 'USAGE');
     if found then
-        perform jetstream.capture(relation,
-            array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
-            options ->> 'format', connection => options ->> 'connection',
-            transactions => (options ->> 'transactions')::boolean);
+        perform jetstream.capture_as(relation, options);
     end if;
 end
 $$;
@@ -186,11 +208,7 @@ as $$
 declare
     schema name := case tg_op when 'DELETE' then old.schema else new.schema end;
 begin
-    if exists (select from pg_catalog.pg_namespace n
-               where n.nspname = schema and not pg_catalog.pg_has_role(n.nspowner, 'USAGE')) then
-        raise exception 'must be owner of schema %', schema
-            using errcode = 'insufficient_privilege', hint = 'Only a schema''s owner can have its tables captured.';
-    end if;
+    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = schema;
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
@@ -211,22 +229,18 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     relation regclass;
+    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
+        'connection', connection, 'transactions', transactions);
 begin
-    if not (select pg_catalog.pg_has_role(n.nspowner, 'USAGE') from pg_catalog.pg_namespace n where n.oid = capture_schema.schema) then
-        raise exception 'must be owner of schema %', capture_schema.schema using errcode = 'insufficient_privilege';
-    end if;
+    perform jetstream.capture_must_own_schema(capture_schema.schema);
     for relation in
         select c.oid from pg_catalog.pg_class c
         where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
     loop
-        return next jetstream.capture(relation, capture_schema.operations, capture_schema.subject_prefix,
-            capture_schema.format, connection => capture_schema.connection, transactions => capture_schema.transactions);
+        return next jetstream.capture_as(relation, options);
     end loop;
     insert into jetstream.capture_schemas as s (schema, options)
-    select n.nspname, pg_catalog.jsonb_build_object(
-        'operations', capture_schema.operations, 'prefix', capture_schema.subject_prefix,
-        'format', capture_schema.format, 'connection', capture_schema.connection,
-        'transactions', capture_schema.transactions)
+    select n.nspname, options
     from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
     on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
 end
@@ -242,9 +256,7 @@ declare
     relation regclass;
     ended integer := 0;
 begin
-    if not (select pg_catalog.pg_has_role(n.nspowner, 'USAGE') from pg_catalog.pg_namespace n where n.oid = uncapture_schema.schema) then
-        raise exception 'must be owner of schema %', uncapture_schema.schema using errcode = 'insufficient_privilege';
-    end if;
+    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
     for relation in
         select c."table" from jetstream.captures c join pg_catalog.pg_class r on r.oid = c."table"
         where r.relnamespace = uncapture_schema.schema

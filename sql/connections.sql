@@ -178,7 +178,7 @@ as $$
     )
     select exists (select from added);
 $$;
-comment on function jetstream.pause() is 'Stops claiming in this database, restarts included; true if it was running. Messages go on being stored';
+comment on function jetstream.pause() is 'Stops claiming in this database, restarts included; true if it was running. Messages go on being stored, and captured changes become messages';
 
 create function jetstream.resume() returns boolean
 language sql volatile security definer

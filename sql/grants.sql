@@ -156,6 +156,7 @@ grant execute on function
     jetstream.capture_changes(), jetstream.capture_argument(bytea), jetstream.subject_token(text),
     jetstream.capture_triggers(regclass, text[], jsonb), jetstream.capture_drop_triggers(regclass),
     jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass),
+    jetstream.capture_as(regclass, jsonb), jetstream.capture_must_own_schema(regnamespace),
     jetstream.capture_check_condition(regclass, text), jetstream.connection_exists(text),
     jetstream.capture_stream(text, text), jetstream.capture_members(regclass),
     jetstream.capture_columns(regclass, text[])
@@ -164,7 +165,7 @@ grant select, insert, update, delete on jetstream.capture_schemas to jetstream_p
 grant select on jetstream.captures to jetstream_publisher, jetstream_reader, jetstream_admin;
 grant execute on function jetstream.capture_argument(bytea), jetstream.subject_token(text) to jetstream_reader;
 grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;
-grant select (txid, lsn, number, at, head) on jetstream.capture_queue to jetstream_reader;
+grant select (txid, lsn, number, changes, at, head) on jetstream.capture_queue to jetstream_reader;
 grant select, delete on jetstream.capture_queue to jetstream_admin, jetstream_worker;
 grant insert (connection, subject, raw, headers, message_id, key) on jetstream.outbox to jetstream_worker;
 

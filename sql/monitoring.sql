@@ -8,10 +8,20 @@ select connection, subject,
        min(deliver_at) as next_attempt,
        max(last_error) as last_error
 from jetstream.outbox
-group by connection, subject;
-comment on view jetstream.outbox_summary is 'Messages owed, by connection and subject';
+group by connection, subject
+union all
+-- Of a transaction's begin and commit, and of changes.
+select q.connection, case when q.boundary then concat(q.prefix, '.transactions.*.event')
+           else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
+       sum(q.changes), 0, min(q.at), null, null
+from (select h.*, c.changes, c.at, get_byte(substring(c.body for 1), 0) in (ascii('b'), ascii('c')) as boundary
+      from jetstream.capture_queue c
+      cross join lateral jsonb_to_record(c.head::jsonb) as h (connection text, prefix text, schema text, "table" text)) q
+group by 1, 2;
+comment on view jetstream.outbox_summary is
+    'Messages owed, by connection and subject; captured changes that are no messages yet too';
 comment on column jetstream.outbox_summary.connection is 'Connection they go to';
-comment on column jetstream.outbox_summary.subject is 'Subject they go to';
+comment on column jetstream.outbox_summary.subject is 'Subject they go to, with * for the operation of captured changes that are no messages yet';
 comment on column jetstream.outbox_summary.owed is 'Messages owed';
 comment on column jetstream.outbox_summary.failing is 'Of these, how many have failed at least once';
 comment on column jetstream.outbox_summary.oldest is 'Insert time of the oldest';
@@ -85,20 +95,28 @@ create function jetstream.lag(connection text default null) returns interval
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select clock_timestamp() - min(x.since)
-    from jetstream.connections c
-    cross join lateral (
-        (select o.created_at from jetstream.outbox o
-         where o.connection = c.name and o.deliver_at is null order by o.id limit 1)
+    select clock_timestamp() - min(s.since)
+    from (
+        select x.since
+        from jetstream.connections c
+        cross join lateral (
+            (select o.created_at from jetstream.outbox o
+             where o.connection = c.name and o.deliver_at is null order by o.id limit 1)
+            union all
+            (select least(o.deliver_at, coalesce(o.failed_at, o.deliver_at)) from jetstream.outbox o
+             where o.connection = c.name and o.deliver_at is not null
+               and (o.deliver_at <= clock_timestamp() or o.attempts > 0)
+             order by o.deliver_at limit 1)
+        ) as x (since)
+        where $1 is null or c.name = $1
         union all
-        (select least(o.deliver_at, coalesce(o.failed_at, o.deliver_at)) from jetstream.outbox o
-         where o.connection = c.name and o.deliver_at is not null
-           and (o.deliver_at <= clock_timestamp() or o.attempts > 0)
-         order by o.deliver_at limit 1)
-    ) as x (since)
-    where $1 is null or c.name = $1;
+        -- By the index: of the oldest transaction.
+        (select q.at from jetstream.capture_queue q
+         where $1 is null or q.head::jsonb ->> 'connection' = $1 order by q.txid limit 1)
+    ) s;
 $$;
-comment on function jetstream.lag(text) is 'Age of the oldest message owed and due, of one connection or of all; null if there is none';
+comment on function jetstream.lag(text) is
+    'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none';
 
 create function jetstream.status() returns table (
     worker text,
@@ -157,7 +175,8 @@ begin
         'detail', link ->> 'detail',
         'worker_pid', w.pid,
         'worker_state', w.state,
-        'owed', exists (select from jetstream.outbox o where o.connection = c.name),
+        'owed', exists (select from jetstream.outbox o where o.connection = c.name)
+            or exists (select from jetstream.capture_queue q where q.head::jsonb ->> 'connection' = c.name),
         'lag_seconds', round(extract(epoch from jetstream.lag(c.name))::numeric, 3),
         'in_flight', w.in_flight,
         'dead_letters', (select count(*) from jetstream.dead_letters d where d.connection = c.name),

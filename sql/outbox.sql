@@ -43,7 +43,7 @@ comment on column jetstream.outbox.attempts is 'Attempts that failed';
 comment on column jetstream.outbox.last_error is 'Why the last attempt failed';
 comment on column jetstream.outbox.failed_at is 'When the last attempt failed';
 comment on column jetstream.outbox.unsure_since is 'An attempt went unanswered and may have been stored, though not before this time: it is looked for before it is sent again';
-comment on column jetstream.outbox.created_at is 'When it was inserted';
+comment on column jetstream.outbox.created_at is 'When it was inserted; of a captured change, when the statement ended that made it';
 
 create index outbox_claim on jetstream.outbox (connection, id) where deliver_at is null;
 create index outbox_txid on jetstream.outbox (txid);

@@ -17,6 +17,8 @@ pub enum Kind {
     Float4,
     /// `text`
     Text,
+    /// `bytea`
+    Bytea,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
     fn oid(self) -> u32 {
         match self {
             Kind::Bool => 16,
+            Kind::Bytea => 17,
             Kind::Int8 => 20,
             Kind::Int4 => 23,
             Kind::Text => 25,
@@ -76,12 +79,21 @@ impl Array {
 
     /// An array of `text`. PostgreSQL limits it to 1 GB.
     pub fn texts<'a>(values: impl ExactSizeIterator<Item = Option<&'a str>>) -> Array {
-        build(Kind::Text, values, |bytes, text| {
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes.extend_from_slice(&size_word(text.len() + 4));
-            bytes.extend_from_slice(text.as_bytes());
-        })
+        varying(Kind::Text, values.map(|value| value.map(str::as_bytes)))
     }
+
+    /// An array of `bytea`. PostgreSQL limits it to 1 GB.
+    pub fn byteas<'a>(values: impl ExactSizeIterator<Item = &'a [u8]>) -> Array {
+        varying(Kind::Bytea, values.map(Some))
+    }
+}
+
+fn varying<'a>(kind: Kind, values: impl ExactSizeIterator<Item = Option<&'a [u8]>>) -> Array {
+    build(kind, values, |bytes, value| {
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend_from_slice(&size_word(value.len() + 4));
+        bytes.extend_from_slice(value);
+    })
 }
 
 fn fixed<const N: usize>(kind: Kind, values: impl ExactSizeIterator<Item = Option<[u8; N]>>) -> Array {
@@ -175,6 +187,16 @@ mod tests {
         assert_eq!(words(&array)[..6], [47 << 2, 1, 32, 25, 3, 1]);
         assert_eq!(
             bytes(&array)[32..47],
+            [5 << 2, 0, 0, 0, b'a', 0, 0, 0, 7 << 2, 0, 0, 0, b'b', b'c', b'd']
+        );
+    }
+
+    #[test]
+    fn bytes_are_laid_out_as_texts() {
+        let array = Array::byteas([b"a".as_slice(), b"bcd"].into_iter());
+        assert_eq!(words(&array)[..6], [39 << 2, 1, 0, 17, 2, 1]);
+        assert_eq!(
+            bytes(&array)[24..39],
             [5 << 2, 0, 0, 0, b'a', 0, 0, 0, 7 << 2, 0, 0, 0, b'b', b'c', b'd']
         );
     }

@@ -63,6 +63,7 @@ extension_sql_file!(
         "history",
         "dead_letters",
         "streams",
+        "capture",
         worker_status,
         request_reload
     ]

@@ -5,8 +5,13 @@
 pub mod bulk;
 mod catalog;
 pub mod enqueue;
+pub mod fields;
 mod functions;
 pub mod row;
+pub mod rows;
+pub mod settings;
+pub mod trigger;
+pub mod types;
 pub mod values;
 
 use std::ffi::CStr;
@@ -18,7 +23,9 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 
-pub use catalog::{Extension, database_oid, extension, has_pages, hold_table, table_oid};
+pub use catalog::{
+    Extension, at_definition_change, database_oid, extension, has_pages, hold_table, relation_name, table_oid,
+};
 
 unsafe extern "C-unwind" {
     // Declared here because pgrx's own wrappers are no C functions, which a signal handler has to be.
@@ -218,6 +225,36 @@ pub fn own_xid() -> Option<u64> {
     (xid != 0).then_some(xid)
 }
 
+/// Full id of the running transaction, which gets one if it has none.
+pub fn assigned_xid() -> u64 {
+    // SAFETY: called in a transaction; raises an ERROR on a standby.
+    unsafe { pg_sys::GetTopFullTransactionId() }.value
+}
+
+/// The running subtransaction; 1 is the transaction itself.
+pub fn subtransaction() -> pg_sys::SubTransactionId {
+    // SAFETY: reads the state of this process's transaction.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// When the running transaction began, microseconds since 2000.
+pub fn transaction_start() -> i64 {
+    // SAFETY: reads the state of this process's transaction.
+    unsafe { pg_sys::GetCurrentTransactionStartTimestamp() }
+}
+
+/// The time, microseconds since 2000.
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// Where the next record of the write-ahead log begins.
+pub fn wal_insert_position() -> u64 {
+    // SAFETY: reads a counter in shared memory.
+    unsafe { pg_sys::GetXLogInsertRecPtr() }
+}
+
 /// Makes sure that the commits of these transactions (full ids) are on disk. Costs nothing for transactions that
 /// committed synchronously. To be called in a transaction.
 ///
@@ -240,8 +277,7 @@ pub fn flush_commits(xids: impl Iterator<Item = u64>) {
             // SAFETY: the commit log has this id, see above.
             unsafe { pg_sys::TransactionIdGetCommitLSN(short_xid(xid)) }
         } else {
-            // SAFETY: reads the current insert position.
-            unsafe { pg_sys::GetXLogInsertRecPtr() }
+            wal_insert_position()
         };
         flush_to = flush_to.max(lsn);
     }

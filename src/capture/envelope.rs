@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::batch::{Change, Op};
-use super::head::{Format, Head, token};
+use super::head::{Format, Head, segment};
 use super::json;
 
 /// Seconds from 1970 to 2000, from which PostgreSQL counts time.
@@ -244,12 +244,12 @@ fn cloudevents(
     message_id: &str,
 ) -> String {
     let source = match change.op {
-        Op::Begin | Op::Commit => format!("/{}/transactions", token(&head.database)),
+        Op::Begin | Op::Commit => format!("/{}/transactions", segment(&head.database)),
         _ => format!(
             "/{}/{}/{}",
-            token(&head.database),
-            token(&head.schema),
-            token(&head.table)
+            segment(&head.database),
+            segment(&head.schema),
+            segment(&head.table)
         ),
     };
     let (kind, at) = (format!("pg_jetstream.{}", change.op.name()), stamp.rfc3339());

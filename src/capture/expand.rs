@@ -1,12 +1,16 @@
 //! The drain worker's side: from `jetstream.capture_queue` to messages of the outbox.
 
+use std::rc::Rc;
+
 use pgrx::pg_sys::{self, PgBuiltInOids as Oids};
 use pgrx::prelude::*;
 use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiHeapTupleData, SpiResult};
 
 use super::batch;
-use super::envelope::{self, Stamp};
+use super::envelope::{self, Outgoing, Stamp};
 use super::head::Head;
+use crate::array::Array;
+use crate::pg::values::array_parameter;
 
 /// Bytes of packed changes made into messages in one transaction; at least one row of the queue.
 const AT_ONCE: i64 = 2_000_000;
@@ -38,7 +42,18 @@ impl Statements {
         Ok(Statements {
             now: make("select pg_catalog.pg_current_snapshot()::text", &[])?,
             take: make(TAKE, &[text, text, Oids::INT8OID])?,
-            put: make(PUT, &[texts, texts, Oids::BYTEAARRAYOID, texts, texts, texts])?,
+            put: make(
+                PUT,
+                &[
+                    texts,
+                    texts,
+                    Oids::BYTEAARRAYOID,
+                    texts,
+                    texts,
+                    texts,
+                    Oids::INT8ARRAYOID,
+                ],
+            )?,
         })
     }
 }
@@ -70,20 +85,21 @@ select xid, (lsn - '0/0')::bigint as place, number, (extract(epoch from at) * 10
 from taken order by lsn, number, salt";
 
 const PUT: &str = "
-insert into jetstream.outbox (connection, subject, raw, headers, message_id, key)
-select m.connection, m.subject, m.raw, m.headers::jsonb, m.message_id, m.key
+insert into jetstream.outbox (connection, subject, raw, headers, message_id, key, created_at)
+select m.connection, m.subject, m.raw, m.headers::jsonb, m.message_id, m.key,
+       timestamptz '1970-01-01 00:00+00' + m.at * interval '1 microsecond'
 from rows from (unnest($1::text[]), unnest($2::text[]), unnest($3::bytea[]), unnest($4::text[]), unnest($5::text[]),
-                unnest($6::text[])) with ordinality as m (connection, subject, raw, headers, message_id, key, n)
+                unnest($6::text[]), unnest($7::bigint[]))
+    with ordinality as m (connection, subject, raw, headers, message_id, key, at, n)
 order by m.n";
 
 #[derive(Default)]
 struct Columns {
-    connections: Vec<String>,
-    subjects: Vec<String>,
-    bodies: Vec<Vec<u8>>,
-    headers: Vec<Option<String>>,
-    ids: Vec<String>,
+    connections: Vec<Rc<str>>,
+    messages: Vec<Outgoing>,
     keys: Vec<Option<String>>,
+    /// When they were captured, microseconds since 1970.
+    times: Vec<i64>,
 }
 
 impl Seen {
@@ -113,20 +129,10 @@ impl Seen {
                 visible = row.get_by_name::<i64, _>("visible")?.unwrap_or(0) as usize;
                 columns.add(&row)?;
             }
-            let count = columns.ids.len();
+            let count = columns.messages.len();
             if count > 0 {
-                client.update(
-                    &statements.put,
-                    None,
-                    &[
-                        columns.connections.into(),
-                        columns.subjects.into(),
-                        columns.bodies.into(),
-                        columns.headers.into(),
-                        columns.ids.into(),
-                        columns.keys.into(),
-                    ],
-                )?;
+                let arrays = columns.arrays();
+                client.update(&statements.put, None, &arrays.each_ref().map(array_parameter))?;
             }
             let more = taken < visible;
             if !more {
@@ -149,6 +155,20 @@ impl Seen {
 }
 
 impl Columns {
+    /// In the order of the statement's parameters.
+    fn arrays(&self) -> [Array; 7] {
+        let messages = || self.messages.iter();
+        [
+            Array::texts(self.connections.iter().map(|name| Some(&**name))),
+            Array::texts(messages().map(|message| Some(message.subject.as_str()))),
+            Array::byteas(messages().map(|message| message.body.as_slice())),
+            Array::texts(messages().map(|message| message.headers.as_deref())),
+            Array::texts(messages().map(|message| Some(message.message_id.as_str()))),
+            Array::texts(self.keys.iter().map(Option::as_deref)),
+            Array::int8s(self.times.iter().map(|at| Some(*at))),
+        ]
+    }
+
     fn add(&mut self, row: &SpiHeapTupleData<'_>) -> SpiResult<()> {
         let text = |name: &str| row.get_by_name::<String, _>(name).map(Option::unwrap_or_default);
         let number = |name: &str| row.get_by_name::<i64, _>(name).map(Option::unwrap_or_default);
@@ -167,13 +187,12 @@ impl Columns {
         let head: Head = serde_json::from_str(&text("head")?)
             .unwrap_or_else(|e| damaged(format!("a row of jetstream.capture_queue has no readable head: {e}")));
         let changes = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
+        let connection: Rc<str> = head.connection.as_str().into();
         for (n, change) in changes.iter().enumerate() {
-            let made = envelope::message(&head, &stamp, first + n as u32, change);
-            self.connections.push(head.connection.clone());
-            self.subjects.push(made.subject);
-            self.bodies.push(made.body);
-            self.headers.push(made.headers);
-            self.ids.push(made.message_id);
+            self.messages
+                .push(envelope::message(&head, &stamp, first + n as u32, change));
+            self.connections.push(connection.clone());
+            self.times.push(stamp.at);
             self.keys
                 .push(change.key.map(|key| String::from_utf8_lossy(key).into_owned()));
         }

@@ -67,6 +67,19 @@ pub fn token(name: &str) -> String {
     token
 }
 
+/// A name as one segment of a URI's path: bytes (of UTF-8) but letters, digits and `-._~` become `%` and two
+/// hexadecimal digits (RFC 3986).
+pub fn segment(name: &str) -> String {
+    let mut segment = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => segment.push(byte as char),
+            _ => segment.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    segment
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -99,5 +112,11 @@ mod tests {
             assert_eq!(subject::check(&format!("p.{token}.insert")), Ok(()), "{token}");
         }
         assert_eq!(token("a.b c"), "a%2Eb%20c");
+    }
+
+    #[test]
+    fn a_segment_is_part_of_a_uri() {
+        assert_eq!(segment("us\"er/s?#[ä]"), "us%22er%2Fs%3F%23%5B%C3%A4%5D");
+        assert_eq!(segment("a-b.c_d~"), "a-b.c_d~");
     }
 }

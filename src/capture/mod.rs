@@ -14,7 +14,6 @@ mod transaction;
 mod truncate;
 mod value;
 
-use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Oid};
@@ -86,6 +85,7 @@ impl Statement {
         queue::store(&queue::Row {
             lsn: self.lsn,
             number: self.stored + 1,
+            changes: self.waiting,
             salt: &self.salt,
             head: &self.plan.head_text,
             body: &self.body,
@@ -104,15 +104,7 @@ fn fail(table: &str, code: PgSqlErrorCode, why: &str, hint: &str) -> ! {
 
 /// The same for a table that cannot be looked up.
 fn unknown(table: Oid, why: &str) -> ! {
-    // SAFETY: looks up the catalog; null for a table that does not exist.
-    let name = unsafe {
-        let name = pg_sys::get_rel_name(table);
-        if name.is_null() {
-            table.to_u32().to_string()
-        } else {
-            CStr::from_ptr(name).to_string_lossy().into_owned()
-        }
-    };
+    let name = pg::relation_name(table).unwrap_or_else(|| table.to_u32().to_string());
     fail(
         &name,
         PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -125,14 +117,14 @@ fn unknown(table: Oid, why: &str) -> ! {
 #[pg_trigger]
 fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
     let data = trigger.trigger_data();
-    let plan = plan::of(trigger.trigger().tgoid, rows::relation(data), || {
+    let plan = plan::of(trigger.trigger().tgoid, pg::trigger::relation(data), || {
         trigger
             .extra_args()
             .ok()
             .and_then(|mut arguments| arguments.pop())
             .unwrap_or_default()
     });
-    let plan = plan.unwrap_or_else(|why| unknown(rows::relation(data), &why));
+    let plan = plan.unwrap_or_else(|why| unknown(pg::trigger::relation(data), &why));
     if rows::capture(&plan, data) {
         wake::at_commit(Request::Look);
     }

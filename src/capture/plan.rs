@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use pgrx::pg_sys::{self, Oid};
+use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::head::{Format, Head, token};
 use super::value::Value;
 use super::{json, queue};
-use crate::subject;
+use crate::{pg, subject};
 
 /// The argument of a capture trigger, as `jetstream.capture` writes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -241,16 +241,7 @@ fn watch() {
     if WATCHING.replace(true) {
         return;
     }
-    // SAFETY: functions of the right kinds that live as long as the process; they only forget Rust values.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::null());
-        for cache in [
-            pg_sys::SysCacheIdentifier::NAMESPACEOID,
-            pg_sys::SysCacheIdentifier::TYPEOID,
-        ] {
-            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog_changed), pg_sys::Datum::null());
-        }
-    }
+    pg::at_definition_change(forget);
 }
 
 fn forget() {
@@ -260,14 +251,4 @@ fn forget() {
             plans.clear();
         }
     });
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, _relation: Oid) {
-    forget();
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn catalog_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    forget();
 }

@@ -1,10 +1,10 @@
-//! Into `jetstream.capture_queue`, as directly as PostgreSQL writes its own catalogs: no plan, no executor, and no
-//! right of the writer's on the table.
+//! Into `jetstream.capture_queue`.
 
-use pgrx::pg_sys::{self, Datum};
-use pgrx::{IntoDatum, PgSqlErrorCode};
+use pgrx::PgSqlErrorCode;
 
 use super::head::Head;
+use crate::pg;
+use crate::pg::bulk::Value;
 
 /// One row.
 pub struct Row<'a> {
@@ -12,6 +12,8 @@ pub struct Row<'a> {
     pub lsn: u64,
     /// Number of the first change of the body within its statement, from 1.
     pub number: i32,
+    /// Changes in the body.
+    pub changes: i32,
     /// Random, the same for all rows of a statement.
     pub salt: &'a str,
     /// [`Head`] as JSON.
@@ -23,8 +25,7 @@ pub struct Row<'a> {
 /// Where the next record of the write-ahead log begins. It grows from a statement to the next that sees its effects,
 /// in whatever session, because what is captured is itself logged.
 pub fn place() -> u64 {
-    // SAFETY: reads a counter in shared memory.
-    unsafe { pg_sys::GetXLogInsertRecPtr() }
+    pg::wal_insert_position()
 }
 
 /// Random text, of 48 bits.
@@ -39,50 +40,21 @@ pub fn head_text(head: &Head) -> String {
 
 /// Stores a row in the current transaction.
 pub fn store(row: &Row<'_>) {
-    let mut values = [
-        Datum::from(top_xid()),
-        Datum::from(row.lsn),
-        Datum::from(row.number),
-        // SAFETY: reads the clock.
-        Datum::from(unsafe { pg_sys::GetCurrentTimestamp() }),
-        row.salt.into_datum().unwrap_or(Datum::null()),
-        row.head.into_datum().unwrap_or(Datum::null()),
-        row.body.into_datum().unwrap_or(Datum::null()),
+    let values = [
+        Value::Word(pg::assigned_xid()),
+        Value::Word(row.lsn),
+        Value::Word(row.number as u64),
+        Value::Word(row.changes as u64),
+        Value::Word(pg::now() as u64),
+        Value::Text(row.salt),
+        Value::Text(row.head),
+        Value::Bytes(row.body),
     ];
-    let mut nulls = [false; 7];
-    // SAFETY: the relation is opened and closed here, the lock kept to the end of the transaction as for any insert;
-    // values and nulls are as many as the table has columns, in their order and of their types.
-    unsafe {
-        let relation = pg_sys::table_open(table(), pg_sys::RowExclusiveLock as i32);
-        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::CatalogTupleInsert(relation, tuple);
-        pg_sys::heap_freetuple(tuple);
-        pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        for value in &values[4..] {
-            pg_sys::pfree(value.cast_mut_ptr());
-        }
-    }
-}
-
-/// Full id of the current transaction, assigned if it has none.
-pub fn top_xid() -> u64 {
-    // SAFETY: called in a transaction.
-    unsafe { pg_sys::GetTopFullTransactionId() }.value
-}
-
-fn table() -> pg_sys::Oid {
-    // SAFETY: C strings; lookups in the catalog caches.
-    let oid = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"jetstream".as_ptr(), true);
-        pg_sys::get_relname_relid(c"capture_queue".as_ptr(), schema)
-    };
-    if oid == pg_sys::InvalidOid {
-        pg_sys::panic::ErrorReport::new(
+    if !pg::rows::insert(c"capture_queue", values) {
+        pg::refuse(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            "jetstream.capture_queue does not exist",
-            "",
-        )
-        .report(pgrx::PgLogLevel::ERROR);
+            "jetstream.capture_queue does not exist".into(),
+            "Create the extension anew: alter and drop its tables only with it.",
+        );
     }
-    oid
 }

@@ -9,6 +9,7 @@ use super::batch::{self, Change, Op};
 use super::head::{Format, Head};
 use super::plan::Plan;
 use super::queue;
+use crate::pg;
 
 /// A begin that stands in the queue, and the subtransaction that put it there.
 struct Begun {
@@ -29,8 +30,7 @@ pub fn begin(plan: &Rc<Plan>) {
         return;
     }
     store(&plan.head, Op::Begin);
-    // SAFETY: called in a transaction.
-    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    let subtransaction = pg::subtransaction();
     BEGUN.with_borrow_mut(|begun| {
         begun.push(Begun {
             head: plan.head.clone(),
@@ -46,6 +46,7 @@ fn store(head: &Head, op: Op) {
     queue::store(&queue::Row {
         lsn: queue::place(),
         number: 1,
+        changes: 1,
         salt: &queue::salt(),
         head: &queue::head_text(head),
         body: &body,

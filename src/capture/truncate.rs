@@ -3,17 +3,18 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use pgrx::PgMemoryContexts;
-use pgrx::pg_sys::{self, TriggerData};
+use pgrx::pg_sys::{SubTransactionId, TriggerData};
 
-use super::Statement;
 use super::batch::{Change, Op};
 use super::plan::Plan;
-use super::rows::{Row, Texts};
-use super::settings::Fixed;
+use super::rows::{Texts, key, object};
+use super::{Statement, settings};
+use crate::pg;
+use crate::pg::rows::{Memory, each_row_of_table};
+use crate::pg::trigger;
 
 /// The table that was truncated as a whole, and where: start of the transaction, subtransaction.
-type Emptied = (u32, i64, pg_sys::SubTransactionId);
+type Emptied = (u32, i64, SubTransactionId);
 
 thread_local! {
     static EMPTIED: Cell<Option<Emptied>> = const { Cell::new(None) };
@@ -28,14 +29,7 @@ pub fn forget() {
 /// for its partitions, which hold nothing more to tell then: nobody else can put rows into them before this
 /// transaction ends.
 pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
-    // SAFETY: called in a transaction.
-    let (begun, level) = unsafe {
-        (
-            pg_sys::GetCurrentTransactionStartTimestamp(),
-            pg_sys::GetCurrentSubTransactionId(),
-        )
-    };
-    let here: Emptied = (plan.head.relation_id, begun, level);
+    let here: Emptied = (plan.head.relation_id, pg::transaction_start(), pg::subtransaction());
     if plan.config.partition {
         return EMPTIED.get() != Some(here) && rows(plan, data);
     }
@@ -48,53 +42,26 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
 
 /// Captures all rows of a partition as deleted; false if there are none.
 fn rows(plan: &Rc<Plan>, data: &TriggerData) -> bool {
-    // SAFETY: PostgreSQL gives a trigger an open relation, here locked against everybody else.
-    let partitioned = unsafe { (*(*data.tg_relation).rd_rel).relkind } as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
-    if partitioned {
+    if trigger::is_partitioned(data) {
         return false;
     }
-    let fixed = Fixed::enter(false);
-    let mut memory = PgMemoryContexts::new("rows of a truncated partition");
+    let settings = settings::fix(false);
+    let mut memory = Memory::new("rows of a truncated partition");
     let mut statement = None;
-    // SAFETY: the scan is begun and ended here; a tuple is used before the next is asked for; the slot is for rows of
-    // this relation and does not own them.
-    unsafe {
-        let relation = data.tg_relation;
-        let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &pg_sys::TTSOpsHeapTuple);
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            pg_sys::InvalidOid,
-            false,
-            pg_sys::GetActiveSnapshot(),
-            0,
-            std::ptr::null_mut(),
-        );
-        let mut texts = Texts::default();
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-            let row = Row(slot);
-            row.take_apart(plan.width);
-            let statement = statement.get_or_insert_with(|| Statement::new(plan.clone()));
-            memory.reset();
-            memory.switch_to(|_| {
-                row.object(plan, &mut texts.old);
-                row.key(plan, &mut texts.old_key);
-                statement.add(&Change {
-                    key: (!plan.key.is_empty()).then_some(&texts.old_key),
-                    old: Some(&texts.old),
-                    ..Change::bare(Op::Delete)
-                });
+    let mut texts = Texts::default();
+    each_row_of_table(data, plan.width, |row| {
+        let statement = statement.get_or_insert_with(|| Statement::new(plan.clone()));
+        memory.run(|| {
+            object(row, plan, &mut texts.old);
+            key(row, plan, &mut texts.old_key);
+            statement.add(&Change {
+                key: (!plan.key.is_empty()).then_some(&texts.old_key),
+                old: Some(&texts.old),
+                ..Change::bare(Op::Delete)
             });
-            pgrx::check_for_interrupts!();
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-    }
-    fixed.leave();
+        });
+    });
+    settings.undo();
     if let Some(statement) = &mut statement {
         statement.flush();
     }

@@ -25,6 +25,8 @@ pub enum Value<'a> {
     Word(u64),
     /// A value of type `text`.
     Text(&'a str),
+    /// A value of type `bytea`.
+    Bytes(&'a [u8]),
 }
 
 /// A table of this extension, open until the transaction ends or [`Table::close`].
@@ -199,8 +201,7 @@ struct Appender {
     target: *mut pg_sys::ResultRelInfo,
     state: *mut pg_sys::EState,
     slots: Vec<*mut pg_sys::TupleTableSlot>,
-    /// Texts of the chunk at hand, each behind its size word.
-    texts: Vec<u32>,
+    texts: Texts,
 }
 
 impl Appender {
@@ -212,7 +213,7 @@ impl Appender {
             target,
             state,
             slots: Vec::new(),
-            texts: Vec::new(),
+            texts: Texts::default(),
         }
     }
 
@@ -250,15 +251,9 @@ impl Appender {
 
     /// Puts the rows of a chunk into slots.
     fn fill<const N: usize>(&mut self, places: &[usize; N], chunk: &[[Value<'_>; N]]) {
-        let words = |value: &Value<'_>| match value {
-            Value::Text(text) => 1 + text.len().div_ceil(4),
-            _ => 0,
-        };
-        self.texts.clear();
-        // No text may move once a slot points to it.
-        self.texts.reserve(chunk.iter().flatten().map(words).sum());
-        // SAFETY: as `NextCopyFrom` and `CopyFrom` fill and store a slot: emptied first, all columns set. Texts are in
-        // the vector until the next chunk; the insert copies them.
+        self.texts.make_room(chunk);
+        // SAFETY: as `NextCopyFrom` and `CopyFrom` fill and store a slot: emptied first, all columns set. Texts are kept
+        // until the next chunk; the insert copies them.
         unsafe {
             while self.slots.len() < chunk.len() {
                 self.slots
@@ -271,10 +266,8 @@ impl Appender {
                 }
                 std::slice::from_raw_parts_mut((*slot).tts_isnull, width).fill(true);
                 for (value, &place) in row.iter().zip(places) {
-                    let datum = match value {
-                        Value::Null => continue,
-                        Value::Word(word) => pg_sys::Datum::from(*word),
-                        Value::Text(text) => pg_sys::Datum::from(push_text(&mut self.texts, text)),
+                    let Some(datum) = self.texts.datum(*value) else {
+                        continue;
                     };
                     *(*slot).tts_values.add(place) = datum;
                     *(*slot).tts_isnull.add(place) = false;
@@ -297,18 +290,49 @@ impl Appender {
     }
 }
 
-/// Appends a `text` value as PostgreSQL has it in memory; returns its address. The caller has made room.
-fn push_text(texts: &mut Vec<u32>, text: &str) -> *const u32 {
-    let start = texts.len();
-    texts.push(u32::from_ne_bytes(crate::array::size_word(text.len() + 4)));
-    let (words, rest) = text.as_bytes().as_chunks::<4>();
-    texts.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
-    if !rest.is_empty() {
-        let mut last = [0; 4];
-        last[..rest.len()].copy_from_slice(rest);
-        texts.push(u32::from_ne_bytes(last));
+/// Texts and bytes of some rows as PostgreSQL has them in memory, each behind its size word.
+#[derive(Default)]
+pub(super) struct Texts(Vec<u32>);
+
+impl Texts {
+    /// Forgets what it holds, and makes room for the values of these rows: none may move once it has an address.
+    pub(super) fn make_room<const N: usize>(&mut self, rows: &[[Value<'_>; N]]) {
+        let words = |value: &Value<'_>| match value {
+            Value::Text(text) => 1 + text.len().div_ceil(4),
+            Value::Bytes(bytes) => 1 + bytes.len().div_ceil(4),
+            Value::Null | Value::Word(_) => 0,
+        };
+        self.0.clear();
+        self.0.reserve(rows.iter().flatten().map(words).sum());
     }
-    texts[start..].as_ptr()
+
+    /// A value of a row that room was made for, good until room is made again; none if it is null.
+    pub(super) fn datum(&mut self, value: Value<'_>) -> Option<pg_sys::Datum> {
+        match value {
+            Value::Null => None,
+            Value::Word(word) => Some(pg_sys::Datum::from(word)),
+            Value::Text(text) => Some(pg_sys::Datum::from(self.push(text.as_bytes()))),
+            Value::Bytes(bytes) => Some(pg_sys::Datum::from(self.push(bytes))),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> *const u32 {
+        let start = self.0.len();
+        let (words, rest) = bytes.as_chunks::<4>();
+        assert!(
+            self.0.capacity() - start > words.len() + rest.len().div_ceil(4),
+            "no room was made"
+        );
+        self.0
+            .push(u32::from_ne_bytes(crate::array::size_word(bytes.len() + 4)));
+        self.0.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            self.0.push(u32::from_ne_bytes(last));
+        }
+        self.0[start..].as_ptr()
+    }
 }
 
 /// Opens the indexes of a table to insert rows, as `CopyFrom` (copyfrom.c) prepares its target. What is made lives in the

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 /// Object id of a database by name; to be called in a transaction, also by a worker without a database.
@@ -117,4 +118,41 @@ pub fn hold_table(oid: u32) -> bool {
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
     }
     true
+}
+
+/// Name of a table, without its schema; none if there is no such table.
+pub fn relation_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: looks up the catalog; null for a table that does not exist, else a C string.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+/// Calls `callback` whenever the definition of a table, a type or a schema may have changed, from now on. It must not
+/// raise an ERROR and may not look anything up.
+pub fn at_definition_change(callback: fn()) {
+    let argument = pg_sys::Datum::from(callback as *const ());
+    // SAFETY: functions of the right kinds, for the life of the process; the argument comes back as it was given.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), argument);
+        for cache in [
+            pg_sys::SysCacheIdentifier::NAMESPACEOID,
+            pg_sys::SysCacheIdentifier::TYPEOID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog_changed), argument);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(callback: pg_sys::Datum, _relation: pg_sys::Oid) {
+    // SAFETY: the function that `at_definition_change` was given.
+    unsafe { std::mem::transmute::<*mut (), fn()>(callback.cast_mut_ptr())() }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(callback: pg_sys::Datum, _cache: i32, _hash: u32) {
+    // SAFETY: as above.
+    unsafe { std::mem::transmute::<*mut (), fn()>(callback.cast_mut_ptr())() }
 }

@@ -123,6 +123,7 @@ pub fn array_parameter<'a>(array: &'a crate::array::Array) -> DatumWithOid<'a> {
         crate::array::Kind::Int8 => pg_sys::INT8ARRAYOID,
         crate::array::Kind::Float4 => pg_sys::FLOAT4ARRAYOID,
         crate::array::Kind::Text => pg_sys::TEXTARRAYOID,
+        crate::array::Kind::Bytea => pg_sys::BYTEAARRAYOID,
     };
     // SAFETY: the image is a complete array of this type, aligned to 8 bytes, and outlives the parameter.
     unsafe { DatumWithOid::new(datum, oid) }

@@ -1,0 +1,89 @@
+//! What stands in the queue of captured changes is owed like any message, and a pause keeps it from NATS alone.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod capture_support;
+mod e2e_support;
+
+use capture_support::{capture_lab, settled};
+use e2e_support::{SOON, becomes, synced};
+
+const OWED: &str = "select string_agg(format('%s %s %s', connection, subject, owed), ', ' order by subject)
+    from jetstream.outbox_summary where failing = 0 and next_attempt is null and last_error is null";
+
+#[test]
+fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
+    let mut lab = capture_lab();
+    lab.sql(
+        "create table \"we.ird\" (id int primary key); select jetstream.capture('\"we.ird\"', transactions => true)",
+    )
+    .unwrap();
+    settled(&lab, SOON);
+    synced(&lab, "postgres_replication");
+    let before = lab.message_count("postgres_replication").unwrap();
+    becomes(&lab, "nothing is owed", "select jetstream.lag() is null", "t");
+    // A worker that starts anew is paused from its first cycle on.
+    lab.postgres.set(&[("pg_jetstream.databases", "")]).unwrap();
+    lab.wait_until("no worker", || {
+        Ok(lab.postgres.backends("pg_jetstream worker%")?.is_empty())
+    })
+    .unwrap();
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql("insert into \"we.ird\" select generate_series(1, 1000)")
+        .unwrap();
+    assert_ne!(lab.value("select count(*) from jetstream.capture_queue").unwrap(), "0");
+    assert_eq!(
+        lab.value(OWED).unwrap(),
+        "default postgres.public.we%2Eird.* 1000, default postgres.transactions.*.event 2"
+    );
+    let captured = lab
+        .value("select extract(epoch from at)::text from jetstream.capture_queue order by at limit 1")
+        .unwrap();
+    for connection in ["", "'default'"] {
+        let late = format!(
+            "select jetstream.lag({connection}) between clock_timestamp() - to_timestamp({captured}) - interval '1 s' \
+             and clock_timestamp() - to_timestamp({captured}) + interval '1 s'"
+        );
+        assert_eq!(lab.value(&late).unwrap(), "t");
+    }
+    assert_eq!(lab.value("select jetstream.lag('nowhere') is null").unwrap(), "t");
+    assert_eq!(lab.value("select jetstream.health() ->> 'owed'").unwrap(), "true");
+    assert_eq!(lab.value("select oldest = (select min(at) from jetstream.capture_queue) from jetstream.outbox_summary order by oldest limit 1").unwrap(), "t");
+
+    lab.postgres.set(&[("pg_jetstream.databases", "postgres")]).unwrap();
+    becomes(
+        &lab,
+        "the queue is unpacked",
+        "select count(*) from jetstream.capture_queue",
+        "0",
+    );
+    assert_eq!(
+        lab.value(OWED).unwrap(),
+        "default postgres.public.we%2Eird.insert 1000, default postgres.transactions.begin.event 1, \
+         default postgres.transactions.commit.event 1"
+    );
+    // As old as the change, and not as the message.
+    assert_eq!(
+        lab.value("select extract(epoch from min(created_at))::text from jetstream.outbox")
+            .unwrap(),
+        captured
+    );
+    // Each of them can be taken back.
+    assert_eq!(
+        lab.sql("delete from jetstream.outbox where convert_from(raw, 'UTF8')::jsonb @> '{\"Insert\": {\"new_tuple\": {\"id\": \"7\"}}}' returning id")
+            .unwrap()
+            .len(),
+        1
+    );
+    becomes(
+        &lab,
+        "the worker is paused",
+        "select state from jetstream.status()",
+        "paused",
+    );
+    assert_eq!(lab.message_count("postgres_replication").unwrap(), before);
+
+    lab.sql("select jetstream.resume()").unwrap();
+    settled(&lab, SOON);
+    assert_eq!(lab.message_count("postgres_replication").unwrap(), before + 1001);
+    assert_eq!(lab.value("select jetstream.lag() is null").unwrap(), "t");
+}

@@ -1,0 +1,177 @@
+//! Rows of a trigger's tables, taken apart where they stand; and one row into a table of this extension.
+
+use std::ffi::CStr;
+use std::marker::PhantomData;
+
+use pgrx::PgMemoryContexts;
+use pgrx::pg_sys::{self, Datum, TriggerData, Tuplestorestate};
+
+use super::bulk::{Texts, Value};
+use super::fields::Field;
+
+/// Memory for what is made of one row.
+pub struct Memory(PgMemoryContexts);
+
+impl Memory {
+    /// One of its own, which goes with this value.
+    pub fn new(name: &'static str) -> Memory {
+        Memory(PgMemoryContexts::new(name))
+    }
+
+    /// Frees what the last call has left, and runs `body` in this memory.
+    pub fn run<R>(&mut self, body: impl FnOnce() -> R) -> R {
+        // SAFETY: values and texts of rows are given to closures alone, so that nothing outlives the call that made it.
+        unsafe {
+            self.0.reset();
+            self.0.switch_to(|_| body())
+        }
+    }
+}
+
+/// A row, taken apart as far as [`Row::take_apart`] was asked to.
+pub struct Row(*mut pg_sys::TupleTableSlot);
+
+impl Row {
+    /// Takes the first `width` columns apart; at most as many as the table has.
+    fn take_apart(&self, width: usize) {
+        // SAFETY: the slot holds a row of at least as many columns.
+        unsafe {
+            if width > usize::from((*self.0).tts_nvalid as u16) {
+                pg_sys::slot_getsomeattrs_int(self.0, width as i32);
+            }
+        }
+    }
+
+    /// A column, from 0; none if null. Panics if the row is not taken apart so far.
+    pub fn field(&self, at: usize) -> Option<Field<'_>> {
+        // SAFETY: the slot holds a row, with values and flags of the columns that are valid; it changes only through a
+        // mutable borrow of what it is part of.
+        unsafe {
+            let slot = &*self.0;
+            assert!(
+                at < usize::from(slot.tts_nvalid as u16),
+                "column {at} is not taken apart"
+            );
+            (!*slot.tts_isnull.add(at)).then(|| Field::new(*slot.tts_values.add(at)))
+        }
+    }
+}
+
+/// A transition table, read from its start.
+pub struct Transition<'a> {
+    store: *mut Tuplestorestate,
+    pointer: i32,
+    row: Row,
+    trigger: PhantomData<&'a TriggerData>,
+}
+
+impl<'a> Transition<'a> {
+    /// The rows before the statement; none if the trigger has not asked for them.
+    pub fn old(trigger: &'a TriggerData) -> Option<Transition<'a>> {
+        Transition::of(trigger, trigger.tg_oldtable)
+    }
+
+    /// The rows after the statement.
+    pub fn new(trigger: &'a TriggerData) -> Option<Transition<'a>> {
+        Transition::of(trigger, trigger.tg_newtable)
+    }
+
+    fn of(trigger: &'a TriggerData, store: *mut Tuplestorestate) -> Option<Transition<'a>> {
+        if store.is_null() {
+            return None;
+        }
+        // SAFETY: a transition table of the trigger at hand, which lives until the trigger returns; it gets a read
+        // pointer of its own, as other triggers of the statement read it too. Its rows are of the trigger's table.
+        unsafe {
+            let pointer = pg_sys::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as i32);
+            pg_sys::tuplestore_select_read_pointer(store, pointer);
+            pg_sys::tuplestore_rescan(store);
+            let slot = pg_sys::MakeSingleTupleTableSlot((*trigger.tg_relation).rd_att, &pg_sys::TTSOpsMinimalTuple);
+            Some(Transition {
+                store,
+                pointer,
+                row: Row(slot),
+                trigger: PhantomData,
+            })
+        }
+    }
+
+    /// Goes to the next row and takes its first `width` columns apart; false at the end.
+    pub fn next(&mut self, width: usize) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::tuplestore_select_read_pointer(self.store, self.pointer);
+            if !pg_sys::tuplestore_gettupleslot(self.store, true, false, self.row.0) {
+                return false;
+            }
+        }
+        self.row.take_apart(width);
+        true
+    }
+
+    /// The row at hand.
+    pub fn row(&self) -> &Row {
+        &self.row
+    }
+}
+
+impl Drop for Transition<'_> {
+    fn drop(&mut self) {
+        // While an ERROR unwinds, memory goes with its context.
+        if !std::thread::panicking() {
+            // SAFETY: made by `of`, and not used any more.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.row.0) }
+        }
+    }
+}
+
+/// Calls `each` with all rows of the trigger's table, with their first `width` columns taken apart. The table has rows
+/// of its own: it is not partitioned.
+pub fn each_row_of_table(trigger: &TriggerData, width: usize, mut each: impl FnMut(&Row)) {
+    // SAFETY: PostgreSQL gives a trigger an open relation; the scan is begun and ended here; a row is used before the
+    // next is asked for; the slot is for rows of this relation and does not own them.
+    unsafe {
+        let relation = trigger.tg_relation;
+        let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &pg_sys::TTSOpsHeapTuple);
+        let snapshot = pg_sys::GetActiveSnapshot();
+        let none = std::ptr::null_mut();
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, none);
+        let row = Row(slot);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            pg_sys::ExecStoreHeapTuple(tuple, slot, false);
+            row.take_apart(width);
+            each(&row);
+            pgrx::check_for_interrupts!();
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+    }
+}
+
+/// Inserts a row into `jetstream.<table>` as directly as PostgreSQL writes its own catalogs: no plan, no executor, no
+/// triggers, and no right of the user's on the table. The values are all its columns, in their order and of their
+/// types; false if there is no such table.
+pub fn insert<const N: usize>(table: &CStr, row: [Value<'_>; N]) -> bool {
+    let Some(oid) = super::table_oid(table) else {
+        return false;
+    };
+    let mut texts = Texts::default();
+    texts.make_room(&[row]);
+    let mut nulls = row.map(|value| matches!(value, Value::Null));
+    let mut values = row.map(|value| texts.datum(value).unwrap_or(Datum::null()));
+    // SAFETY: the relation is opened and closed here, the lock kept to the end of the transaction as for any insert;
+    // values and nulls are as many as the table has columns. What they point to is copied into the tuple.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::Oid::from(oid), pg_sys::RowExclusiveLock as i32);
+        assert_eq!((*(*relation).rd_att).natts as usize, N, "columns of {table:?}");
+        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::CatalogTupleInsert(relation, tuple);
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+    }
+    true
+}
