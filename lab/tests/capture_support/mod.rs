@@ -1,6 +1,8 @@
 //! Tables rebuilt from a stream of captured changes.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod zoo;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
