@@ -65,6 +65,11 @@ grant select on jetstream.streams, jetstream.positions, jetstream.control, jetst
 grant execute on function jetstream.status(), jetstream.health(text), jetstream.lag(text), jetstream.worker_status()
     to jetstream_reader, jetstream_admin;
 
+-- The figures, also for roles that monitor the whole server.
+grant usage on schema jetstream to pg_monitor;
+grant select on jetstream.metrics to jetstream_reader, jetstream_admin, pg_monitor;
+grant execute on function jetstream.measure() to jetstream_reader, jetstream_admin, pg_monitor;
+
 -- jetstream_admin: everything but reading secrets.
 grant insert, update, delete on jetstream.connections, jetstream.streams to jetstream_admin;
 grant select, update, delete on jetstream.outbox to jetstream_admin;

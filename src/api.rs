@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
+use crate::latency::Histogram;
 use crate::pg::refuse;
 use crate::status::{self, Request};
 use crate::{message, pg, subject, wake};
@@ -154,6 +155,7 @@ fn worker_status() -> TableIterator<
         name!(duplicates, i64),
         name!(retried, i64),
         name!(dead, i64),
+        name!(latency, JsonB),
         name!(held_keys, i32),
         name!(cycles, i64),
         name!(last_error, Option<String>),
@@ -182,6 +184,7 @@ fn worker_status() -> TableIterator<
         report.duplicates as i64,
         report.retried as i64,
         report.dead as i64,
+        JsonB(shown_latency(&report.latency)),
         report.held_keys as i32,
         report.cycles as i64,
         stopped.or(last_error),
@@ -215,4 +218,10 @@ fn shown_links(report: &status::Report) -> Vec<serde_json::Value> {
         })
     });
     shown.collect()
+}
+
+/// `{"seconds": sum, "messages": {"0.001": how many took no longer, …, "+Inf": all}}`.
+fn shown_latency(latency: &Histogram) -> serde_json::Value {
+    let messages: serde_json::Map<_, _> = latency.cumulative().map(|(le, count)| (le, count.into())).collect();
+    serde_json::json!({"seconds": latency.seconds(), "messages": messages})
 }

@@ -14,6 +14,7 @@ mod error;
 mod fuzz;
 mod guc;
 mod guc_defaults;
+mod latency;
 mod launcher;
 mod log;
 mod message;
@@ -90,9 +91,14 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/capture_ddl.sql", name = "capture_ddl", requires = ["capture"]);
 extension_sql_file!(
+    "../sql/metrics.sql",
+    name = "metrics",
+    requires = ["monitoring", "webhook_queue", "capture"]
+);
+extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["monitoring", "rule_engine_nats", "rule_engine_webhooks", "capture_ddl"],
+    requires = ["metrics", "rule_engine_nats", "rule_engine_webhooks", "capture_ddl"],
     finalize
 );
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
 
+use crate::latency::Histogram;
 use crate::message::LinkState;
 use crate::pg;
 
@@ -80,6 +81,8 @@ pub struct Report {
     pub retried: u64,
     /// Messages that became dead letters.
     pub dead: u64,
+    /// How long the stored ones took.
+    pub latency: Histogram,
     /// Transactions made.
     pub cycles: u64,
     /// Last failure of any kind.

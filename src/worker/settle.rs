@@ -10,6 +10,7 @@ use super::claim::key_of;
 use super::lane::Lane;
 use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker};
 use crate::error::{Class, RelayError};
+use crate::latency::Histogram;
 use crate::message::{Message, Outcome, Settled};
 use crate::micros;
 use crate::order::End;
@@ -86,6 +87,7 @@ pub(super) struct Settlement {
     /// Messages stored, and of these those the stream had already.
     stored: usize,
     duplicates: usize,
+    latency: Histogram,
     /// Sequence of the last one stored anew, for each connection and stream.
     reached: Vec<(Arc<str>, Arc<str>, i64)>,
     retried: usize,
@@ -139,16 +141,18 @@ impl Worker {
                     acked_at,
                 } => {
                     let acked_at = micros::from_time(*acked_at);
+                    let took = (acked_at - flight.due_at).max(0);
                     records.push(Record {
                         message: &flight.message,
                         place: flight.place,
                         stream,
                         sequence: *sequence as i64,
                         duplicate: *duplicate,
-                        latency_ms: ((acked_at - flight.due_at).max(0) as f64 / 1000.0) as f32,
+                        latency_ms: (took as f64 / 1000.0) as f32,
                         acked_at,
                     });
                     settlement.stored += 1;
+                    settlement.latency.record(took as u64);
                     if *duplicate {
                         settlement.duplicates += 1;
                     } else {
@@ -267,6 +271,7 @@ impl Worker {
         self.outcomes_since = Instant::now();
         self.report.stored += settlement.stored as u64;
         self.report.duplicates += settlement.duplicates as u64;
+        self.report.latency.add(&settlement.latency);
         self.report.retried += settlement.retried as u64;
         self.report.dead += settlement.dead as u64;
         if let Some(error) = &settlement.last_error {
