@@ -18,6 +18,8 @@ const GO: &str = "1.27.3";
 /// Carries the schemas of Kubernetes' own kinds.
 const KUBERNETES_VALIDATE: &str = "1.37.0";
 const HADOLINT: &str = "2.15.1";
+/// Reads and writes Grafana's dashboards; the second half is Grafana's version.
+const GRAFANA_SDK: &str = "1769699379!11.6.0";
 /// Carries the definitions of KEDA's kinds.
 const KEDA: &str = "github.com/kedacore/keda/v2@v2.21.0";
 
@@ -62,6 +64,12 @@ pub fn go(paths: &Paths) -> Result<Command> {
 /// A Python that has `kubernetes_validate`, `jsonschema` and `yaml`.
 pub fn python(paths: &Paths) -> Result<Command> {
     wheel(paths, "kubernetes-validate", KUBERNETES_VALIDATE)?;
+    program(paths.venv().join("bin/python"))
+}
+
+/// A Python that has Grafana's SDK.
+pub fn grafana_python(paths: &Paths) -> Result<Command> {
+    wheel(paths, "grafana-foundation-sdk", GRAFANA_SDK)?;
     program(paths.venv().join("bin/python"))
 }
 

@@ -1,0 +1,150 @@
+//! Programs of Debian packages that only tests need: exporters, Prometheus, a browser. They are unpacked below
+//! `target/tools`, so that nothing of them is installed or started on the machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::Uid;
+
+use crate::packages::on_path;
+use crate::paths::Paths;
+use crate::progress;
+use crate::setup::lock;
+
+/// Prometheus.
+pub fn prometheus(paths: &Paths) -> Result<Command> {
+    Ok(Command::new(alone(paths, "prometheus")?.join("usr/bin/prometheus")))
+}
+
+/// The checker of Prometheus' rules and configuration, which comes with it.
+pub fn promtool(paths: &Paths) -> Result<Command> {
+    Ok(Command::new(alone(paths, "prometheus")?.join("usr/bin/promtool")))
+}
+
+/// github.com/prometheus-community/postgres_exporter
+pub fn postgres_exporter(paths: &Paths) -> Result<Command> {
+    let name = "prometheus-postgres-exporter";
+    Ok(Command::new(alone(paths, name)?.join("usr/bin").join(name)))
+}
+
+/// github.com/justwatchcom/sql_exporter
+pub fn sql_exporter(paths: &Paths) -> Result<Command> {
+    let name = "prometheus-sql-exporter";
+    Ok(Command::new(alone(paths, name)?.join("usr/bin").join(name)))
+}
+
+/// Chromium without a window, and the environment it needs.
+pub struct Chromium {
+    /// The program.
+    pub program: PathBuf,
+    /// Variables with their values.
+    pub environment: Vec<(&'static str, PathBuf)>,
+}
+
+/// Chromium with its own libraries and fonts, so that it draws the same everywhere.
+pub fn chromium(paths: &Paths) -> Result<Chromium> {
+    let root = unpacked(paths, "chromium-headless-shell", with_dependencies, |root| {
+        let fonts = root.join("usr/share/fonts");
+        let config = format!(
+            "<?xml version=\"1.0\"?>\n<!DOCTYPE fontconfig SYSTEM \"urn:fontconfig:fonts.dtd\">\n<fontconfig>\n<dir>{}</dir>\n\
+             <cachedir>{}</cachedir>\n</fontconfig>\n",
+            fonts.display(),
+            root.join("font-cache").display()
+        );
+        fs::write(root.join("fonts.conf"), config).context("cannot write fonts.conf")
+    })?;
+    let arch = fs::read_dir(root.join("usr/lib"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+        .unwrap_or_else(|| root.join("usr/lib"));
+    let libraries = std::env::join_paths([arch.clone(), arch.join("pulseaudio")])?;
+    Ok(Chromium {
+        program: root.join("usr/lib/chromium/chromium-headless-shell"),
+        environment: vec![
+            ("LD_LIBRARY_PATH", libraries.into()),
+            ("FONTCONFIG_FILE", root.join("fonts.conf")),
+        ],
+    })
+}
+
+/// The folder of a package that needs nothing but the C library.
+fn alone(paths: &Paths, package: &str) -> Result<PathBuf> {
+    unpacked(paths, package, |package| Ok(vec![package.to_owned()]), |_| Ok(()))
+}
+
+/// Unpacks packages unless that was done; `finish` makes what else is needed. Returns the folder that stands for `/`.
+fn unpacked(
+    paths: &Paths,
+    package: &str,
+    wanted: fn(&str) -> Result<Vec<String>>,
+    finish: impl Fn(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let root = paths.target.join("tools/deb").join(package);
+    let _lock = lock(paths)?;
+    if root.join("unpacked").exists() {
+        return Ok(root);
+    }
+    for program in ["apt-get", "dpkg-deb"] {
+        on_path(program).with_context(|| format!("{program} is not there: this needs Debian or Ubuntu"))?;
+    }
+    let log = paths.logs().join(format!("{package}.log"));
+    let debs = root.join("debs");
+    let download = || -> Result<()> {
+        if root.exists() {
+            fs::remove_dir_all(&root)?;
+        }
+        fs::create_dir_all(&debs)?;
+        let mut download = Command::new("apt-get");
+        download.arg("download").args(wanted(package)?).current_dir(&debs);
+        progress::run(package, download, &log)
+    };
+    if let Err(error) = download() {
+        if !Uid::effective().is_root() {
+            return Err(error);
+        }
+        // The package lists are not there, or older than what they name.
+        let mut update = Command::new("apt-get");
+        update.arg("update");
+        progress::run("apt-get update", update, &log)?;
+        download()?;
+    }
+    for deb in fs::read_dir(&debs)? {
+        let output = Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(deb?.path())
+            .arg(&root)
+            .output()?;
+        if !output.status.success() {
+            bail!("{package}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    fs::remove_dir_all(debs)?;
+    finish(&root)?;
+    fs::write(root.join("unpacked"), "")?;
+    Ok(root)
+}
+
+/// A package, what it needs that this machine does not have, and fonts.
+fn with_dependencies(package: &str) -> Result<Vec<String>> {
+    let output = Command::new("apt-get")
+        .args(["install", "--simulate", "--no-install-recommends", package])
+        .output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let missing = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    let mut packages: Vec<String> = [package, "fonts-dejavu-core", "fonts-dejavu-extra"]
+        .into_iter()
+        .chain(missing)
+        .map(str::to_owned)
+        .collect();
+    packages.sort();
+    packages.dedup();
+    Ok(packages)
+}
