@@ -6,7 +6,7 @@ PG_CONFIG ?= pg_config
 LAB = lab/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix package chaos soak up down setup build install installcheck bench lint fmt clean
+.PHONY: help demo test matrix package chaos soak up down setup build install installcheck bench reference lint fmt clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | awk '{ t = $$1; $$1 = ""; printf "  make %-13s%s\n", t, $$0 }'
@@ -52,6 +52,9 @@ installcheck: ## run pg_regress against the server that PGHOST, PGPORT and PGUSE
 bench: ## measure how fast it is, each figure beside its reference (ONLY=drain,idle QUICK=1 PLOTS=1)
 	@$(LAB) install
 	@cargo run -q --release -p lab -- bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(PLOTS),--plots)
+
+reference: ## write docs/reference.md from the comments in the catalog
+	@$(LAB) reference
 
 lint: ## clippy, warnings denied
 	@$(LAB) setup

@@ -32,7 +32,8 @@ comment on function jetstream.capture_changes() is 'Captures the changes of a st
 comment on function jetstream.capture_relation(oid, text, text) is
     'Describes a captured table and publishes that unless it is known; returns the description';
 comment on function jetstream.subject_token(text) is
-    'A name as one token of a subject: what cannot stand there becomes % and two hexadecimal digits for each byte';
+    'A name as one token of a subject: what cannot stand there becomes % and two hexadecimal digits for each byte
+name: A name of any kind';
 
 create table jetstream.capture_relations (
     relation oid not null,
@@ -254,7 +255,9 @@ begin
 end
 $$;
 comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean) is
-    'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how';
+    'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how
+subject_prefix: First tokens of the subject
+Arguments as the columns of jetstream.captures';
 
 create function jetstream.capture_remove(relation regclass) returns integer
 language plpgsql volatile
@@ -285,7 +288,8 @@ begin
     return jetstream.capture_remove("table") > 0;
 end
 $$;
-comment on function jetstream.uncapture(regclass) is 'Ends the capture of a table; false if it was not captured. What is captured already is still published';
+comment on function jetstream.uncapture(regclass) is 'Ends the capture of a table; false if it was not captured. What is captured already is still published
+Arguments as the columns of jetstream.captures';
 
 create function jetstream.capture_check_condition(relation regclass, condition text) returns void
 language plpgsql volatile

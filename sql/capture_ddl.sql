@@ -246,7 +246,10 @@ begin
 end
 $$;
 comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean) is
-    'Captures all tables of a schema, and those that are created in it later; returns their subjects';
+    'Captures all tables of a schema, and those that are created in it later; returns their subjects
+schema: The schema
+subject_prefix: First tokens of the subject
+Arguments as the columns of jetstream.captures';
 
 create function jetstream.uncapture_schema(schema regnamespace) returns integer
 language plpgsql volatile
@@ -269,4 +272,5 @@ begin
     return ended;
 end
 $$;
-comment on function jetstream.uncapture_schema(regnamespace) is 'Ends the capture of a schema''s tables; returns how many there were';
+comment on function jetstream.uncapture_schema(regnamespace) is 'Ends the capture of a schema''s tables; returns how many there were
+schema: The schema';

@@ -66,7 +66,9 @@ begin
 end
 $$;
 comment on function jetstream.redrive(bigint, boolean) is
-    'Puts a dead letter back into the outbox with its attempts at zero; returns its new outbox.id. With new_message_id a stream that knows the old id takes it again';
+    'Puts a dead letter back into the outbox with its attempts at zero; returns its new outbox.id. With new_message_id a stream that knows the old id takes it again
+id: dead_letters.id
+new_message_id: true: a random message id instead of its own';
 
 create function jetstream.redrive_all(subject_pattern text default '>', new_message_id boolean default false)
 returns bigint
@@ -87,7 +89,9 @@ as $$
     select count(*) from stored;
 $$;
 comment on function jetstream.redrive_all(text, boolean) is
-    'Puts back all dead letters whose subject matches the pattern (NATS wildcards * and >), in their first order; returns how many';
+    'Puts back all dead letters whose subject matches the pattern (NATS wildcards * and >), in their first order; returns how many
+subject_pattern: Subject, or pattern of subjects
+new_message_id: true: random message ids instead of their own';
 
 create function jetstream.discard(id bigint) returns bigint
 language plpgsql volatile security definer
@@ -113,4 +117,5 @@ begin
 end
 $$;
 comment on function jetstream.discard(bigint) is
-    'Drops a dead letter for good and says so in the history; returns the outbox.id it had';
+    'Drops a dead letter for good and says so in the history; returns the outbox.id it had
+id: dead_letters.id';

@@ -13,15 +13,39 @@ begin
 end
 $$;
 
-comment on function jetstream.check_subject(text) is 'True for a subject one can publish to; an ERROR that says why for any other';
-comment on function jetstream.check_headers(jsonb) is 'True for headers NATS can carry; an ERROR that says why for any other';
-comment on function jetstream.check_message_id(text) is 'True for a usable Nats-Msg-Id; an ERROR that says why for any other';
-comment on function jetstream.subject_matches(text, text) is 'Whether a subject matches a pattern with the wildcards * and > of NATS';
+comment on function jetstream.check_subject(text) is 'True for a subject one can publish to; an ERROR that says why for any other
+Arguments as the columns of jetstream.outbox';
+comment on function jetstream.check_headers(jsonb) is 'True for headers NATS can carry; an ERROR that says why for any other
+Arguments as the columns of jetstream.outbox';
+comment on function jetstream.check_message_id(text) is 'True for a usable Nats-Msg-Id; an ERROR that says why for any other
+Arguments as the columns of jetstream.outbox';
+comment on function jetstream.subject_matches(text, text) is 'Whether a subject matches a pattern with the wildcards * and > of NATS
+subject: A subject
+pattern: A subject in which * stands for one token, > for the rest';
 comment on function jetstream.reload_worker() is 'Makes the worker read connections and streams again when the transaction commits';
 comment on function jetstream.request_reload(text) is 'Asks the worker to connect anew; use reload()';
 comment on function jetstream.await_connection(text, integer) is
-    'Asks the worker to connect anew and waits for the result, so many milliseconds at most';
-comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()';
+    'Asks the worker to connect anew and waits for the result, so many milliseconds at most
+connection: connections.name
+timeout_ms: Longest wait, milliseconds';
+comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()
+worker: Database it serves
+pid: Its process; null if none runs
+state: What it does, in a word or two; "not running", with the reason in last_error
+connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
+in_flight: Messages claimed and not settled
+in_flight_bytes: Their bytes
+claimed: Messages claimed since it started
+stored: Messages acknowledged since it started, duplicates included
+duplicates: Of these, those the stream had already
+retried: Failed attempts since it started that are followed by another
+dead: Messages that became dead letters since it started
+held_keys: Keys that wait for a failing message, or have many waiting
+cycles: Transactions since it started
+last_error: Last failure of any kind, or why no worker runs
+last_error_at: When that was
+started_at: When the worker started
+last_cycle_at: When its last transaction was';
 
 revoke all on schema jetstream from public;
 revoke all on all tables in schema jetstream from public;

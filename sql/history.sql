@@ -87,7 +87,9 @@ begin
 end
 $$;
 comment on function jetstream.history_maintain(interval, integer) is
-    'Makes the history partitions of the coming days and drops those older than the retention; called by the worker. Returns how many changed';
+    'Makes the history partitions of the coming days and drops those older than the retention; called by the worker. Returns how many changed
+retention: How long the history is kept
+days_ahead: For how many days partitions are made';
 
 create table jetstream.positions (
     connection text not null,

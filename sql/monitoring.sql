@@ -115,8 +115,8 @@ as $$
          where $1 is null or q.head::jsonb ->> 'connection' = $1 order by q.txid limit 1)
     ) s;
 $$;
-comment on function jetstream.lag(text) is
-    'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none';
+comment on function jetstream.lag(text) is 'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none
+connection: connections.name; null: all';
 
 create function jetstream.status() returns table (
     worker text,
@@ -147,7 +147,25 @@ as $$
     from jetstream.worker_status() w;
 $$;
 comment on function jetstream.status() is
-    'The worker of this database: what it does, its connections, what is in flight, lag, counters since it started, and its last error';
+    'The worker of this database: what it does, its connections, what is in flight, lag, counters since it started, and its last error
+worker: Database it serves
+pid: Its process; null if none runs
+state: What it does, in a word or two; "not running", with the reason in last_error
+connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
+in_flight: Messages claimed and not settled
+in_flight_bytes: Their bytes
+lag: Age of the oldest message owed and due; null if there is none
+claimed: Messages claimed since it started
+stored: Messages acknowledged since it started, duplicates included
+duplicates: Of these, those the stream had already
+retried: Failed attempts since it started that are followed by another
+dead: Messages that became dead letters since it started
+held_keys: Keys that wait for a failing message, or have many waiting
+cycles: Transactions since it started
+last_error: Last failure of any kind, or why no worker runs
+last_error_at: When that was
+started_at: When the worker started
+last_cycle_at: When its last transaction was';
 
 create function jetstream.health(connection text default 'default') returns jsonb
 language plpgsql volatile security definer
@@ -185,7 +203,10 @@ begin
         'last_error', w.last_error);
 end
 $$;
-comment on function jetstream.health(text) is 'Health of one connection as the worker sees it, with what is owed to it';
+comment on function jetstream.health(text) is 'Health of one connection as the worker sees it, with what is owed to it
+healthy is true while the worker runs and is not paused, the connection is up, and all its streams are as asked; in_flight and
+last_error are those of all connections
+connection: connections.name';
 
 create function jetstream.reload(connection text default null) returns boolean
 language plpgsql volatile security definer
@@ -201,4 +222,5 @@ begin
 end
 $$;
 comment on function jetstream.reload(text) is
-    'Makes the worker read connections and streams again and connect anew, to one connection or (null) to all; false if no worker runs here';
+    'Makes the worker read connections and streams again and connect anew, to one connection or (null) to all; false if no worker runs here
+connection: connections.name; null: all';

@@ -102,7 +102,8 @@ create function jetstream.publish(
 language c volatile
 as 'MODULE_PATHNAME', 'jetstream_publish';
 comment on function jetstream.publish(text, jsonb, text, jsonb, text, timestamptz, text, interval) is
-    'Stores one JSON message for JetStream in this transaction; returns outbox.id';
+    'Stores one JSON message for JetStream in this transaction; returns outbox.id
+Arguments as the columns of jetstream.outbox';
 
 create function jetstream.publish_raw(
     subject text,
@@ -117,7 +118,9 @@ create function jetstream.publish_raw(
 language c volatile
 as 'MODULE_PATHNAME', 'jetstream_publish_raw';
 comment on function jetstream.publish_raw(text, bytea, text, jsonb, text, timestamptz, text, interval) is
-    'Stores one message of bytes for JetStream in this transaction; returns outbox.id';
+    'Stores one message of bytes for JetStream in this transaction; returns outbox.id
+payload: Body as bytes
+Arguments as the columns of jetstream.outbox';
 
 create function jetstream.publish_batch(
     subject text,
@@ -150,4 +153,7 @@ begin
 end
 $$;
 comment on function jetstream.publish_batch(text, jsonb[], text[], jsonb, text, timestamptz, text, interval) is
-    'Stores many JSON messages for one subject in one statement; returns their outbox ids in order';
+    'Stores many JSON messages for one subject in one statement; returns their outbox ids in order
+payloads: Bodies as JSON, one message each
+message_ids: One Nats-Msg-Id for each payload; null: random ones
+Arguments as the columns of jetstream.outbox';

@@ -58,7 +58,13 @@ end
 $$;
 comment on function jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text,
     text[], boolean, text, text, text, integer, integer, integer, integer) is
-    'Makes or changes a configuration; what is left out stays as it is, but for the url. Takes effect at commit';
+    'Makes or changes a configuration; what is left out stays as it is, but for the url. Takes effect at commit
+p_auth_token: Secret: token for auth_type token
+p_auth_username: User for auth_type password
+p_auth_password: Secret: password for auth_type password
+p_auth_credentials_file: Path of a .creds file on the server, for auth_type credentials
+p_auth_nkey_seed: Secret: nkey seed for auth_type nkey
+Arguments as the columns of jetstream.rule_nats_config';
 
 create function jetstream.rule_nats_stream_create(
     p_stream_name text,
@@ -81,7 +87,9 @@ as $$
         duplicate_window => make_interval(secs => $11), connection => $3, description => $4)
 $$;
 comment on function jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer,
-    integer) is 'Asks for a stream; returns rule_nats_streams.stream_id, whose row says whether the server has it';
+    integer) is 'Asks for a stream; returns rule_nats_streams.stream_id, whose row says whether the server has it
+p_config_name: Configuration the stream lives on
+Arguments as the columns of jetstream.rule_nats_streams';
 
 create function jetstream.rule_nats_test_connection(config_name text default 'default') returns jsonb
 language plpgsql volatile security definer
@@ -105,7 +113,8 @@ begin
 end
 $$;
 comment on function jetstream.rule_nats_test_connection(text) is
-    'Makes the worker connect anew, as the committed configuration says, and waits for the result, for the connection timeout at most';
+    'Makes the worker connect anew, as the committed configuration says, and waits for the result, for the connection timeout at most
+Arguments as the columns of jetstream.rule_nats_config';
 
 create function jetstream.rule_nats_init(config_name text default 'default') returns jsonb
 language plpgsql volatile security definer
@@ -136,7 +145,8 @@ begin
 end
 $$;
 comment on function jetstream.rule_nats_init(text) is
-    'Asks for the stream of the webhooks if there is none, makes the worker connect anew and says whether it did, within the connection timeout. The worker sees what is committed: call it after the changes, not in their transaction';
+    'Asks for the stream of the webhooks if there is none, makes the worker connect anew and says whether it did, within the connection timeout. The worker sees what is committed: call it after the changes, not in their transaction
+Arguments as the columns of jetstream.rule_nats_config';
 
 create function jetstream.rule_nats_health_check(config_name text default 'default') returns jsonb
 language plpgsql volatile security definer
@@ -168,7 +178,8 @@ begin
 end
 $$;
 comment on function jetstream.rule_nats_health_check(text) is
-    'What the worker says of the connection now; requests_served counts the messages it has stored since it started';
+    'What the worker says of the connection now; requests_served counts the messages it has stored since it started
+Arguments as the columns of jetstream.rule_nats_config';
 
 create function jetstream.rule_nats_config_info(p_config_name text default 'default') returns jsonb
 language plpgsql stable security definer
@@ -186,7 +197,8 @@ begin
     return info;
 end
 $$;
-comment on function jetstream.rule_nats_config_info(text) is 'A configuration, without credentials';
+comment on function jetstream.rule_nats_config_info(text) is 'A configuration, without credentials
+Arguments as the columns of jetstream.rule_nats_config';
 
 -- What was published.
 
@@ -305,7 +317,9 @@ as $$
       and case when $1 is null then h.webhook is not null else h.webhook = $1 end
 $$;
 comment on function jetstream.rule_nats_stats(integer, integer) is
-    'What was published for one webhook or (null) for all, over the last hours';
+    'What was published for one webhook or (null) for all, over the last hours
+p_webhook_id: One webhook; null: all
+p_hours: How many hours back';
 
 create function jetstream.rule_nats_webhooks_list() returns table (
     webhook_id integer, webhook_name text, nats_subject text, publish_mode text, config_name text,
@@ -320,7 +334,11 @@ as $$
     where w.nats_enabled
     order by w.name
 $$;
-comment on function jetstream.rule_nats_webhooks_list() is 'Webhooks that may be published to NATS, with what the history holds of them';
+comment on function jetstream.rule_nats_webhooks_list() is 'Webhooks that may be published to NATS, with what the history holds of them
+config_name: Configuration its messages go to
+total_published: Its messages in the history
+success_rate: Share of those stored, per cent
+Arguments as the columns of jetstream.rule_webhooks';
 
 create function jetstream.rule_nats_cleanup_old_history(
     p_older_than interval default '30 days', p_keep_failed boolean default true
@@ -334,7 +352,9 @@ as $$
     select count(*) from gone
 $$;
 comment on function jetstream.rule_nats_cleanup_old_history(interval, boolean) is
-    'Deletes the history older than that, failures only if asked for; returns how many rows. The worker drops whole days after pg_jetstream.history_retention by itself';
+    'Deletes the history older than that, failures only if asked for; returns how many rows. The worker drops whole days after pg_jetstream.history_retention by itself
+p_older_than: Age since it was settled
+p_keep_failed: false: failures too';
 
 create function jetstream.rule_nats_cleanup_expired() returns bigint
 language sql volatile security definer
@@ -379,4 +399,12 @@ begin
 end
 $$;
 comment on function jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean) is
-    'A worker''s report of what it did since its last one: counts are added up, also those of several workers under one name; the average time is that of the messages reported now';
+    'A worker''s report of what it did since its last one: counts are added up, also those of several workers under one name; the average time is that of the messages reported now
+p_stream_name: Stream it consumes
+p_consumer_name: Name of the worker
+p_messages_delivered: Deliveries since the last report
+p_messages_acknowledged: Acknowledged since the last report
+p_messages_pending: Messages that wait in the stream; null: not known
+p_avg_processing_time_ms: Average of those acknowledged, milliseconds; null: not known
+p_messages_redelivered: Deliveries since the last report that were not the first
+p_active: false: the worker ends';

@@ -24,7 +24,13 @@ as $$
     returning id
 $$;
 comment on function jetstream.rule_webhook_register(text, text, text, jsonb, text, integer, integer, boolean, text, text, text,
-    text[]) is 'Registers a webhook and returns its id; with p_enable_nats its publish mode is nats unless another is given';
+    text[]) is 'Registers a webhook and returns its id; with p_enable_nats its publish mode is nats unless another is given
+p_name: Unique name
+p_url: Endpoint, http or https, without credentials
+p_method: HTTP method
+p_enable_nats: true: may be published to NATS
+p_config_name: Configuration its messages go to
+Arguments as the columns of jetstream.rule_webhooks';
 
 create function jetstream.rule_webhook_update(
     p_webhook_id integer,
@@ -56,7 +62,11 @@ as $$
     select exists (select from changed)
 $$;
 comment on function jetstream.rule_webhook_update(integer, text, text, jsonb, integer, boolean, integer, text, boolean, text,
-    text, text[]) is 'Changes a webhook; what is left out stays as it is. False if there is none';
+    text, text[]) is 'Changes a webhook; what is left out stays as it is. False if there is none
+p_url: Endpoint, http or https, without credentials
+p_method: HTTP method
+p_enable_nats: Whether it may be published to NATS
+Arguments as the columns of jetstream.rule_webhooks';
 
 create function jetstream.rule_webhook_delete(p_webhook_id integer) returns boolean
 language sql volatile security definer
@@ -66,7 +76,8 @@ as $$
     select exists (select from gone)
 $$;
 comment on function jetstream.rule_webhook_delete(integer) is
-    'Removes a webhook with its secrets and finished calls; false if there is none. Refused while calls are still to be made';
+    'Removes a webhook with its secrets and finished calls; false if there is none. Refused while calls are still to be made
+p_webhook_id: webhooks.id';
 
 create function jetstream.rule_webhook_list(p_enabled_only boolean default false) returns table (
     webhook_id integer, webhook_name text, webhook_url text, http_method text, enabled boolean, publish_mode text,
@@ -84,7 +95,11 @@ as $$
     group by w.id
     order by w.created_at desc, w.id desc
 $$;
-comment on function jetstream.rule_webhook_list(boolean) is 'All webhooks, with the calls their queue holds';
+comment on function jetstream.rule_webhook_list(boolean) is 'All webhooks, with the calls their queue holds
+p_enabled_only: true: without those disabled
+total_calls: Calls in the queue, ended ones included
+success_rate: Share of the ended ones that succeeded, per cent
+Arguments as the columns of jetstream.rule_webhooks';
 
 create function jetstream.rule_webhook_get(p_identifier text) returns jsonb
 language plpgsql stable security definer
@@ -107,7 +122,8 @@ begin
     return found_row;
 end
 $$;
-comment on function jetstream.rule_webhook_get(text) is 'A webhook by name or id, with the names of its secrets';
+comment on function jetstream.rule_webhook_get(text) is 'A webhook by name or id, with the names of its secrets
+p_identifier: Name or number of the webhook';
 
 create function jetstream.rule_webhook_secret_set(p_webhook_id integer, p_secret_name text, p_secret_value text)
 returns boolean
@@ -125,7 +141,10 @@ begin
 end
 $$;
 comment on function jetstream.rule_webhook_secret_set(integer, text, text) is
-    'Sets a secret, which header values refer to as {{secret:NAME}}; calls not made yet use the new value';
+    'Sets a secret, which header values refer to as {{secret:NAME}}; calls not made yet use the new value
+p_webhook_id: webhooks.id
+p_secret_name: Name, as in {{secret:NAME}}: up to 63 letters, digits, _, . and -
+p_secret_value: Secret, without control characters';
 
 create function jetstream.rule_webhook_secret_delete(p_webhook_id integer, p_secret_name text) returns boolean
 language sql volatile security definer
@@ -134,7 +153,9 @@ as $$
     with gone as (delete from jetstream.webhook_secrets s where s.webhook = $1 and s.name = $2 returning 1)
     select exists (select from gone)
 $$;
-comment on function jetstream.rule_webhook_secret_delete(integer, text) is 'Removes a secret; false if there is none';
+comment on function jetstream.rule_webhook_secret_delete(integer, text) is 'Removes a secret; false if there is none
+p_webhook_id: webhooks.id
+p_secret_name: Name, as in {{secret:NAME}}';
 
 create function jetstream.rule_webhook_enable_nats(
     p_webhook_id integer,
@@ -158,7 +179,9 @@ begin
 end
 $$;
 comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
-    'Lets a webhook be published to NATS; takes effect with the next call';
+    'Lets a webhook be published to NATS; takes effect with the next call
+p_config_name: Configuration its messages go to
+Arguments as the columns of jetstream.rule_webhooks';
 
 create function jetstream.rule_webhook_disable_nats(p_webhook_id integer) returns boolean
 language plpgsql volatile security definer
@@ -174,7 +197,8 @@ begin
 end
 $$;
 comment on function jetstream.rule_webhook_disable_nats(integer) is
-    'Makes the queue the only way of a webhook; takes effect with the next call';
+    'Makes the queue the only way of a webhook; takes effect with the next call
+p_webhook_id: webhooks.id';
 
 -- Calls.
 
@@ -184,7 +208,9 @@ language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select jetstream.webhook_call($1, $2, $3, publish_mode => 'nats') $$;
 comment on function jetstream.rule_webhook_publish_nats(integer, jsonb, text) is
-    'Stores a message for NATS, whatever the publish mode; it is published once this transaction commits. The id is made up if null';
+    'Stores a message for NATS, whatever the publish mode; it is published once this transaction commits. The id is made up if null
+webhook_id: webhooks.id
+Arguments as the columns of jetstream.webhook_calls';
 
 create function jetstream.rule_webhook_call_unified(
     webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
@@ -193,7 +219,9 @@ language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select jetstream.webhook_call($1, $2, $3, $4) $$;
 comment on function jetstream.rule_webhook_call_unified(integer, jsonb, text, timestamptz) is
-    'Calls a webhook by its publish mode once this transaction commits; returns what was stored';
+    'Calls a webhook by its publish mode once this transaction commits; returns what was stored
+webhook_id: webhooks.id
+Arguments as the columns of jetstream.webhook_calls';
 
 create function jetstream.rule_webhook_enqueue(
     p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
@@ -202,21 +230,26 @@ language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select (jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id')::bigint $$;
 comment on function jetstream.rule_webhook_enqueue(integer, jsonb, timestamptz, text) is
-    'Stores a call in the queue, whatever the publish mode; returns its id';
+    'Stores a call in the queue, whatever the publish mode; returns its id
+p_webhook_id: webhooks.id
+Arguments as the columns of jetstream.webhook_calls';
 
 create function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select jetstream.webhook_call($1, $2, publish_mode => 'queue') $$;
 comment on function jetstream.rule_webhook_call(integer, jsonb) is
-    'Stores a call in the queue, whatever the publish mode; returns what was stored. A worker makes the HTTP call';
+    'Stores a call in the queue, whatever the publish mode; returns what was stored. A worker makes the HTTP call
+p_webhook_id: webhooks.id
+p_payload: Body as JSON';
 
 create function jetstream.rule_webhook_retry(p_call_id bigint) returns boolean
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select jetstream.webhook_retry($1) $$;
 comment on function jetstream.rule_webhook_retry(bigint) is
-    'Makes a call due now; a dead one gets all its attempts again. False if it has succeeded or a worker is at it';
+    'Makes a call due now; a dead one gets all its attempts again. False if it has succeeded or a worker is at it
+p_call_id: webhook_calls.id';
 
 create function jetstream.rule_webhook_call_status(p_call_id bigint) returns jsonb
 language plpgsql stable security definer
@@ -242,7 +275,8 @@ begin
     return status;
 end
 $$;
-comment on function jetstream.rule_webhook_call_status(bigint) is 'How far a call of the queue is';
+comment on function jetstream.rule_webhook_call_status(bigint) is 'How far a call of the queue is
+p_call_id: webhook_calls.id';
 
 create function jetstream.rule_webhook_cleanup_old_calls(
     p_older_than interval default '30 days', p_keep_failed boolean default true
@@ -251,7 +285,9 @@ language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$ select jetstream.webhook_cleanup($1, $2) $$;
 comment on function jetstream.rule_webhook_cleanup_old_calls(interval, boolean) is
-    'Deletes calls that ended longer ago than that, dead ones only if asked for; returns how many';
+    'Deletes calls that ended longer ago than that, dead ones only if asked for; returns how many
+p_older_than: Age since the end of the call
+p_keep_failed: false: dead calls too';
 
 -- The queue of HTTP calls.
 

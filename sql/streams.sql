@@ -100,4 +100,5 @@ as $$
 $$;
 comment on function jetstream.create_stream(text, text[], text, text, text, bigint, bigint, interval, integer, integer,
     interval, boolean, boolean, text, text) is
-    'Asks for a stream (or for a change of it) once the transaction commits; returns streams.id. See streams.synced_at and sync_error for the result';
+    'Asks for a stream (or for a change of it) once the transaction commits; returns streams.id. See streams.synced_at and sync_error for the result
+Arguments as the columns of jetstream.streams';

@@ -53,7 +53,9 @@ begin
 end
 $$;
 comment on function jetstream.webhook_headers(integer, jsonb) is
-    'Header values of an envelope with the secrets of the webhook in their places, for the worker that makes the call';
+    'Header values of an envelope with the secrets of the webhook in their places, for the worker that makes the call
+webhook: webhooks.id
+headers: Headers as the envelope has them';
 
 create function jetstream.webhook_backoff(call jetstream.webhook_calls) returns interval
 language sql volatile
@@ -152,7 +154,15 @@ begin
 end
 $$;
 comment on function jetstream.webhook_claim(text, integer, interval) is
-    'Claims up to n calls that are due for a worker, until the lease runs out; headers come with their secrets. Send message_id as Idempotency-Key';
+    'Claims up to n calls that are due for a worker, until the lease runs out; headers come with their secrets. Send message_id as Idempotency-Key
+worker: Name of the worker
+n: Most calls to claim
+lease: How long the calls are its own
+call_id: webhook_calls.id
+webhook_name: webhooks.name
+headers: HTTP headers, secrets in their places
+attempt: Number of this attempt, from 1
+Arguments as the columns of jetstream.webhook_calls';
 
 -- The claimed call, locked; an ERROR if it is not claimed any more, or not by that worker, or in another attempt.
 create function jetstream.webhook_claimed(call_id bigint, worker text, attempt integer) returns jetstream.webhook_calls
@@ -215,7 +225,16 @@ begin
 end
 $$;
 comment on function jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text, integer) is
-    'Ends a claimed call''s attempt as failed: tried again with backoff (not before retry_after), or dead; returns which. With worker and attempt it refuses what a later claim owns';
+    'Ends a claimed call''s attempt as failed: tried again with backoff (not before retry_after), or dead; returns which. With worker and attempt it refuses what a later claim owns
+call_id: webhook_calls.id
+error: Why, of which 2000 characters are kept
+retry: false: give up at once
+retry_after: Least delay before the next attempt
+status: HTTP status, if there was an answer
+body: Body of the response, of which 16384 characters are kept
+elapsed_ms: Duration of the HTTP call, milliseconds
+worker: Name under which it was claimed; null: any
+attempt: Attempt as which it was claimed; null: any';
 
 create function jetstream.webhook_complete(
     call_id bigint,
@@ -249,7 +268,13 @@ begin
 end
 $$;
 comment on function jetstream.webhook_complete(bigint, integer, text, double precision, text, integer) is
-    'Ends a claimed call''s attempt with an HTTP status: 2xx succeeds; 408, 425, 429 and 5xx are tried again; others are dead. Returns which';
+    'Ends a claimed call''s attempt with an HTTP status: 2xx succeeds; 408, 425, 429 and 5xx are tried again; others are dead. Returns which
+call_id: webhook_calls.id
+status: HTTP status
+body: Body of the response, of which 16384 characters are kept
+elapsed_ms: Duration of the HTTP call, milliseconds
+worker: Name under which it was claimed; null: any
+attempt: Attempt as which it was claimed; null: any';
 
 create function jetstream.webhook_retry(call_id bigint) returns boolean
 language plpgsql volatile security definer
@@ -274,7 +299,8 @@ begin
 end
 $$;
 comment on function jetstream.webhook_retry(bigint) is
-    'Makes a call due now; a dead one gets all its attempts again. False if it has succeeded or a worker is at it';
+    'Makes a call due now; a dead one gets all its attempts again. False if it has succeeded or a worker is at it
+call_id: webhook_calls.id';
 
 -- What workers that consume from NATS have given up. The messages themselves are in a dead letter stream.
 create table jetstream.webhook_dead_letters (
@@ -331,7 +357,8 @@ as $$
     select exists (select from told)
 $$;
 comment on function jetstream.webhook_dead_letter(text, bigint, text, text, integer, text, integer, text, integer) is
-    'A worker''s report that it has given up a message of a stream, so that nats_recent_failures shows it; false if that is known already';
+    'A worker''s report that it has given up a message of a stream, so that nats_recent_failures shows it; false if that is known already
+Arguments as the columns of jetstream.webhook_dead_letters';
 
 create function jetstream.webhook_cleanup(older_than interval default '30 days', keep_dead boolean default true)
 returns bigint
@@ -350,7 +377,9 @@ as $$
     select (select count(*) from gone) + (select count(*) from forgotten)
 $$;
 comment on function jetstream.webhook_cleanup(interval, boolean) is
-    'Deletes calls that ended longer ago than that; dead ones, and what is known of dead letters, only if asked for, open ones never. Returns how many';
+    'Deletes calls that ended longer ago than that; dead ones, and what is known of dead letters, only if asked for, open ones never. Returns how many
+older_than: Age since the end of the call
+keep_dead: false: dead calls, and what workers reported as dead, too';
 
 create table jetstream.consumers (
     id integer generated by default as identity,

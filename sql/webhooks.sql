@@ -21,7 +21,8 @@ begin
     return true;
 end
 $$;
-comment on function jetstream.check_webhook_url(text) is 'True for a url a webhook may have; an ERROR that says why for any other';
+comment on function jetstream.check_webhook_url(text) is 'True for a url a webhook may have; an ERROR that says why for any other
+url: Endpoint to look at';
 
 alter table jetstream.connections
     add column webhook_stream text not null default 'WEBHOOKS',
@@ -331,7 +332,11 @@ begin
 end
 $$;
 comment on function jetstream.webhook_call(integer, jsonb, text, timestamptz, text, text) is
-    'Calls a webhook once this transaction commits, by its publish mode or the one given; returns what was stored';
+    'Calls a webhook once this transaction commits, by its publish mode or the one given; returns what was stored
+publish_mode: queue, nats or both for this call; null: as the webhook says
+key: For NATS: calls with the same key stay in order
+message_id: Idempotency-Key of the call and Nats-Msg-Id; null: a random one
+Arguments as the columns of jetstream.webhook_calls';
 
 select pg_catalog.pg_extension_config_dump('jetstream.webhooks', '');
 select pg_catalog.pg_extension_config_dump('jetstream.webhooks_id_seq', '');

@@ -29,6 +29,7 @@ pub mod paths;
 pub mod postgres;
 pub mod process;
 pub mod progress;
+pub mod reference;
 pub mod regress;
 pub mod release;
 pub mod second_major;

@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
-use lab::{bench, chaos, demo, install, matrix, package, package_try, release, second_major, setup, soak, up};
+use lab::{
+    bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak, up,
+};
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
 #[derive(Parser)]
@@ -89,6 +91,8 @@ enum Cmd {
         #[arg(long = "try")]
         try_out: bool,
     },
+    /// Write docs/reference.md from the comments in the catalog
+    Reference,
     /// Keep the installed script of this version in migrations/released/, where it stays as it is
     Freeze,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
@@ -177,6 +181,15 @@ fn run(command: Cmd) -> Result<ExitCode> {
             return Ok(verdict(matrix::run(&setup::run()?, &majors, everything)?));
         }
         Cmd::Package { majors, try_out } => make_packages(&majors, try_out)?,
+        Cmd::Reference => {
+            let paths = setup::run()?;
+            install::run(&paths)?;
+            let missing = reference::write(&paths)?;
+            println!("{}", reference::FILE);
+            if !missing.is_empty() {
+                anyhow::bail!("not explained:\n  {}", missing.join("\n  "));
+            }
+        }
         Cmd::Freeze => {
             let paths = setup::run()?;
             install::run(&paths)?;

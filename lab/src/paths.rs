@@ -115,14 +115,14 @@ impl Paths {
         self.base.join("run")
     }
 
-    /// What `make up` started.
+    /// What `make up` started; `LAB_UP` names another folder, in which the env file is too.
     pub fn up(&self) -> PathBuf {
-        self.base.join("up")
+        env::var_os("LAB_UP").map_or_else(|| self.base.join("up"), PathBuf::from)
     }
 
     /// The shell `export` lines that `make up` writes.
     pub fn env_file(&self) -> PathBuf {
-        self.lab.join("env")
+        env::var_os("LAB_UP").map_or_else(|| self.lab.join("env"), |folder| PathBuf::from(folder).join("env"))
     }
 
     /// Where cargo-pgrx and pgrx-pg-sys read which PostgreSQL to build for.

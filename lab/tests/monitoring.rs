@@ -142,7 +142,10 @@ fn prometheus(lab: &Lab, ports: [(&str, u16); 3]) -> (Program, u16) {
 fn exporters(lab: &Lab) -> [(Program, u16); 2] {
     lab.sql("create role monitor login; grant pg_monitor to monitor")
         .unwrap();
-    let url = format!("{}?sslmode=disable", database_url(lab, "monitor").replace("postgresql:", "postgres:"));
+    let url = format!(
+        "{}?sslmode=disable",
+        database_url(lab, "monitor").replace("postgresql:", "postgres:")
+    );
     let port = free_port().unwrap();
     let mut postgres = debs::postgres_exporter(&paths()).unwrap();
     postgres

@@ -1,0 +1,17 @@
+//! Documents as their reader runs them: `parse` finds the blocks, `run` runs them, `output` compares what they print.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+pub mod links;
+pub mod output;
+pub mod parse;
+pub mod run;
+
+use std::path::{Path, PathBuf};
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the lab is in the repository")
+        .to_owned()
+}

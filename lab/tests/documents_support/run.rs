@@ -1,0 +1,217 @@
+//! Runs the steps of a document against servers of its own.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::nats::{NatsServer, nats_binary};
+use lab::paths::Paths;
+use lab::postgres::Postgres;
+
+use super::output::is_as_shown;
+use super::parse::{Action, Step, steps};
+use super::root;
+
+/// The database that all documents speak of.
+const DATABASE: &str = "shop";
+/// Where documents say that NATS is.
+const NATS_URL: &str = "nats://localhost:4222";
+/// Where documents say that PostgreSQL's programs are.
+const PG_BIN: &str = "/usr/lib/postgresql/15/bin";
+/// Where `make up` leaves the addresses of its servers.
+const ENV_FILE: &str = "target/lab/env";
+/// Longest wait of a step `until`.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest run of a block, seconds.
+const LIMIT: &str = "600";
+
+/// Servers as a reader of the document has them. A document that creates the extension begins with a plain PostgreSQL.
+struct Reader {
+    postgres: Postgres,
+    nats: NatsServer,
+    paths: Paths,
+    scratch: PathBuf,
+}
+
+/// Runs a document; panics with what differs, the block and its line.
+pub fn run(name: &str) {
+    let text = fs::read_to_string(root().join(name)).unwrap();
+    let steps = steps(&text).unwrap_or_else(|error| panic!("{name}, {error}"));
+    if steps.iter().all(|step| matches!(step.action, Action::NotRun(_))) {
+        return;
+    }
+    let begins = |step: &Step| step.action == Action::Sql && step.text.contains("create extension pg_jetstream;");
+    let mut reader = Reader::start(steps.iter().any(begins));
+    let mut failure = None;
+    for step in &steps {
+        if let Err(error) = reader.step(step) {
+            let log = reader.postgres.log_tail();
+            failure = Some(format!(
+                "line {}: {error}\n--- block\n{}\n--- log\n{log}",
+                step.line, step.text
+            ));
+            break;
+        }
+    }
+    reader.make_down();
+    // The servers go, and their files with them, before the panic that would keep them.
+    drop(reader);
+    if let Some(failure) = failure {
+        panic!("{name}, {failure}");
+    }
+}
+
+impl Reader {
+    fn start(from_nothing: bool) -> Reader {
+        let nats = NatsServer::start().unwrap();
+        let mut postgres = Postgres::builder();
+        postgres = match from_nothing {
+            true => postgres
+                .set("shared_preload_libraries", "")
+                .set("pg_jetstream.databases", ""),
+            false => postgres.set("pg_jetstream.databases", DATABASE),
+        };
+        let reader = Reader {
+            postgres: postgres.start().unwrap(),
+            scratch: nats.dir().to_owned(),
+            nats,
+            paths: Paths::ready().unwrap(),
+        };
+        reader.postgres.sql("postgres", "create database shop").unwrap();
+        if !from_nothing {
+            reader.postgres.sql(DATABASE, "create extension pg_jetstream").unwrap();
+            let point = format!("update jetstream.connections set url = '{}'", reader.nats.url());
+            reader.postgres.sql(DATABASE, &point).unwrap();
+        }
+        reader
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        let output = match step.action {
+            Action::NotRun(_) => return Ok(()),
+            Action::Until => return self.until(&step.text),
+            Action::Ini => return self.configure(&step.text),
+            Action::Sql => self.sql(step),
+            Action::Sh => self.command("sh").args(["-eu", "-c", &self.here(&step.text)]).output(),
+            Action::Conf => self.nats_configuration(&step.text),
+        };
+        let output = output.map_err(|error| error.to_string())?;
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = self.as_written(&String::from_utf8_lossy(&printed));
+        match &step.expected {
+            Some(expected) if is_as_shown(expected, &printed) => Ok(()),
+            Some(expected) => Err(format!("prints\n{printed}--- and not\n{expected}")),
+            None if output.status.success() => Ok(()),
+            None => Err(format!("failed with {}:\n{printed}", output.status)),
+        }
+    }
+
+    /// By psql, which stops at the first error unless the document shows one.
+    fn sql(&self, step: &Step) -> std::io::Result<std::process::Output> {
+        let mut psql = self.command("sh");
+        let stop = match step.expected.as_ref().is_some_and(|text| text.contains("ERROR:")) {
+            true => "",
+            false => "-v ON_ERROR_STOP=1",
+        };
+        psql.args(["-c", &format!("exec psql -X -q {stop} 2>&1")]);
+        let mut child = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let text = self.here(&step.text);
+        child.stdin.take().expect("piped").write_all(text.as_bytes())?;
+        child.wait_with_output()
+    }
+
+    fn until(&self, query: &str) -> Result<(), String> {
+        let begin = Instant::now();
+        loop {
+            let answer = self.postgres.value(DATABASE, query);
+            match answer {
+                Ok(value) if value == "t" => return Ok(()),
+                answer if begin.elapsed() > PATIENCE => return Err(format!("not true in time: {answer:?}")),
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Lines of postgresql.conf, each of which must be taken as it stands.
+    fn configure(&mut self, text: &str) -> Result<(), String> {
+        let lines: Vec<(String, String)> = self.here(text).lines().filter_map(setting).collect();
+        let borrowed: Vec<(&str, &str)> = lines.iter().map(|(name, value)| (&**name, &**value)).collect();
+        self.postgres.set(&borrowed).map_err(|error| format!("{error:#}"))?;
+        self.postgres.restart().map_err(|error| format!("{error:#}"))?;
+        for (name, _) in &lines {
+            let known = format!("select count(*) from pg_settings where name = '{name}' and sourcefile is not null");
+            let known = self
+                .postgres
+                .value(DATABASE, &known)
+                .map_err(|error| format!("{error:#}"))?;
+            if known != "1" {
+                return Err(format!("{name} is no setting, or not taken from the file"));
+            }
+        }
+        Ok(())
+    }
+
+    fn nats_configuration(&self, text: &str) -> std::io::Result<std::process::Output> {
+        let file = self.scratch.join("checked.conf");
+        fs::write(&file, text)?;
+        Command::new(nats_binary()).arg("-t").arg("-c").arg(file).output()
+    }
+
+    /// A program that finds the servers as the environment says it, in the repository.
+    fn command(&self, program: &str) -> Command {
+        let path = format!(
+            "{}:{}",
+            self.paths.pg_bin().display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let mut command = Command::new("timeout");
+        command
+            .args([LIMIT, program])
+            .current_dir(root())
+            .env("PATH", path)
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.postgres.port().to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", DATABASE)
+            .env("LC_ALL", "C.UTF-8")
+            .env("PAGER", "cat")
+            .env("SCRATCH", &self.scratch)
+            .env("LAB_UP", self.up())
+            .env("NATS_URL", self.nats.url())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// With the addresses and places of these servers.
+    fn here(&self, text: &str) -> String {
+        text.replace(NATS_URL, &self.nats.url())
+            .replace(PG_BIN, &self.paths.pg_bin().to_string_lossy())
+            .replace(ENV_FILE, &self.up().join("env").to_string_lossy())
+    }
+
+    /// Where `make up` puts its servers here: those of somebody who works in this checkout are not to be disturbed.
+    fn up(&self) -> PathBuf {
+        self.paths.run().join(format!("up-{}", std::process::id()))
+    }
+
+    /// Stops what a block that failed has left running.
+    fn make_down(&self) {
+        if self.up().exists() {
+            let _ = self.command("make").arg("down").output();
+        }
+    }
+
+    /// The reverse of [`Reader::here`].
+    fn as_written(&self, text: &str) -> String {
+        text.replace(&self.nats.url(), NATS_URL)
+            .replace(&format!("127.0.0.1:{}", self.nats.port()), "localhost:4222")
+    }
+}
+
+/// Name and value of a line such as `name = 'value'   # remark`.
+fn setting(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.split('#').next()?.split_once('=')?;
+    Some((name.trim().to_owned(), value.trim().trim_matches('\'').to_owned()))
+}
