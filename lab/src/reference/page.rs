@@ -284,7 +284,7 @@ fn amount(number: &str, unit: Option<&str>) -> Result<String> {
     let mut shown = "";
     for (of_next, name) in larger {
         shown = name;
-        if number % of_next != 0 || number < *of_next {
+        if !number.is_multiple_of(*of_next) || number < *of_next {
             break;
         }
         number /= of_next;
