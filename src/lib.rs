@@ -56,6 +56,7 @@ extension_sql_file!(
     name = "webhook_queue",
     requires = ["webhooks"]
 );
+extension_sql_file!("../sql/consumers.sql", name = "consumers", requires = ["webhooks"]);
 extension_sql_file!(
     "../sql/monitoring.sql",
     name = "monitoring",
@@ -72,7 +73,7 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/rule_engine.sql",
     name = "rule_engine",
-    requires = ["webhook_queue", "history"]
+    requires = ["webhook_queue", "consumers", "history"]
 );
 extension_sql_file!(
     "../sql/rule_engine_nats.sql",
@@ -93,7 +94,7 @@ extension_sql_file!("../sql/capture_ddl.sql", name = "capture_ddl", requires = [
 extension_sql_file!(
     "../sql/metrics.sql",
     name = "metrics",
-    requires = ["monitoring", "webhook_queue", "capture"]
+    requires = ["monitoring", "webhook_queue", "consumers", "capture"]
 );
 extension_sql_file!(
     "../sql/grants.sql",

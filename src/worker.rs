@@ -8,6 +8,7 @@ mod claim;
 mod lane;
 mod link;
 mod settle;
+mod upkeep;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -214,51 +215,6 @@ impl Worker {
             pg::flush_commits(maybe_not);
         }
         Ok(settlement)
-    }
-
-    /// Makes and drops partitions of the history, in a transaction of its own: a reader's lock must not hold up more
-    /// than that.
-    fn keep_history(&mut self) {
-        if Instant::now() < self.next_maintenance {
-            return;
-        }
-        self.next_maintenance = Instant::now() + MAINTENANCE;
-        let retention = self.settings.history_retention;
-        let result = pg::transaction(|| match pg::extension() {
-            Some(extension) if extension == self.extension => config::maintain_history(retention),
-            _ => Ok(()),
-        });
-        match result {
-            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
-                self.note_error(&format!("history partitions: {}", e.message));
-            }
-            other => must(other),
-        }
-    }
-
-    /// Makes messages of captured changes, in a transaction of its own: what it inserts is claimed like any other.
-    fn take_captured(&mut self) {
-        if !self.may_be_captured {
-            return;
-        }
-        let (outbox, captured) = (self.outbox, &mut self.captured);
-        let result = pg::transaction(|| match pg::hold_table(outbox) {
-            true => captured.expand(),
-            false => Ok((0, false)),
-        });
-        match result {
-            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
-                self.captured = crate::capture::expand::Seen::default();
-                self.note_error(&format!("captured changes: {}", e.message));
-            }
-            other => {
-                let (messages, more) = must(other);
-                self.more_captured = more;
-                if messages > 0 {
-                    self.lanes.iter_mut().for_each(|lane| lane.more = true);
-                }
-            }
-        }
     }
 
     /// Waits for a commit's wake, a report of the relay, or time.
