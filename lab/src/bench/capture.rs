@@ -107,12 +107,11 @@ fn inserts(table: &str, rows: usize) -> String {
 /// The table, and the ratio of inserts.
 fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<(Table, f64)> {
     let lab = lab(bench, publishing)?;
-    let kinds = &SINGLE[..bench.size.pick(3, 3, 1)];
     let title = format!("Transactions of one row, {clients} clients, {}", beside(publishing));
     let mut table = Table::new(title).plot(&["transactions/s", "without capture/s"]);
-    let mut runs: Vec<[Vec<(f64, f64)>; 2]> = kinds.iter().map(|_| Default::default()).collect();
+    let mut runs: Vec<[Vec<(f64, f64)>; 2]> = SINGLE.iter().map(|_| Default::default()).collect();
     for n in 1..=bench.runs(5, 3, 1) {
-        for (kind, runs) in kinds.iter().zip(&mut runs) {
+        for (kind, runs) in SINGLE.iter().zip(&mut runs) {
             refill(&lab, ROWS)?;
             for (name, runs) in PAIR.iter().zip(runs) {
                 bench
@@ -130,7 +129,7 @@ fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<(Table
             }
         }
     }
-    for (kind, [plain, captured]) in kinds.iter().zip(&runs) {
+    for (kind, [plain, captured]) in SINGLE.iter().zip(&runs) {
         let pairs = || captured.iter().zip(plain);
         let row = Row::new(kind.0)
             .with("transactions/s", captured.iter().map(|run| run.0))

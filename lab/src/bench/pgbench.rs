@@ -21,8 +21,8 @@ pub struct Done {
 /// Errors: a transaction failed, or pgbench says something unexpected.
 pub fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<Done> {
     let file = tempfile::NamedTempFile::new()?;
-    // One statement a line, or pgbench would take them for one.
-    fs::write(file.path(), script.replace("; ", ";\n"))?;
+    // One statement a line, or pgbench would take them for one; without the last semicolon it reads on behind the end.
+    fs::write(file.path(), script.replace("; ", ";\n") + ";\n")?;
     let output = Command::new(Paths::ready()?.pg_bin().join("pgbench"))
         .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres", "postgres"])
         .args(["-p", &lab.postgres.port().to_string(), "-T", &seconds.to_string()])
