@@ -49,7 +49,8 @@ pub fn run(paths: &Paths) -> Result<Count> {
     checks.cargo("clippy", &clippy, one)?;
     let unit = [&["test", "-p", "pg_jetstream", "--lib"], &features[..]].concat();
     checks.cargo("unit tests", &unit, count_cargo)?;
-    checks.cargo("webhook worker", &["test", "-p", "webhook-worker"], count_cargo)?;
+    let programs = ["test", "-p", "webhook-worker", "-p", "console"];
+    checks.cargo("example programs", &programs, count_cargo)?;
     let started = Instant::now();
     match install::run(paths) {
         Ok(()) => {

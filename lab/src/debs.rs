@@ -47,11 +47,19 @@ pub struct Chromium {
 pub fn chromium(paths: &Paths) -> Result<Chromium> {
     let root = unpacked(paths, "chromium-headless-shell", with_dependencies, |root| {
         let fonts = root.join("usr/share/fonts");
+        let alias = |generic: &str, font: &str| {
+            format!(
+                "<alias binding=\"same\"><family>{generic}</family><prefer><family>{font}</family></prefer></alias>\n"
+            )
+        };
         let config = format!(
             "<?xml version=\"1.0\"?>\n<!DOCTYPE fontconfig SYSTEM \"urn:fontconfig:fonts.dtd\">\n<fontconfig>\n<dir>{}</dir>\n\
-             <cachedir>{}</cachedir>\n</fontconfig>\n",
+             <cachedir>{}</cachedir>\n{}{}{}</fontconfig>\n",
             fonts.display(),
-            root.join("font-cache").display()
+            root.join("font-cache").display(),
+            alias("system-ui", "DejaVu Sans"),
+            alias("sans-serif", "DejaVu Sans"),
+            alias("monospace", "DejaVu Sans Mono"),
         );
         fs::write(root.join("fonts.conf"), config).context("cannot write fonts.conf")
     })?;

@@ -33,6 +33,7 @@ documents! {
     capture => "docs/capture.md",
     guarantees => "docs/guarantees.md",
     guide => "docs/guide.md",
+    monitoring => "docs/monitoring.md",
     moving => "docs/moving.md",
     operations => "docs/operations.md",
     performance => "docs/performance.md",
@@ -40,7 +41,9 @@ documents! {
     releasing => "docs/releasing.md",
     webhooks => "docs/webhooks.md",
     examples => "examples/README.md",
+    examples_console => "examples/console/README.md",
     examples_consumers => "examples/consumers/README.md",
+    examples_monitoring => "examples/monitoring/README.md",
     examples_nats_workers => "examples/nats-workers/README.md",
     examples_nats_workers_go => "examples/nats-workers/go/README.md",
     examples_nats_workers_nodejs => "examples/nats-workers/nodejs/README.md",
@@ -64,6 +67,17 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     ("docs/guide.md", "nats stream view", "needs the nats command line tool"),
     (
+        "docs/monitoring.md",
+        "cd examples/monitoring",
+        "run by: lab/tests/monitoring.rs",
+    ),
+    (
+        "docs/monitoring.md",
+        "cd examples/monitoring",
+        "run by: lab/tests/monitoring.rs",
+    ),
+    ("docs/monitoring.md", "cargo build", "run by: lab/tests/console.rs"),
+    (
         "docs/performance.md",
         "make bench",
         "takes hours; lab/tests/bench.rs runs the measurements in small",
@@ -84,6 +98,22 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "examples/README.md",
         "kubectl apply",
         "needs a Kubernetes cluster; lab/tests/manifests.rs checks the files",
+    ),
+    (
+        "examples/console/README.md",
+        "cargo build",
+        "run by: lab/tests/console.rs",
+    ),
+    ("examples/console/README.md", "curl", "run by: lab/tests/console.rs"),
+    (
+        "examples/console/README.md",
+        "cargo test",
+        "they are tests of their own",
+    ),
+    (
+        "examples/monitoring/README.md",
+        "psql",
+        "run by: lab/tests/monitoring.rs",
     ),
     (
         "examples/consumers/README.md",

@@ -34,15 +34,14 @@ function scale(largest, width, write) {
 
 /** A next number of the kind 1, 2, 5, 10, …, not below the one given. */
 function round(number) {
-  if (!(number > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(number));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= number);
 }
 
-/** Points [seconds, value] over time; the last one is now. */
-export function line(svg, points, write) {
+/** Points [seconds, value] over time, on a scale that goes to `least` or further; the last one is now. */
+export function line(svg, points, write, least) {
   const width = begin(svg);
-  const largest = round(Math.max(0, ...points.map(([, value]) => value)));
+  const largest = round(Math.max(least, ...points.map(([, value]) => value)));
   const parts = scale(largest, width, write);
   const end = points.at(-1)?.[0] ?? 0;
   const span = Math.max(60, end - (points[0]?.[0] ?? 0));
@@ -69,7 +68,7 @@ export function bars(svg, counts, write) {
   const first = Math.max(0, Math.min(filled[0] ?? 0, counts.length - 6));
   const shown = counts.slice(first, Math.max((filled.at(-1) ?? 0) + 1, first + 6));
   const all = counts.reduce((sum, [, count]) => sum + count, 0);
-  const largest = Math.max(...shown.map(([, count]) => (all > 0 ? (100 * count) / all : 0)));
+  const largest = Math.max(1, ...shown.map(([, count]) => (all > 0 ? (100 * count) / all : 0)));
   const top = Math.min(100, round(largest));
   const parts = scale(top, width, (value) => `${value} %`);
   const step = (width - LEFT) / shown.length;
@@ -77,7 +76,7 @@ export function bars(svg, counts, write) {
   shown.forEach(([bound, count], i) => {
     const height = all > 0 ? ((100 * count) / all / top) * (HEIGHT - BOTTOM - TOP) : 0;
     parts.push(shape("rect", { class: "bar", x: LEFT + i * step + 2, width: Math.max(step - 4, 1), y: HEIGHT - BOTTOM - height, height, rx: 2 }));
-    if ((shown.length - 1 - i) % every === 0) {
+    if (i % every === 0) {
       const label = bound === Infinity ? "more" : `≤ ${write(bound)}`;
       parts.push(shape("text", { x: LEFT + (i + 0.5) * step, y: HEIGHT - 4, "text-anchor": "middle" }, label));
     }

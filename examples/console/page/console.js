@@ -89,8 +89,8 @@ function showFigures(now) {
   $("dead").className = `figure ${total(now, "connection_dead_letters") > 0 ? "bad" : ""}`;
   $("failing").className = `figure ${total(now, "connection_failing_messages") > 0 ? "warn" : ""}`;
   $("window").textContent = recent ? `last ${duration(seconds)}` : "since the worker started";
-  line($("rate-chart"), figures.rates(samples), count);
-  line($("lag-chart"), samples.map((sample) => [sample.at, largest(sample, "connection_lag_seconds")]), duration);
+  line($("rate-chart"), figures.rates(samples), count, 10);
+  line($("lag-chart"), samples.map((sample) => [sample.at, largest(sample, "connection_lag_seconds")]), duration, 1);
   bars($("latency-chart"), counts, duration);
 }
 
@@ -104,7 +104,7 @@ function showTables(now) {
   }));
   fill("connections", connections, () => connections.map((c) => element("tr", {},
     cell("Name", c.name), cell("Server", c.url, "code"),
-    cell("State", element("span", { className: colour(c.shown) }, c.detail && c.shown !== "connected" ? `${c.shown}: ${c.detail}` : c.shown)),
+    cell("State", element("span", { className: colour(c.shown) }, c.detail && c.shown !== "connected" ? `${c.shown}: ${c.detail}` : c.shown), "long"),
     cell("Lag", figures.duration(c.lag), "number"), cell("Failing", figures.count(c.failing), "number"),
     cell("Dead", figures.count(c.dead), "number"))));
 
@@ -112,7 +112,7 @@ function showTables(now) {
   fill("streams", streams, () => streams.map((s) => {
     const state = s.sync_error ?? (s.synced_at ? "in sync" : "asked for");
     return element("tr", {}, cell("Name", s.name), cell("Connection", s.connection), cell("Subjects", s.subjects.join(", "), "code"),
-      cell("State", element("span", { className: colour(state) }, state)));
+      cell("State", element("span", { className: colour(state) }, state), "long"));
   }));
 
   const webhooks = overview.webhooks ?? [];
@@ -124,7 +124,7 @@ function showTables(now) {
   const failures = overview.failures ?? [];
   fill("failures", failures, () => failures.map((f) => element("tr", {},
     cell("When", figures.time(f.failed_at), "when"), cell("Subject", f.subject, "code"), cell("Connection", f.connection),
-    cell("Attempts", figures.count(f.attempts), "number"), cell("Reason", f.error),
+    cell("Attempts", figures.count(f.attempts), "number"), cell("Reason", f.error, "long"),
     cell("Next attempt", f.state === "dead" ? "given up" : figures.time(f.next_attempt), "when"))));
   showDeadLetters(now);
 }
@@ -137,7 +137,7 @@ function showDeadLetters(now) {
     const body = open.get(d.id);
     const row = element("tr", {},
       cell("When", figures.time(d.died_at), "when"), cell("Subject", d.subject, "code"), cell("Connection", d.connection),
-      cell("Message id", d.message_id, "code"), cell("Attempts", figures.count(d.attempts), "number"), cell("Reason", d.reason),
+      cell("Message id", d.message_id, "code"), cell("Attempts", figures.count(d.attempts), "number"), cell("Reason", d.reason, "long"),
       cell("", element("span", {},
         element("button", { onclick: () => showBody(d.id) }, body === undefined ? "Body" : "Hide"), " ",
         element("button", { className: "main", onclick: (event) => redrive(d.id, event.target) }, "Redrive")), "do"));

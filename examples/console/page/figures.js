@@ -91,6 +91,7 @@ export function count(number) {
 /** A duration given in seconds. */
 export function duration(seconds) {
   if (seconds === null) return "–";
+  if (seconds === 0) return "0 s";
   if (seconds < 0.0995) return `${(seconds * 1000).toFixed(seconds < 0.00995 ? 1 : 0)} ms`;
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;

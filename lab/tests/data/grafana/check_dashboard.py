@@ -4,6 +4,7 @@ import json
 import sys
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 
@@ -22,6 +23,8 @@ def unknown(given, read, path):
         yield path
 
 
+# So that the options of each kind of panel, and Prometheus' queries, are known.
+register_default_plugins()
 with open(sys.argv[1]) as file:
     dashboard = json.load(file)
 found = list(unknown(dashboard, json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder)), ""))
