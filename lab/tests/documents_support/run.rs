@@ -141,7 +141,11 @@ impl Reader {
         self.postgres.set(&borrowed).map_err(|error| format!("{error:#}"))?;
         self.postgres.restart().map_err(|error| format!("{error:#}"))?;
         for (name, _) in &lines {
-            let known = format!("select count(*) from pg_settings where name = '{name}' and sourcefile is not null");
+            // What nobody has defined is a placeholder.
+            let known = format!(
+                "select count(*) from pg_settings where name = '{name}' and sourcefile is not null \
+                 and short_desc <> 'GUC placeholder variable'"
+            );
             let known = self
                 .postgres
                 .value(DATABASE, &known)
