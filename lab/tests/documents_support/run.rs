@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lab::nats::{NatsServer, nats_binary};
 use lab::paths::Paths;
 use lab::postgres::Postgres;
+use lab::setup;
 
 use super::output::is_as_shown;
 use super::parse::{Action, Step, steps};
@@ -46,7 +47,11 @@ pub fn run(name: &str) {
     let mut reader = Reader::start(steps.iter().any(begins));
     let mut failure = None;
     for step in &steps {
-        if let Err(error) = reader.step(step) {
+        let begin = Instant::now();
+        let result = reader.step(step);
+        let took = begin.elapsed().as_secs_f64();
+        println!("{name}, line {}: {took:.1} s  {}", step.line, step.first_line());
+        if let Err(error) = result {
             let log = reader.postgres.log_tail();
             failure = Some(format!(
                 "line {}: {error}\n--- block\n{}\n--- log\n{log}",
@@ -163,17 +168,17 @@ impl Reader {
         Command::new(nats_binary()).arg("-t").arg("-c").arg(file).output()
     }
 
-    /// A program that finds the servers as the environment says it, in the repository.
+    /// A program that finds the servers as the environment says it, in the repository. What cargo tells a test is not in a
+    /// reader's shell: build scripts that look at it would run again, and all that depends on them be built anew.
     fn command(&self, program: &str) -> Command {
         let path = format!(
             "{}:{}",
             self.paths.pg_bin().display(),
             std::env::var("PATH").unwrap_or_default()
         );
-        let mut command = Command::new("timeout");
+        let mut command = setup::cargo(&self.paths, "timeout");
         command
             .args([LIMIT, program])
-            .current_dir(root())
             .env("PATH", path)
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.postgres.port().to_string())
