@@ -9,7 +9,9 @@ as $$
         options ->> 'format', connection => options ->> 'connection',
         transactions => (options ->> 'transactions')::boolean)
 $$;
-comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects';
+comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
+relation: The table
+options: What capture_schema was given: operations, prefix, format, connection, transactions';
 
 create function jetstream.capture_must_own_schema(schema regnamespace) returns void
 language plpgsql stable
@@ -23,7 +25,8 @@ begin
     end if;
 end
 $$;
-comment on function jetstream.capture_must_own_schema(regnamespace) is 'Raises an ERROR unless the current user owns the schema';
+comment on function jetstream.capture_must_own_schema(regnamespace) is 'Raises an ERROR unless the current user owns the schema
+schema: The schema';
 
 create function jetstream.capture_new_table(relation regclass) returns void
 language plpgsql volatile

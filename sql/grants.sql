@@ -45,7 +45,8 @@ cycles: Transactions since it started
 last_error: Last failure of any kind, or why no worker runs
 last_error_at: When that was
 started_at: When the worker started
-last_cycle_at: When its last transaction was';
+last_cycle_at: When its last transaction was
+latency: Messages acknowledged since it started by the seconds from their insert (messages: how many took no longer than each bound), and the sum of these (seconds)';
 
 revoke all on schema jetstream from public;
 revoke all on all tables in schema jetstream from public;

@@ -152,7 +152,12 @@ select 'pg_jetstream_' || a.name as name, jsonb_build_object('database', current
 from all_of_them a
 where a.value is not null
 $$;
-comment on function jetstream.measure() is 'What the view metrics shows';
+comment on function jetstream.measure() is 'What the view metrics shows
+name: Name of the metric
+labels: Object of labels to strings
+value: Value
+kind: counter, gauge or histogram
+help: What it says';
 
 create view jetstream.metrics as
 select m.name, m.labels, m.value, m.kind, m.help from jetstream.measure() m;

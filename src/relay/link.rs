@@ -15,7 +15,7 @@ use super::backoff::Backoff;
 use super::connect::{Refusal, Session, connect};
 use super::publish::{self, End};
 use super::queue::Queue;
-use super::recover::{Plan, Tail};
+use super::recover::{Plan, Position, Tail};
 use super::wake::Reporter;
 use super::{Limits, Report};
 use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};
@@ -74,7 +74,7 @@ pub(super) struct Link {
     /// What was found of that.
     pub(super) tail: Tail,
     /// For each stream the sequence up to which everything we sent is settled.
-    pub(super) safe: HashMap<Arc<str>, u64>,
+    pub(super) safe: HashMap<Arc<str>, Position>,
     /// Outcomes not yet reported.
     pub(super) settled: Vec<Settled>,
     /// No more is published; acks are waited for until then.
@@ -269,10 +269,11 @@ impl Link {
 
     /// Takes note that everything sent up to this sequence of a stream is settled.
     pub(super) fn advance(&mut self, stream: &Arc<str>, sequence: u64) {
+        let at = SystemTime::now();
         match self.safe.get_mut(stream) {
             // A stream made anew counts from 1 again.
-            Some(safe) => *safe = sequence,
-            None => drop(self.safe.insert(stream.clone(), sequence)),
+            Some(safe) => *safe = Position { sequence, at },
+            None => drop(self.safe.insert(stream.clone(), Position { sequence, at })),
         }
     }
 

@@ -36,7 +36,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tracing::{Dispatch, dispatcher, error};
 
-pub use recover::Plan;
+pub use recover::{Plan, Position};
 
 use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
 use wake::{Reporter, Wake};

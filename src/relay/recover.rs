@@ -13,6 +13,8 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, consumer::DeliverPolicy, consumer::pull::OrderedConfig};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tracing::debug;
 
 use super::barrier;
@@ -27,14 +29,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Messages that a server with a copy of a stream may be behind its leader and be read all the same.
 const FAR_BEHIND: u64 = 20_000;
 
-/// Taken off a time before it is compared with the server's clock.
+/// How far a time of ours may be off the server's clock.
 const CLOCK_MARGIN: Duration = Duration::from_secs(60);
+
+/// Up to where everything in a stream has been settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Sequence in the stream.
+    pub sequence: u64,
+    /// When that was known: of a stream made since then it says nothing.
+    pub at: SystemTime,
+}
 
 /// What to look for, and from where on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Streams of which is known up to which sequence everything has been settled.
-    pub positions: HashMap<Arc<str>, u64>,
+    pub positions: HashMap<Arc<str>, Position>,
     /// Subjects, as stored, that messages of unknown outcome were sent to: streams that take one of these are read
     /// too, from `since` on.
     pub subjects: Vec<String>,
@@ -169,11 +180,11 @@ fn start(plan: &Plan, name: &str, info: &Value) -> Option<DeliverPolicy> {
         return None;
     }
     match plan.positions.get(name) {
-        // A stream made anew counts from 1 again.
-        Some(&position) if position > last => Some(DeliverPolicy::All),
-        Some(&position) if position == last => None,
-        Some(&position) => Some(DeliverPolicy::ByStartSequence {
-            start_sequence: position + 1,
+        // A stream made anew counts from 1 again, and may have come as far since.
+        Some(position) if position.sequence > last || made_since(info, position.at) => Some(DeliverPolicy::All),
+        Some(position) if position.sequence == last => None,
+        Some(position) => Some(DeliverPolicy::ByStartSequence {
+            start_sequence: position.sequence + 1,
         }),
         None => {
             let takes = |subject: &String| {
@@ -194,6 +205,12 @@ fn start(plan: &Plan, name: &str, info: &Value) -> Option<DeliverPolicy> {
             })
         }
     }
+}
+
+/// Whether the stream may have been made after that time; one of unknown age may.
+fn made_since(info: &Value, at: SystemTime) -> bool {
+    OffsetDateTime::parse(text(&info["created"]), &Rfc3339)
+        .map_or(true, |created| SystemTime::from(created) + CLOCK_MARGIN > at)
 }
 
 async fn read_stream(
@@ -313,15 +330,30 @@ fn text(value: &Value) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn info(last: u64) -> Value {
-        json!({"config": {"name": "S", "subjects": ["a.>"]}, "state": {"messages": last, "first_seq": 1, "last_seq": last}})
+        json!({
+            "config": {"name": "S", "subjects": ["a.>"]},
+            "created": "2026-01-02T03:04:05.678901234Z",
+            "state": {"messages": last, "first_seq": 1, "last_seq": last},
+        })
+    }
+
+    /// Known an hour after the stream was made.
+    fn known(sequence: u64) -> Position {
+        let at = UNIX_EPOCH + Duration::from_secs(1_767_326_645);
+        Position { sequence, at }
     }
 
     fn plan(position: Option<u64>, subject: &str) -> Plan {
         Plan {
-            positions: position.map(|at| (Arc::from("S"), at)).into_iter().collect(),
+            positions: position
+                .map(|sequence| (Arc::from("S"), known(sequence)))
+                .into_iter()
+                .collect(),
             subjects: vec![subject.to_owned()],
             ..Plan::default()
         }
@@ -351,6 +383,26 @@ mod tests {
     #[test]
     fn reads_a_stream_made_anew_from_its_beginning() {
         assert_eq!(start(&plan(Some(100), "a.b"), "S", &info(3)), Some(DeliverPolicy::All));
+    }
+
+    #[test]
+    fn reads_a_stream_made_since_from_its_beginning_however_far_it_has_come() {
+        let mut plan = plan(Some(7), "a.b");
+        let back = |plan: &mut Plan, seconds| {
+            for position in plan.positions.values_mut() {
+                position.at -= Duration::from_secs(seconds);
+            }
+        };
+        back(&mut plan, 3500);
+        let start_sequence = 8;
+        let behind = Some(DeliverPolicy::ByStartSequence { start_sequence });
+        assert_eq!(start(&plan, "S", &info(9)), behind);
+        // By less than clocks may differ.
+        back(&mut plan, 50);
+        assert_eq!(start(&plan, "S", &info(9)), Some(DeliverPolicy::All));
+        back(&mut plan, 3600);
+        assert_eq!(start(&plan, "S", &info(9)), Some(DeliverPolicy::All));
+        assert_eq!(start(&plan, "S", &info(7)), Some(DeliverPolicy::All));
     }
 
     #[test]

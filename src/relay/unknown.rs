@@ -14,8 +14,8 @@ impl Link {
         if let Some(plan) = self.plan.clone() {
             self.tail = self.read_tail(session, &plan).await?;
             self.plan = None;
-            for (stream, sequence) in plan.positions {
-                self.safe.entry(stream).or_insert(sequence);
+            for (stream, position) in plan.positions {
+                self.safe.entry(stream).or_insert(position);
             }
             for message in self
                 .queue

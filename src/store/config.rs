@@ -10,7 +10,7 @@ use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use crate::message::{Auth, ConnectionSpec, StreamSpec, Tls};
 use crate::micros;
 use crate::order::Key;
-use crate::relay::Plan;
+use crate::relay::{Plan, Position};
 
 /// Lets the worker's session plan and wait as it must: no compilation of its small statements, plans kept, index
 /// scans even on a table that was never analyzed, no long wait for anybody's lock.
@@ -217,7 +217,8 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
         union all \
         (select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 \
             and o.deliver_at <= clock_timestamp() order by o.connection, o.deliver_at, o.id limit 100000)) s";
-    const POSITIONS: &str = "select p.stream, p.last_sequence from jetstream.positions p where p.connection = $1";
+    const POSITIONS: &str = "select p.stream, p.last_sequence, p.updated_at from jetstream.positions p \
+        where p.connection = $1";
     let up_to = last_outbox_id()?;
     Spi::connect_mut(|client| {
         let oldest = client.update(OLDEST, None, &[connection.into()])?.first();
@@ -225,8 +226,13 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
         let Some(subjects) = subjects else { return Ok(None) };
         let mut positions = std::collections::HashMap::new();
         for row in client.update(POSITIONS, None, &[connection.into()])? {
-            if let (Some(stream), Some(sequence)) = (row.get::<String>(1)?, row.get::<i64>(2)?) {
-                positions.insert(Arc::from(stream), sequence.max(0) as u64);
+            if let (Some(stream), Some(sequence), Some(at)) = (
+                row.get::<String>(1)?,
+                row.get::<i64>(2)?,
+                row.get::<TimestampWithTimeZone>(3)?,
+            ) {
+                let (sequence, at) = (sequence.max(0) as u64, micros::to_time(at.into()));
+                positions.insert(Arc::from(stream), Position { sequence, at });
             }
         }
         Ok(Some(Plan {
@@ -239,15 +245,13 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
     })
 }
 
-/// Whether a message up to this id that was due by then is still owed. Those behind a failing one of their key do not
-/// count: they were not sent.
+/// Whether a message up to this id that was due by then is still owed. One behind a failing one of its key counts too: it
+/// may have been sent before the failing one could be seen.
 pub fn is_owed(connection: &str, up_to: i64, due_by: i64) -> SpiResult<bool> {
     let owed: Option<bool> = Spi::get_one_with_args(
         "select exists (select from jetstream.outbox o where o.connection = $1 and o.id <= $2 \
              and (o.deliver_at is null \
-                 or o.deliver_at <= timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond') \
-             and not exists (select from jetstream.outbox b where b.connection = o.connection and b.key = o.key \
-                 and b.id < o.id and b.attempts > 0 and b.deliver_at is not null))",
+                 or o.deliver_at <= timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond'))",
         &[connection.into(), up_to.into(), due_by.into()],
     )?;
     Ok(owed == Some(true))
