@@ -46,13 +46,14 @@ const fn plan(name: &'static str, weight: u32, answers: Answers, dead: Option<(u
 }
 
 const PLANS: [Plan; 12] = [
-    plan("fine", 50, &[Status(200)], None),
+    plan("fine", 52, &[Status(200)], None),
     plan("created", 10, &[Status(201)], None),
     plan("unavailable", 8, &[Status(503), Status(204)], None),
     plan("twice", 4, &[Status(500), Status(502), Status(200)], None),
     plan("early", 4, &[Status(425), Status(408), Status(200)], None),
     plan("busy", 6, &[RetryAfter(429, 2), Status(200)], None),
-    plan("slow", 4, &[Slow(ACK_WAIT_MS * 2)], None),
+    // Few enough not to fill the two workers that are left: a retry then waits for a free place, not for its delay.
+    plan("slow", 2, &[Slow(ACK_WAIT_MS * 2)], None),
     plan("closed", 5, &[Close, Status(200)], None),
     plan("missing", 4, &[Status(404)], Some((1, 404))),
     plan("gone", 2, &[Status(503), Status(410)], Some((2, 410))),
