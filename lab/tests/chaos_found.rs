@@ -40,18 +40,9 @@ fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
     lab.wait_for_messages("FOUND", 1).unwrap();
     lab.wait_drained().unwrap();
     put_in_flight(&lab);
-    let mut holder = lab.postgres.client(DATABASE).unwrap();
-    holder
-        .batch_execute("begin; select from jetstream.outbox for update")
-        .unwrap();
-    lab.nats.resume().unwrap();
-    lab.wait_for_messages("FOUND", 2).unwrap();
+    let mut holder = stored_and_held(&lab);
     next_worker(&lab);
-    for number in 3..=5 {
-        lab.sql(PUT).unwrap();
-        lab.wait_for_messages("FOUND", number).unwrap();
-        std::thread::sleep(Duration::from_millis(1200));
-    }
+    let_positions_advance(&lab);
     next_worker(&lab);
     holder.batch_execute("commit").unwrap();
     lab.wait_drained().unwrap();
@@ -99,12 +90,7 @@ fn a_position_does_not_pass_a_stored_message_behind_a_failing_one_of_its_key() {
         &lab,
         "insert into jetstream.outbox (subject, payload, key) values ('found.x', '1', 'k')",
     );
-    let mut holder = lab.postgres.client(DATABASE).unwrap();
-    holder
-        .batch_execute("begin; select from jetstream.outbox for update")
-        .unwrap();
-    lab.nats.resume().unwrap();
-    lab.wait_for_messages("FOUND", 2).unwrap();
+    let mut holder = stored_and_held(&lab);
     lab.sql(
         "insert into jetstream.outbox (id, subject, payload, key, attempts, deliver_at, failed_at, last_error)
          overriding system value values (5, 'found.x', '1', 'k', 1, now() + interval '1 day', now(), 'refused')",
@@ -112,11 +98,7 @@ fn a_position_does_not_pass_a_stored_message_behind_a_failing_one_of_its_key() {
     .unwrap();
     next_worker(&lab);
     holder.batch_execute("commit").unwrap();
-    for number in 3..=5 {
-        lab.sql(PUT).unwrap();
-        lab.wait_for_messages("FOUND", number).unwrap();
-        std::thread::sleep(Duration::from_millis(1200));
-    }
+    let_positions_advance(&lab);
     // As of a stream that has been there for longer: one made within the minute is read whole.
     lab.sql("update jetstream.positions set updated_at = now() + interval '2 minutes'")
         .unwrap();
@@ -148,6 +130,26 @@ fn put(lab: &Lab, statement: &str) {
         Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
     })
     .unwrap();
+}
+
+/// Lets the message in flight be stored as the second, while somebody holds its row so that it cannot be settled.
+fn stored_and_held(lab: &Lab) -> postgres::Client {
+    let mut holder = lab.postgres.client(DATABASE).unwrap();
+    holder
+        .batch_execute("begin; select from jetstream.outbox for update")
+        .unwrap();
+    lab.nats.resume().unwrap();
+    lab.wait_for_messages("FOUND", 2).unwrap();
+    holder
+}
+
+/// Stores three more messages, far enough apart for a position to be written after each.
+fn let_positions_advance(lab: &Lab) {
+    for number in 3..=5 {
+        lab.sql(PUT).unwrap();
+        lab.wait_for_messages("FOUND", number).unwrap();
+        std::thread::sleep(Duration::from_millis(1200));
+    }
 }
 
 /// Terminates the worker and waits for another one that is connected.
