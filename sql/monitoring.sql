@@ -101,12 +101,15 @@ as $$
         from jetstream.connections c
         cross join lateral (
             (select o.created_at from jetstream.outbox o
-             where o.connection = c.name and o.deliver_at is null order by o.id limit 1)
+             where o.connection = c.name and o.deliver_at is null order by o.deliver_at, o.id limit 1)
             union all
-            (select least(o.deliver_at, coalesce(o.failed_at, o.deliver_at)) from jetstream.outbox o
-             where o.connection = c.name and o.deliver_at is not null
-               and (o.deliver_at <= clock_timestamp() or o.attempts > 0)
-             order by o.deliver_at limit 1)
+            -- Of the first that have a time, so that a million due later are not all looked at.
+            (select least(f.deliver_at, coalesce(f.failed_at, f.deliver_at))
+             from (select o.deliver_at, o.failed_at, o.attempts from jetstream.outbox o
+                   where o.connection = c.name and o.deliver_at is not null
+                   order by o.deliver_at limit 10000) f
+             where f.deliver_at <= clock_timestamp() or f.attempts > 0
+             order by f.deliver_at limit 1)
         ) as x (since)
         where $1 is null or c.name = $1
         union all

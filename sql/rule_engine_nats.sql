@@ -269,7 +269,7 @@ from (
     cross join lateral (
         select k.* from jetstream.outbox k
         where k.connection = l.value ->> 'name' and k.deliver_at is null and k.attempts = 0
-        order by k.id desc limit 1000
+        order by k.deliver_at desc, k.id desc limit 1000
     ) o
     where l.value ->> 'state' in ('disconnected', 'failed', 'disabled')
 ) f left join jetstream.webhooks w on w.id = f.webhook

@@ -29,8 +29,29 @@ select count(*) from jetstream.outbox where txid = pg_current_xact_id();
 rollback to here;
 select count(*) from jetstream.outbox where subject = 'late';
 rollback;
+-- A batch: one transaction, ids in the order of the payloads, everything else as one message has it
+begin;
+create temp table ids as select i, n from jetstream.publish_batch('b', array['1', '2', '3']::jsonb[],
+    array['m1', null, 'm3'], '{"h":"v"}', 'k', '2100-01-01 00:00+00', 'default', '1 hour') with ordinality b (i, n);
+select string_agg(o.payload::text, ' ' order by n) from ids join jetstream.outbox o on o.id = ids.i;
+\pset tuples_only off
+select * from stored;
+\pset tuples_only on
+select count(*) from jetstream.publish_batch('large', array(select to_jsonb(repeat('x', 5000) || n) from generate_series(1, 500) n));
+select count(*), count(distinct message_id), min(length(payload::text)), max(length(payload::text))
+from jetstream.outbox where subject = 'large';
+set local enable_seqscan = off;
+select count(*) from jetstream.outbox where connection = 'default' and key = 'k' and id > 0;
+select count(*) from jetstream.outbox where connection = 'default' and deliver_at is null and id > 0;
+rollback;
+-- One that is refused stores none
+select failure('select jetstream.publish_batch(''b'', array[''1'', null]::jsonb[])');
+select count(*) from stored;
+select failure('select jetstream.publish_batch(''a'', array[''1'']::jsonb[], connection => ''nowhere'')');
+select failure('select jetstream.publish_batch(null, array[''1'']::jsonb[])');
 -- Refused as a statement would be
 begin read only;
+select failure('select jetstream.publish_batch(''a'', array[''1'']::jsonb[])');
 select failure('select jetstream.publish(''a'', ''1'')');
 rollback;
 select failure('select jetstream.publish(null, ''1'')');
@@ -54,6 +75,7 @@ select jetstream.publish_raw('b', '1') > 0;
 drop trigger before_row on jetstream.outbox;
 create trigger statement after insert on jetstream.outbox for each statement execute function note();
 select jetstream.publish('c', '1') > 0;
+select count(*) from jetstream.publish_batch('batch', array['1', '2']::jsonb[]);
 drop trigger statement on jetstream.outbox;
 select jetstream.publish('d', '1') > 0;
 select what from seen;

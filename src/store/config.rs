@@ -213,10 +213,10 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
     // Of what could have been sent: a message that is not due was not, or says itself since when it may be stored.
     const OLDEST: &str = "select min(s.created_at), array_agg(distinct s.subject) from ( \
         (select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 and o.deliver_at is null \
-            order by o.connection, o.id limit 100000) \
+            order by o.connection, o.deliver_at, o.id limit 100000) \
         union all \
         (select o.created_at, o.subject from jetstream.outbox o where o.connection = $1 \
-            and o.deliver_at <= clock_timestamp() order by o.connection, o.deliver_at, o.id limit 100000)) s";
+            and o.deliver_at <= (select clock_timestamp()) order by o.connection, o.deliver_at, o.id limit 100000)) s";
     const POSITIONS: &str = "select p.stream, p.last_sequence, p.updated_at from jetstream.positions p \
         where p.connection = $1";
     let up_to = last_outbox_id()?;
@@ -249,9 +249,9 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
 /// may have been sent before the failing one could be seen.
 pub fn is_owed(connection: &str, up_to: i64, due_by: i64) -> SpiResult<bool> {
     let owed: Option<bool> = Spi::get_one_with_args(
-        "select exists (select from jetstream.outbox o where o.connection = $1 and o.id <= $2 \
-             and (o.deliver_at is null \
-                 or o.deliver_at <= timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond'))",
+        "select exists (select from jetstream.outbox o where o.connection = $1 and o.id <= $2 and o.deliver_at is null) \
+             or exists (select from jetstream.outbox o where o.connection = $1 and o.id <= $2 \
+                 and o.deliver_at <= timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond')",
         &[connection.into(), up_to.into(), due_by.into()],
     )?;
     Ok(owed == Some(true))

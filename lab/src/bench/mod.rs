@@ -5,6 +5,7 @@
 
 mod capture;
 pub mod cpu;
+mod disk;
 mod drain;
 mod flat;
 mod ground;

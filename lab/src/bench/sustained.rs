@@ -1,20 +1,24 @@
 //! Writers at a steady rate: whether the worker keeps up, and how long it takes from a commit to the stream.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use postgres::Client;
 
 use super::Size;
 use super::cpu::Meter;
+use super::disk;
 use super::ground::{Bench, Watch, recycle_wal};
-use super::report::{Goal, Limit, Report, Row, Table, number};
+use super::report::{Goal, Limit, Report, Row, Table, number, percentile};
 use super::writers::{self, Load};
 use crate::lab::DATABASE;
+use crate::paths::Paths;
 
 /// Time between two looks at the lag, which a drain does not notice.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How exactly the end of the writers is seen: what is delivered then is divided by the time until then.
+const END_SEEN: Duration = Duration::from_millis(5);
 
 const fn load(rate: Option<f64>, each: usize, connections: usize) -> Load {
     let time = Duration::ZERO;
@@ -50,17 +54,24 @@ fn cases(size: Size) -> Vec<Load> {
 /// What one run found, by name of the figure.
 type Figures = Vec<(&'static str, f64)>;
 
-/// Each load on servers of its own.
+/// How long the disk is looked at before a run.
+const DISK: [u64; 3] = [10_000, 3_000, 100];
+
+/// Each load on servers of its own; before it, the disk by itself, whose stalls stop writers and nats-server alike.
 pub fn run(bench: &Bench) -> Result<Report> {
     let mut speed = Table::new("Writers at a steady rate; commit to stored, from when the writer knows of its commit")
         .plot(&["p50 ms", "p99 ms"]);
     let mut cpu = Table::new("Processor time for each message written at a steady rate");
+    let mut disk = Table::new("The disk alone before these runs: pages of 8 kB, each with an fdatasync");
     let time = bench.size.pick(60, 5, 1);
+    let look = Duration::from_millis(bench.size.pick(DISK[0], DISK[1], DISK[2]));
     for mut load in cases(bench.size) {
         load.time = Duration::from_secs(time);
         let (mut figures, mut micros): (Vec<Figures>, Vec<BTreeMap<&'static str, f64>>) = Default::default();
+        let mut disks: Vec<Figures> = Vec::new();
         for n in 1..=bench.runs(3, 1, 1) {
             bench.steps.say(&format!("{}, run {n}", name(&load)));
+            disks.push(disk::alone(&Paths::find()?.bench(), look)?);
             let (found, used) = one(bench, load)?;
             let text: Vec<String> = found
                 .iter()
@@ -70,18 +81,20 @@ pub fn run(bench: &Bench) -> Result<Report> {
             figures.push(found);
             micros.push(used);
         }
-        let mut row = Row::new(name(&load));
-        for column in 0..figures[0].len() {
-            row = row.with(figures[0][column].0, figures.iter().map(|run| run[column].1));
-        }
-        speed.rows.push(row);
+        speed.rows.push(row(&load, &figures));
+        disk.rows.push(row(&load, &disks));
         cpu.rows.push(Row::new(name(&load)).with_cpu(&micros));
     }
     let goals = goals(&speed);
     Ok(Report {
-        tables: vec![speed, cpu],
+        tables: vec![speed, cpu, disk],
         goals,
     })
+}
+
+fn row(load: &Load, runs: &[Figures]) -> Row {
+    let figures = (0..runs[0].len()).map(|column| (runs[0][column].0, runs.iter().map(move |run| run[column].1)));
+    figures.fold(Row::new(name(load)), |row, (name, values)| row.with(name, values))
 }
 
 fn name(load: &Load) -> String {
@@ -127,10 +140,15 @@ fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64
     let meter = Meter::of_lab(&lab)?.process("writers", std::process::id()).start();
     let writers = writers::start(&lab, load);
     let mut lag: f64 = 0.0;
+    let mut look = Instant::now();
     while !writers.is_finished() {
-        std::thread::sleep(LOOK_EVERY.min(load.time / 4));
-        lag = lag.max(lag_seconds(&mut client)?);
+        std::thread::sleep(END_SEEN);
+        if look.elapsed() >= LOOK_EVERY {
+            look = Instant::now();
+            lag = lag.max(lag_seconds(&mut client)?);
+        }
     }
+    lag = lag.max(lag_seconds(&mut client)?);
     let behind = watch.stored()?;
     let used = meter.stop();
     let written = writers::join(writers)?;
@@ -143,6 +161,7 @@ fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64
         (DELIVERED, delivered),
         ("owed at the end", count.saturating_sub(behind) as f64),
         ("most lag s", lag),
+        ("transaction p99 ms", percentile(&written.transactions, 0.99)),
     ];
     figures.extend(writers::percentiles(&millis));
     Ok((figures, used.micros_each(count)))

@@ -28,6 +28,8 @@ pub struct Written {
     pub committed: HashMap<i64, SystemTime>,
     /// From the first to the last transaction.
     pub took: Duration,
+    /// What each transaction took, milliseconds, sorted.
+    pub transactions: Vec<f64>,
 }
 
 impl Written {
@@ -64,21 +66,25 @@ async fn write_all(conninfo: String, load: Load) -> Result<Written> {
         .enumerate()
         .map(|(n, client)| tokio::spawn(write(client, load, begin, n)))
         .collect();
-    let mut committed = HashMap::new();
+    let (mut committed, mut transactions) = (HashMap::new(), Vec::new());
     for task in tasks {
-        committed.extend(task.await??);
+        let (ids, millis) = task.await??;
+        committed.extend(ids);
+        transactions.extend(millis);
     }
-    let took = begin.elapsed();
-    Ok(Written { committed, took })
+    transactions.sort_by(f64::total_cmp);
+    Ok(Written {
+        committed,
+        took: begin.elapsed(),
+        transactions,
+    })
 }
 
+/// Ids with the time of their commit, and the milliseconds of each transaction.
+type OfOne = (Vec<(i64, SystemTime)>, Vec<f64>);
+
 /// One connection. Its transactions are due at fixed times, whatever the last one took.
-async fn write(
-    client: tokio_postgres::Client,
-    load: Load,
-    begin: Instant,
-    which: usize,
-) -> Result<Vec<(i64, SystemTime)>> {
+async fn write(client: tokio_postgres::Client, load: Load, begin: Instant, which: usize) -> Result<OfOne> {
     // About 256 bytes with what JSON adds.
     const BODY: &str = "jsonb_build_object('n', n, 'body', repeat('x', 230))";
     let text = match load.each {
@@ -90,7 +96,7 @@ async fn write(
     };
     let insert = client.prepare(&text).await?;
     let step = load.rate.map(|rate| (load.connections * load.each) as f64 / rate);
-    let mut committed = Vec::new();
+    let (mut committed, mut millis) = (Vec::new(), Vec::new());
     for n in 0.. {
         if let Some(step) = step {
             // Spread, so that not all connections commit at once.
@@ -100,11 +106,13 @@ async fn write(
         if begin.elapsed() >= load.time {
             break;
         }
+        let sent = Instant::now();
         let rows = client.query(&insert, &[&n]).await?;
         let now = SystemTime::now();
+        millis.push(sent.elapsed().as_secs_f64() * 1e3);
         committed.extend(rows.iter().map(|row| (row.get(0), now)));
     }
-    Ok(committed)
+    Ok((committed, millis))
 }
 
 /// Milliseconds from commit to stored, sorted: each message written, as the history has it. Waits until all are there.
