@@ -8,6 +8,7 @@ create table jetstream.capture_queue (
     changes integer not null,
     at timestamptz not null default clock_timestamp(),
     salt text not null,
+    connection text collate "C" not null,
     head text not null,
     body bytea not null
 ) with (toast_tuple_target = 8160);
@@ -24,6 +25,7 @@ comment on column jetstream.capture_queue.number is 'Number of the first change 
 comment on column jetstream.capture_queue.changes is 'Changes in body';
 comment on column jetstream.capture_queue.at is 'When the statement ended';
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
+comment on column jetstream.capture_queue.connection is 'connections.name they go to';
 comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, connection, prefix, table';
 comment on column jetstream.capture_queue.body is 'The changes, packed';
 comment on index jetstream.capture_queue_txid is 'What became visible since the last look';

@@ -195,9 +195,9 @@ grant select, insert, update, delete on jetstream.capture_schemas to jetstream_p
 grant select on jetstream.captures to jetstream_publisher, jetstream_reader, jetstream_admin;
 grant execute on function jetstream.capture_argument(bytea), jetstream.subject_token(text) to jetstream_reader;
 grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;
-grant select (txid, lsn, number, changes, at, head) on jetstream.capture_queue to jetstream_reader;
+grant select (txid, lsn, number, changes, at, connection, head) on jetstream.capture_queue to jetstream_reader;
 grant select, delete on jetstream.capture_queue to jetstream_admin, jetstream_worker;
-grant insert (connection, subject, raw, headers, message_id, key) on jetstream.outbox to jetstream_worker;
+grant insert (connection, subject, raw, headers, message_id, key, created_at) on jetstream.outbox to jetstream_worker;
 
 do $$
 begin

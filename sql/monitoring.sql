@@ -11,12 +11,12 @@ from jetstream.outbox
 group by connection, subject
 union all
 -- Of a transaction's begin and commit, and of changes.
-select q.connection, case when q.boundary then concat(q.prefix, '.transactions.*.event')
+select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
            else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
        sum(q.changes), 0, min(q.at), null, null
-from (select h.*, c.changes, c.at, get_byte(substring(c.body for 1), 0) in (ascii('b'), ascii('c')) as boundary
+from (select c.connection, h.*, c.changes, c.at, get_byte(substring(c.body for 1), 0) in (ascii('b'), ascii('c')) as boundary
       from jetstream.capture_queue c
-      cross join lateral jsonb_to_record(c.head::jsonb) as h (connection text, prefix text, schema text, "table" text)) q
+      cross join lateral jsonb_to_record(c.head::jsonb) as h (prefix text, schema text, "table" text)) q
 group by 1, 2;
 comment on view jetstream.outbox_summary is
     'Messages owed, by connection and subject; captured changes that are no messages yet too';
@@ -115,7 +115,7 @@ as $$
         union all
         -- By the index: of the oldest transaction.
         (select q.at from jetstream.capture_queue q
-         where $1 is null or q.head::jsonb ->> 'connection' = $1 order by q.txid limit 1)
+         where $1 is null or q.connection = $1 order by q.txid limit 1)
     ) s;
 $$;
 comment on function jetstream.lag(text) is 'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none
@@ -197,7 +197,7 @@ begin
         'worker_pid', w.pid,
         'worker_state', w.state,
         'owed', exists (select from jetstream.outbox o where o.connection = c.name)
-            or exists (select from jetstream.capture_queue q where q.head::jsonb ->> 'connection' = c.name),
+            or exists (select from jetstream.capture_queue q where q.connection = c.name),
         'lag_seconds', round(extract(epoch from jetstream.lag(c.name))::numeric, 3),
         'in_flight', w.in_flight,
         'dead_letters', (select count(*) from jetstream.dead_letters d where d.connection = c.name),

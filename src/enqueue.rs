@@ -34,6 +34,9 @@ mod column {
     pub const COUNT: usize = 18;
 }
 
+/// How many columns the outbox has; with more or fewer somebody else's, messages are stored by statements.
+pub const COLUMNS: usize = column::COUNT;
+
 /// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`MAX_BODY_BYTES`].
 /// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
 const SMALL_BODY: usize = 4096;

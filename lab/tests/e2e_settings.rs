@@ -325,10 +325,16 @@ fn the_worker_can_run_as_an_ordinary_role() {
     lab.sql("select jetstream.publish('s.d', '{\"n\": 1101}', deliver_at => now() + interval '100 ms')")
         .unwrap();
     e2e_support::stream(&lab, "T", "t.>");
+    lab.sql("create table public.kept (id integer primary key); select jetstream.capture('public.kept')")
+        .unwrap();
+    lab.sql("insert into public.kept select generate_series(1, 100)")
+        .unwrap();
     lab.sql("select jetstream.pause()").unwrap();
     lab.sql("select jetstream.resume()").unwrap();
     drained(&lab, SOON);
     exactly_once(&lab, "S", 1..=1_101);
+    // With the relation message.
+    e2e_support::arrived(&lab, "postgres_replication", 101);
     assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "3");
     becomes(&lab, "positions", "select count(*) > 0 from jetstream.positions", "t");
     let errors = lab

@@ -25,8 +25,8 @@ select jetstream.health() ->> 'owed', (jetstream.health() ->> 'lag_seconds')::nu
        jetstream.health() ->> 'stream_errors';
 truncate jetstream.outbox, jetstream.history;
 -- Captured changes that are no messages yet
-insert into jetstream.capture_queue (number, changes, at, salt, head, body)
-select 1, n, '2020-01-05', 's', jsonb_build_object('connection', 'default', 'prefix', 'p', 'schema', 'a.b', 'table', 't'), body
+insert into jetstream.capture_queue (number, changes, at, salt, connection, head, body)
+select 1, n, '2020-01-05', 's', 'default', jsonb_build_object('prefix', 'p', 'schema', 'a.b', 'table', 't'), body
 from (values (1, '\x62'::bytea), (60, '\x69'), (3, '\x75'), (1, '\x63')) v (n, body);
 select connection, subject, owed, failing, oldest at time zone 'UTC', next_attempt, last_error
 from jetstream.outbox_summary order by subject;

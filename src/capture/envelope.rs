@@ -10,7 +10,7 @@ use super::head::{Format, Head, segment};
 use super::json;
 
 /// Seconds from 1970 to 2000, from which PostgreSQL counts time.
-const EPOCH_2000: i64 = 946_684_800;
+pub const EPOCH_2000: i64 = 946_684_800;
 
 /// When and in which transaction a statement was made; the same for all its changes.
 #[derive(Debug, Clone, PartialEq, Eq)]

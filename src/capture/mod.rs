@@ -87,6 +87,7 @@ impl Statement {
             number: self.stored + 1,
             changes: self.waiting,
             salt: &self.salt,
+            connection: &self.plan.head.connection,
             head: &self.plan.head_text,
             body: &self.body,
         });

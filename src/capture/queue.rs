@@ -16,6 +16,8 @@ pub struct Row<'a> {
     pub changes: i32,
     /// Random, the same for all rows of a statement.
     pub salt: &'a str,
+    /// Connection (`connections.name`) they go to.
+    pub connection: &'a str,
     /// [`Head`] as JSON.
     pub head: &'a str,
     /// Packed changes.
@@ -47,6 +49,7 @@ pub fn store(row: &Row<'_>) {
         Value::Word(row.changes as u64),
         Value::Word(pg::now() as u64),
         Value::Text(row.salt),
+        Value::Text(row.connection),
         Value::Text(row.head),
         Value::Bytes(row.body),
     ];

@@ -48,6 +48,7 @@ fn store(head: &Head, op: Op) {
         number: 1,
         changes: 1,
         salt: &queue::salt(),
+        connection: &head.connection,
         head: &queue::head_text(head),
         body: &body,
     });

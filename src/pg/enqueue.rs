@@ -120,6 +120,14 @@ pub fn text(text: &str) -> pg_sys::Datum {
     unsafe { pg_sys::cstring_to_text_with_len(text.as_ptr().cast(), text.len() as i32) }.into()
 }
 
+/// A value of type `jsonb`, in the memory of the call; an ERROR if the text is none, or has a zero byte.
+pub fn jsonb(text: &str) -> pg_sys::Datum {
+    let text = std::ffi::CString::new(text).unwrap_or_default();
+    // SAFETY: `jsonb_in` takes a C string, and does not return null.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]) }
+        .unwrap_or(pg_sys::Datum::null())
+}
+
 /// A random UUID as `text`.
 pub fn random_uuid() -> pg_sys::Datum {
     // SAFETY: `gen_random_uuid` takes nothing, `uuid_out` a uuid; neither returns null.
