@@ -1,5 +1,6 @@
 //! Versions of the extension: which this is, and the install scripts of released ones, which stay as they are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,16 @@ pub fn frozen(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
+/// What two scripts must have in common to be the same: their parts, without the comments that say where in the
+/// sources each comes from. pgrx does not keep the parts in order.
+pub fn parts(script: &str) -> BTreeSet<String> {
+    let code = |part: &str| -> String {
+        let lines = part.lines().filter(|line| !line.starts_with("-- "));
+        lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+    };
+    script.split("/* <begin connected objects> */").map(code).collect()
+}
+
 /// Keeps the installed script of a version in `folder`. A script that is there is what users have: it is an error if
 /// the installed one differs from it.
 pub fn freeze(installed: &Path, folder: &Path) -> Result<PathBuf> {
@@ -59,7 +70,7 @@ pub fn freeze(installed: &Path, folder: &Path) -> Result<PathBuf> {
         .with_context(|| format!("{} is not there: install the extension first", installed.display()))?;
     let file = folder.join(installed.file_name().context("no file name")?);
     match fs::read_to_string(&file) {
-        Ok(old) if old == script => {}
+        Ok(old) if parts(&old) == parts(&script) => {}
         Ok(_) => bail!(
             "{} differs from what is installed: a released version stays as it is. Raise the version in Cargo.toml and \
              write an upgrade script",
@@ -82,6 +93,21 @@ mod tests {
         let manifest = "[workspace.dependencies]\nversion = \"9\"\n[package]\nname = \"x\"\nversion = \"0.1.0\"\n";
         assert_eq!(version_in(manifest).unwrap(), "0.1.0");
         assert!(version_in("[package]\nname = \"x\"\n").is_err());
+    }
+
+    #[test]
+    fn only_places_in_the_sources_and_order_may_differ() {
+        let script = |parts: [&str; 2]| {
+            parts
+                .map(|part| format!("/* <begin connected objects> */\n{part}"))
+                .concat()
+        };
+        let (one, other) = (
+            script(["-- src/a.rs:1\nselect 1;", "select 2;"]),
+            script(["select 2;", "-- src/a.rs:9\nselect 1;"]),
+        );
+        assert_eq!(parts(&one), parts(&other));
+        assert_ne!(parts(&one), parts(&script(["select 1;", "select 3;"])));
     }
 
     #[test]

@@ -244,3 +244,33 @@ fn what_is_not_captured_is_as_documented() {
         Ok(lab.value("select count(*) from jetstream.outbox")? == "0")
     });
 }
+
+/// The worker puts captured changes into the outbox without a statement, unless that would pass something over.
+#[test]
+fn what_others_have_added_to_the_outbox_sees_captured_changes() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table t (id int primary key); select jetstream.capture('t'); create table seen (subject text);
+         create function note() returns trigger language plpgsql as
+             $$ begin insert into public.seen values (new.subject); return new; end $$",
+    )
+    .unwrap();
+    settled(&lab, SOON);
+    lab.sql("insert into t values (1)").unwrap();
+    settled(&lab, SOON);
+    lab.sql(
+        "create trigger note before insert on jetstream.outbox for each row execute function note();
+         alter table jetstream.outbox enable always trigger note;
+         insert into t values (2); insert into t values (3)",
+    )
+    .unwrap();
+    settled(&lab, SOON);
+    let seen = "select count(*) || ' ' || min(subject) from seen";
+    assert_eq!(lab.value(seen).unwrap(), "2 postgres.public.t.insert");
+    lab.sql("drop trigger note on jetstream.outbox; alter table jetstream.outbox add column note text default 'none'")
+        .unwrap();
+    lab.sql("insert into t values (4)").unwrap();
+    settled(&lab, SOON);
+    let expected = ["relation", "insert 1", "insert 2", "insert 3", "insert 4"];
+    assert_eq!(told(&lab, "postgres_replication"), expected);
+}

@@ -286,9 +286,11 @@ fn what_is_released_is_what_is_installed() {
     for (released, script) in release::frozen(&release::folder(&paths)).unwrap() {
         if released == version {
             let script = fs::read_to_string(script).unwrap();
+            let (released, installed) = (release::parts(&script), release::parts(&installed));
+            let different: Vec<_> = released.symmetric_difference(&installed).collect();
             assert!(
-                script == installed,
-                "{version} is released: raise the version in Cargo.toml"
+                different.is_empty(),
+                "{version} is released: raise the version in Cargo.toml, for these differ: {different:#?}"
             );
         }
     }

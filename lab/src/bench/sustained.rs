@@ -63,7 +63,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
         .plot(&["p50 ms", "p99 ms"]);
     let mut cpu = Table::new("Processor time for each message written at a steady rate");
     let mut disk = Table::new("The disk alone before these runs: pages of 8 kB, each with an fdatasync");
-    let time = bench.size.pick(60, 5, 1);
+    let time = bench.size.pick(60, 15, 1);
     let look = Duration::from_millis(bench.size.pick(DISK[0], DISK[1], DISK[2]));
     for mut load in cases(bench.size) {
         load.time = Duration::from_secs(time);
