@@ -5,12 +5,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use postgres::{Client, Statement};
 
-use super::Size;
+use super::{Size, disk};
 use crate::lab::{DATABASE, Lab};
+use crate::paths::Paths;
 use crate::progress::Steps;
 
 /// Longest time without a single further message before a measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often the disk is looked at until it is calm.
+const LOOKS: usize = 10;
 
 /// How a run of the bench was asked for.
 #[derive(Debug)]
@@ -49,6 +53,10 @@ impl Bench {
             builder = builder.set(name, value);
         }
         let lab = builder.start()?;
+        if self.size != Size::Tiny {
+            self.steps.say("waiting for a calm disk");
+            disk::calm(&Paths::find()?.bench(), Duration::from_secs(2), LOOKS)?;
+        }
         lab.sql("select jetstream.create_stream('BENCH', array['bench.>'])")?;
         lab.wait_until("the stream exists", || {
             Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")

@@ -56,13 +56,17 @@ type Figures = Vec<(&'static str, f64)>;
 
 /// How long the disk is looked at before a run.
 const DISK: [u64; 3] = [10_000, 3_000, 100];
+/// How often at most, until it is calm.
+const LOOKS: usize = 10;
 
 /// Each load on servers of its own; before it, the disk by itself, whose stalls stop writers and nats-server alike.
 pub fn run(bench: &Bench) -> Result<Report> {
     let mut speed = Table::new("Writers at a steady rate; commit to stored, from when the writer knows of its commit")
         .plot(&["p50 ms", "p99 ms"]);
     let mut cpu = Table::new("Processor time for each message written at a steady rate");
-    let mut disk = Table::new("The disk alone before these runs: pages of 8 kB, each with an fdatasync");
+    let mut disk = Table::new(
+        "The disk alone before these runs, once calm or after ten looks: pages of 8 kB, each with an fdatasync",
+    );
     let time = bench.size.pick(60, 15, 1);
     let look = Duration::from_millis(bench.size.pick(DISK[0], DISK[1], DISK[2]));
     for mut load in cases(bench.size) {
@@ -71,7 +75,11 @@ pub fn run(bench: &Bench) -> Result<Report> {
         let mut disks: Vec<Figures> = Vec::new();
         for n in 1..=bench.runs(3, 1, 1) {
             bench.steps.say(&format!("{}, run {n}", name(&load)));
-            disks.push(disk::alone(&Paths::find()?.bench(), look)?);
+            disks.push(disk::calm(
+                &Paths::find()?.bench(),
+                look,
+                bench.size.pick(LOOKS, LOOKS, 1),
+            )?);
             let (found, used) = one(bench, load)?;
             let text: Vec<String> = found
                 .iter()
