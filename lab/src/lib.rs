@@ -16,6 +16,7 @@ pub mod bench;
 pub mod chaos;
 pub mod checks;
 pub mod cluster;
+pub mod debian;
 pub mod debs;
 pub mod demo;
 pub mod install;

@@ -206,22 +206,24 @@ fn run(command: Cmd) -> Result<ExitCode> {
 }
 
 fn make_packages(majors: &[u32], try_out: bool) -> Result<()> {
-    let paths = setup::run()?;
+    // Trying a package takes a NATS server too.
+    let paths = if try_out {
+        setup::run()?
+    } else {
+        setup::run_for_packages()?
+    };
     let majors = if majors.is_empty() { &[paths.major] } else { majors };
     for &major in majors {
-        let places = if major == paths.major {
-            install::run(&paths)?;
-            paths.clone()
-        } else {
-            second_major::make(&paths, major)?
-        };
-        let deb = package::debian(&places)?;
+        let deb = package::debian(&paths, major)?;
         println!("{}", deb.display());
         if try_out {
-            package_try::run(&places, &deb)?;
+            package_try::run(&paths, major, &deb)?;
         }
     }
-    println!("{}", package::pgxn(&paths)?.display());
+    match package::pgxn(&paths)? {
+        Some(file) => println!("{}", file.display()),
+        None => println!("no archive for PGXN: it is made from a git repository"),
+    }
     Ok(())
 }
 

@@ -74,15 +74,12 @@ fn row(paths: &Paths, major: u32, everything: bool) -> Result<Row> {
         second_major::make(paths, major)
     };
     let took = started.elapsed();
-    let release = second_major::RELEASES
-        .iter()
-        .find_map(|(known, release)| (*known == major).then_some(*release));
     let row = |version, build, tests| Row {
         version,
         release: if major == paths.major {
             "(this one)"
         } else {
-            release.unwrap_or("")
+            second_major::release(major).unwrap_or_default()
         },
         build: (build, took),
         tests,

