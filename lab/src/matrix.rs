@@ -10,8 +10,16 @@ use crate::paths::Paths;
 use crate::progress::seconds;
 use crate::{install, second_major};
 
-/// The end-to-end tests that show what differs between versions: the raw calls, snapshots, statements, a crash.
-const SMOKE: [&str; 3] = ["e2e_publish", "e2e_settle", "e2e_recovery"];
+/// The end-to-end tests that show what differs between versions: the raw calls, snapshots, statements, triggers, a
+/// crash.
+const SMOKE: [&str; 6] = [
+    "e2e_publish",
+    "e2e_settle",
+    "e2e_recovery",
+    "e2e_visibility",
+    "e2e_capture_statements",
+    "e2e_catalog",
+];
 
 /// The major versions that Debian carries.
 pub fn majors() -> Vec<u32> {

@@ -33,8 +33,7 @@ pub fn name(major: u32) -> String {
 pub fn debian(paths: &Paths, major: u32) -> Result<PathBuf> {
     let workshop = Workshop::find(paths, major)?;
     let (built, scripts) = workshop.build()?;
-    let (name, version) = (name(major), release::version(paths)?);
-    let architecture = output(workshop.command("dpkg").arg("--print-architecture"))?;
+    let name = name(major);
     let stage = folder(paths).join(&name);
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
@@ -42,37 +41,40 @@ pub fn debian(paths: &Paths, major: u32) -> Result<PathBuf> {
     let library = stage.join(format!("usr/lib/postgresql/{major}/lib/pg_jetstream.so"));
     put(&built, &library)?;
     output(workshop.command("strip").arg("--strip-unneeded").arg(&library))?;
-    let extension = stage.join(format!("usr/share/postgresql/{major}/extension"));
-    for file in fs::read_dir(scripts)? {
-        let file = file?;
-        put(&file.path(), &extension.join(file.file_name()))?;
-    }
-    let documents = stage.join("usr/share/doc").join(&name);
-    for (file, to) in [
-        ("LICENSE", "copyright"),
-        ("README.md", "README.md"),
-        ("CHANGELOG.md", "CHANGELOG.md"),
-    ] {
-        put(&paths.root.join(file), &documents.join(to))?;
-    }
-    let depends = library_packages(&workshop, &library)?;
+    put_files(&scripts, &stage.join(format!("usr/share/postgresql/{major}/extension")))?;
+    put_documents(&paths.root, &stage.join("usr/share/doc").join(&name))?;
+    let version = format!("{}-{REVISION}", release::version(paths)?);
+    let architecture = output(workshop.command("dpkg").arg("--print-architecture"))?;
     let control = format!(
-        "Package: {name}\nVersion: {version}-{REVISION}\nArchitecture: {architecture}\nSection: database\n\
+        "Package: {name}\nVersion: {version}\nArchitecture: {architecture}\nSection: database\n\
          Priority: optional\nMaintainer: the pg_jetstream authors <noreply@localhost>\n\
-         Depends: postgresql-{major}, {depends}\nInstalled-Size: {}\n\
+         Depends: postgresql-{major}, {}\nInstalled-Size: {}\n\
          Description: transactional outbox from PostgreSQL {major} to NATS JetStream\n \
          SQL inserts messages inside a transaction; a background worker of the\n \
          server publishes what was committed to NATS JetStream, and records what\n \
          happened.\n",
+        library_packages(&workshop, &library)?,
         size_kb(&stage)?,
     );
     fs::create_dir_all(stage.join("DEBIAN"))?;
     fs::write(stage.join("DEBIAN/control"), control)?;
-    let file = folder(paths).join(format!("{name}_{version}-{REVISION}_{architecture}.deb"));
+    let file = folder(paths).join(format!("{name}_{version}_{architecture}.deb"));
     let mut build = workshop.command("dpkg-deb");
     output(build.args(["--root-owner-group", "--build"]).arg(&stage).arg(&file))?;
     fs::remove_dir_all(stage)?;
     Ok(file)
+}
+
+/// The license, and the documents as they link to each other.
+fn put_documents(root: &Path, to: &Path) -> Result<()> {
+    put(&root.join("LICENSE"), &to.join("copyright"))?;
+    for file in ["README.md", "CHANGELOG.md"] {
+        put(&root.join(file), &to.join(file))?;
+    }
+    for folder in ["docs", "docs/img"] {
+        put_files(&root.join(folder), &to.join(folder))?;
+    }
+    Ok(())
 }
 
 /// Where a package is made: here, or in a Debian in a folder, in which the paths of here are the same.
@@ -240,6 +242,17 @@ fn library_packages(workshop: &Workshop, library: &Path) -> Result<String> {
     Ok(depends
         .with_context(|| format!("dpkg-shlibdeps says {text:?}"))?
         .to_owned())
+}
+
+/// Copies the files of a folder, and not its folders.
+fn put_files(from: &Path, to: &Path) -> Result<()> {
+    for file in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let file = file?;
+        if file.file_type()?.is_file() {
+            put(&file.path(), &to.join(file.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a file, readable by all.
