@@ -222,7 +222,7 @@ fn make_packages(majors: &[u32], try_out: bool) -> Result<()> {
     }
     match package::pgxn(&paths)? {
         Some(file) => println!("{}", file.display()),
-        None => println!("no archive for PGXN: it is made from a git repository"),
+        None => println!("no archive for PGXN: that takes git, and its repository"),
     }
     Ok(())
 }

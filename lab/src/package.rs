@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::Debian;
 use crate::paths::{DEBIAN_LIB, Paths};
-use crate::{progress, release, second_major, setup};
+use crate::{packages, progress, release, second_major, setup};
 
 /// The Debian revision: the first packaging of a version.
 const REVISION: u32 = 1;
@@ -205,9 +205,9 @@ fn cargo_home() -> Result<PathBuf> {
     Ok(home.join(".cargo"))
 }
 
-/// Makes the archive for PGXN from what is committed; the file, or none where there is no git repository.
+/// Makes the archive for PGXN from what is committed; the file, or none without git or its repository.
 pub fn pgxn(paths: &Paths) -> Result<Option<PathBuf>> {
-    if !paths.root.join(".git").exists() {
+    if !paths.root.join(".git").exists() || packages::on_path("git").is_none() {
         return Ok(None);
     }
     let stem = format!("pg_jetstream-{}", release::version(paths)?);
