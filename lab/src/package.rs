@@ -88,16 +88,11 @@ struct Workshop<'a> {
 
 impl<'a> Workshop<'a> {
     fn find(paths: &'a Paths, major: u32) -> Result<Self> {
-        let rust = output(
-            Command::new("rustc")
-                .args(["--print", "sysroot"])
-                .current_dir(&paths.root),
-        )?;
         let mut workshop = Self {
             paths,
             major,
             debian: None,
-            rust: PathBuf::from(rust),
+            rust: rust(paths)?,
         };
         let headers = format!("/usr/include/postgresql/{major}/server/postgres.h");
         if !Path::new(&headers).exists() {
@@ -196,8 +191,15 @@ fn pgrx_package(paths: &Paths, major: u32) -> Result<(PathBuf, PathBuf)> {
     ))
 }
 
+/// Where the toolchain is that the repository is built with.
+pub fn rust(paths: &Paths) -> Result<PathBuf> {
+    let mut command = Command::new("rustc");
+    command.args(["--print", "sysroot"]).current_dir(&paths.root);
+    output(&mut command).map(PathBuf::from)
+}
+
 /// Where cargo keeps the sources of crates.
-fn cargo_home() -> Result<PathBuf> {
+pub fn cargo_home() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_HOME") {
         return Ok(folder.into());
     }

@@ -94,23 +94,59 @@ pub fn unpacked(paths: &Paths, major: u32) -> Result<Paths> {
     Ok(other)
 }
 
-/// Unpacks the server, its headers, and the libraries they need.
+/// Unpacks the server, its headers, and the libraries they need: with the security updates, since a server that has
+/// them may write what an older one of a later version cannot read; without where the archive does not have them all.
 fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     let folder = other.base.join("apt");
-    let debs = folder.join("debs");
+    let [plain, security] = [
+        ("debian", release.to_owned()),
+        ("debian-security", format!("{release}-security")),
+    ]
+    .map(|(archive, suite)| {
+        format!(
+            "Types: deb\nURIs: http://deb.debian.org/{archive}\nSuites: {suite}\nComponents: main\n\
+             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
+        )
+    });
+    if let Err(error) = download(paths, other, &folder, release, &format!("{plain}{security}")) {
+        eprintln!("  {release} without its security updates: {}", last_line(&error));
+        download(paths, other, &folder, release, &plain)?;
+    }
+    for entry in fs::read_dir(folder.join("debs"))? {
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("-x").arg(entry?.path()).arg(other.pg_tree());
+        let output = unpack.output()?;
+        if !output.status.success() {
+            bail!("{unpack:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    fs::remove_dir_all(folder)?;
+    Ok(())
+}
+
+/// What apt says at last, which is why it failed.
+fn last_line(error: &anyhow::Error) -> String {
+    error.to_string().lines().last().unwrap_or_default().to_owned()
+}
+
+/// Downloads the packages from these sources into `debs`.
+fn download(paths: &Paths, other: &Paths, folder: &Path, release: &str, sources: &str) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
     for part in ["lists/partial", "cache/archives/partial", "debs"] {
         fs::create_dir_all(folder.join(part))?;
     }
     // As if nothing were installed: every dependency is listed.
     fs::write(folder.join("status"), "")?;
-    fs::write(folder.join("list.sources"), sources(release))?;
+    fs::write(folder.join("list.sources"), sources)?;
     let log = paths.logs().join(format!("major-{}.log", other.major));
-    progress::run(&format!("package lists of {release}"), apt(&folder, &["update"]), &log)?;
+    progress::run(&format!("package lists of {release}"), apt(folder, &["update"]), &log)?;
     let wanted = [
         format!("postgresql-{}", other.major),
         format!("postgresql-server-dev-{}", other.major),
     ];
-    let mut list = apt(&folder, &["install", "--simulate"]);
+    let mut list = apt(folder, &["install", "--simulate"]);
     let output = list.args(&wanted).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let here = this_c_library()?;
@@ -127,34 +163,9 @@ fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let mut download = apt(&folder, &["download"]);
-    download.args(&chosen).current_dir(&debs);
-    progress::run(&format!("PostgreSQL {} of {release}", other.major), download, &log)?;
-    for entry in fs::read_dir(&debs)? {
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("-x").arg(entry?.path()).arg(other.pg_tree());
-        let output = unpack.output()?;
-        if !output.status.success() {
-            bail!("{unpack:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-    }
-    fs::remove_dir_all(folder)?;
-    Ok(())
-}
-
-/// With the security updates: a server that has them may write what an older one of a later version cannot read.
-fn sources(release: &str) -> String {
-    [
-        ("debian", release.to_owned()),
-        ("debian-security", format!("{release}-security")),
-    ]
-    .map(|(archive, suite)| {
-        format!(
-            "Types: deb\nURIs: http://deb.debian.org/{archive}\nSuites: {suite}\nComponents: main\n\
-                 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
-        )
-    })
-    .concat()
+    let mut download = apt(folder, &["download"]);
+    download.args(&chosen).current_dir(folder.join("debs"));
+    progress::run(&format!("PostgreSQL {} of {release}", other.major), download, &log)
 }
 
 fn needed(package: &str) -> bool {
