@@ -135,10 +135,13 @@ fn unpacked(
     Ok(root)
 }
 
+/// The fonts that pages are drawn with. Not more of them: a mathematical one would be taken for those that are missing.
+const FONTS: &str = "fonts-dejavu-core";
+
 /// A package, what it needs that this machine does not have, and fonts.
 fn with_dependencies(package: &str) -> Result<Vec<String>> {
     let output = Command::new("apt-get")
-        .args(["install", "--simulate", "--no-install-recommends", package])
+        .args(["install", "--simulate", "--no-install-recommends", package, FONTS])
         .output()?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -147,11 +150,7 @@ fn with_dependencies(package: &str) -> Result<Vec<String>> {
     let missing = text
         .lines()
         .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
-    let mut packages: Vec<String> = [package, "fonts-dejavu-core", "fonts-dejavu-extra"]
-        .into_iter()
-        .chain(missing)
-        .map(str::to_owned)
-        .collect();
+    let mut packages: Vec<String> = [package, FONTS].into_iter().chain(missing).map(str::to_owned).collect();
     packages.sort();
     packages.dedup();
     Ok(packages)
