@@ -34,7 +34,7 @@ pub fn run(paths: &Paths, majors: &[u32], everything: bool) -> Result<Count> {
         rows.push(row(paths, major, everything)?);
     }
     println!(
-        "\n{:<12}{:<10}{:<18}{:<26}end-to-end",
+        "\n{:<12}{:<12}{:<18}{:<26}end-to-end",
         "PostgreSQL", "release", "build", "pg_regress"
     );
     rows.iter().for_each(|row| println!("{row}"));
@@ -67,7 +67,7 @@ impl std::fmt::Display for Row {
         };
         write!(
             f,
-            "{:<12}{:<10}{build:<18}{regress:<26}{tests}",
+            "{:<12}{:<12}{build:<18}{regress:<26}{tests}",
             self.version, self.release
         )
     }
