@@ -35,19 +35,18 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// A minimal Debian, removed when this value goes; `outside` can be seen from it, where they are outside.
-    pub fn clean(paths: &Paths, release: &'static str, outside: Vec<PathBuf>) -> Result<Self> {
+    /// A minimal Debian, removed when this value goes.
+    pub fn clean(paths: &Paths, release: &'static str) -> Result<Self> {
         let base = bootstrapped(paths, release)?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("clean-{release}-"))
             .tempdir_in(&paths.lab)?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         copy(&base, folder.path())?;
-        let debian = Self::in_folder(folder.path().to_owned(), release, Some(folder))?;
-        Ok(Self { outside, ..debian })
+        Self::in_folder(folder.path().to_owned(), release, Some(folder))
     }
 
-    /// A Debian to build in, which stays; `outside` as above.
+    /// A Debian to build in, which stays; `outside` can be seen from it, where they are outside.
     pub fn kept(paths: &Paths, release: &'static str, outside: Vec<PathBuf>) -> Result<Self> {
         let root = paths.lab.join(format!("build-{release}"));
         if !root.join("complete").exists() {

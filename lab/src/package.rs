@@ -192,14 +192,14 @@ fn pgrx_package(paths: &Paths, major: u32) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Where the toolchain is that the repository is built with.
-pub fn rust(paths: &Paths) -> Result<PathBuf> {
+fn rust(paths: &Paths) -> Result<PathBuf> {
     let mut command = Command::new("rustc");
     command.args(["--print", "sysroot"]).current_dir(&paths.root);
     output(&mut command).map(PathBuf::from)
 }
 
 /// Where cargo keeps the sources of crates.
-pub fn cargo_home() -> Result<PathBuf> {
+fn cargo_home() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_HOME") {
         return Ok(folder.into());
     }

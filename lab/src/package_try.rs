@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Tries the package for `major` in the Debian release that carries that PostgreSQL.
 pub fn run(paths: &Paths, major: u32, deb: &Path) -> Result<()> {
     let release = second_major::release(major)?;
-    let debian = Debian::clean(paths, release, Vec::new())?;
+    let debian = Debian::clean(paths, release)?;
     let name = package::name(major);
     fs::copy(deb, debian.outside("/tmp/package.deb"))?;
     let log = paths.logs().join(format!("package-{major}.log"));
