@@ -34,9 +34,6 @@ mod column {
     pub const COUNT: usize = 18;
 }
 
-/// How many columns the outbox has; with more or fewer somebody else's, messages are stored by statements.
-pub const COLUMNS: usize = column::COUNT;
-
 /// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`MAX_BODY_BYTES`].
 /// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
 const SMALL_BODY: usize = 4096;
@@ -82,8 +79,7 @@ pub fn publish(call: &Call, body: Body) -> i64 {
     let plain = |table: &&Table| {
         row[column::SUBJECT].is_some()
             && row[column::CONNECTION].is_some()
-            && table.has_shape(column::COUNT)
-            && table.is_plain(pg_sys::TRIGGER_TYPE_INSERT, c"outbox_check")
+            && is_plain(table)
             && table.may_insert(&given)
     };
     let table = Table::open(c"outbox");
@@ -97,11 +93,22 @@ pub fn publish(call: &Call, body: Body) -> i64 {
     id
 }
 
+/// Whether the outbox is as sql/outbox.sql has made it, so that rows may be stored without a statement: nobody has added
+/// columns, triggers, rules, check constraints or row security.
+pub fn is_plain(outbox: &Table) -> bool {
+    outbox.has_shape(column::COUNT) && outbox.is_plain(pg_sys::TRIGGER_TYPE_INSERT, c"outbox_check")
+}
+
+/// The next `outbox.id`; `None` if its sequence has another name.
+pub fn next_id() -> Option<i64> {
+    enqueue::next_value(c"outbox_id_seq")
+}
+
 fn store(table: &Table, mut row: [Option<pg_sys::Datum>; column::COUNT]) -> i64 {
     enqueue::refuse_if_read_only();
     // Before the id: see sql/outbox.sql.
     row[column::TXID] = Some(enqueue::assign_xid());
-    let Some(id) = enqueue::next_value(c"outbox_id_seq") else {
+    let Some(id) = next_id() else {
         refuse(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             "sequence jetstream.outbox_id_seq does not exist".into(),

@@ -8,7 +8,12 @@ const EPOCH: Duration = Duration::from_secs(946_684_800);
 /// A time as PostgreSQL counts it; 2000-01-01 for any earlier one than 1970.
 pub fn from_time(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(EPOCH);
-    since.as_micros() as i64 - EPOCH.as_micros() as i64
+    from_unix(since.as_micros() as i64)
+}
+
+/// A count of microseconds since 1970 as PostgreSQL counts.
+pub fn from_unix(micros: i64) -> i64 {
+    micros - EPOCH.as_micros() as i64
 }
 
 /// The time of a count.

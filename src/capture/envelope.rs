@@ -8,9 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use super::batch::{Change, Op};
 use super::head::{Format, Head, segment};
 use super::json;
-
-/// Seconds from 1970 to 2000, from which PostgreSQL counts time.
-pub const EPOCH_2000: i64 = 946_684_800;
+use crate::micros;
 
 /// When and in which transaction a statement was made; the same for all its changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +107,7 @@ impl Body {
 /// As the change streamer pgoutput-stream writes them; `Truncate` and `Commit.xid` are more.
 fn pgoutput(body: &mut Body, head: &Head, stamp: &Stamp, change: &Change<'_>) {
     // pgoutput counts from 2000.
-    let timestamp = stamp.at - EPOCH_2000 * 1_000_000;
+    let timestamp = micros::from_unix(stamp.at);
     let name = match change.op {
         Op::Insert => "Insert",
         Op::Update => "Update",

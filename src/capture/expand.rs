@@ -12,6 +12,8 @@ use super::batch;
 use super::envelope::{self, Outgoing, Stamp};
 use super::head::Head;
 use crate::array::Array;
+use crate::enqueue::{is_plain, next_id};
+use crate::micros;
 use crate::pg::bulk::{Table, Value};
 use crate::pg::values::array_parameter;
 use crate::pg::{self, enqueue};
@@ -193,17 +195,10 @@ impl Columns {
         let Some(outbox) = Table::open(c"outbox") else {
             return false;
         };
-        let columns = crate::enqueue::COLUMNS;
-        let plain = outbox.has_shape(columns) && outbox.is_plain(pg_sys::TRIGGER_TYPE_INSERT, c"outbox_check");
         // Before the ids: see sql/outbox.sql.
         let xid = pg::assigned_xid();
-        let ids: Option<Vec<i64>> = plain
-            .then(|| {
-                self.messages
-                    .iter()
-                    .map(|_| enqueue::next_value(c"outbox_id_seq"))
-                    .collect()
-            })
+        let ids: Option<Vec<i64>> = is_plain(&outbox)
+            .then(|| self.messages.iter().map(|_| next_id()).collect())
             .flatten();
         let appended = ids.map_or(0, |ids| {
             let rows = self.messages.iter().enumerate().map(|(n, message)| {
@@ -220,7 +215,7 @@ impl Columns {
                     self.keys[n].as_deref().map_or(Value::Null, Value::Text),
                     Value::Null,
                     Value::Word(0),
-                    Value::Word((self.times[n] - envelope::EPOCH_2000 * 1_000_000) as u64),
+                    Value::Word(micros::from_unix(self.times[n]) as u64),
                 ]
             });
             outbox.append(TAKEN, rows)

@@ -35,10 +35,15 @@ impl Bench {
         self.told_runs.unwrap_or(self.size.pick(full, quick, tiny)).max(1)
     }
 
-    /// Servers as in production, with a stream `BENCH` for the subjects below `bench.`.
+    /// Servers as in production, with a stream `BENCH` for the subjects below `bench.`, on a disk that is calm by then.
     ///
     /// Errors: a server does not start.
     pub fn lab(&self, settings: &[(&str, &str)]) -> Result<Lab> {
+        self.lab_and_disk(settings).map(|(lab, _)| lab)
+    }
+
+    /// The same, and what the last look at the disk found.
+    pub fn lab_and_disk(&self, settings: &[(&str, &str)]) -> Result<(Lab, Vec<(&'static str, f64)>)> {
         let mut builder = Lab::builder()
             .durable()
             .set("shared_buffers", "512MB")
@@ -53,15 +58,13 @@ impl Bench {
             builder = builder.set(name, value);
         }
         let lab = builder.start()?;
-        if self.size != Size::Tiny {
-            self.steps.say("waiting for a calm disk");
-            disk::calm(&Paths::find()?.bench(), Duration::from_secs(2), LOOKS)?;
-        }
+        let time = Duration::from_millis(self.size.pick(10_000, 3_000, 100));
+        let disk = disk::calm(&Paths::find()?.bench(), time, self.size.pick(LOOKS, LOOKS, 1))?;
         lab.sql("select jetstream.create_stream('BENCH', array['bench.>'])")?;
         lab.wait_until("the stream exists", || {
             Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
         })?;
-        Ok(lab)
+        Ok((lab, disk))
     }
 }
 

@@ -8,12 +8,10 @@ use postgres::Client;
 
 use super::Size;
 use super::cpu::Meter;
-use super::disk;
 use super::ground::{Bench, Watch, recycle_wal};
 use super::report::{Goal, Limit, Report, Row, Table, number, percentile};
 use super::writers::{self, Load};
 use crate::lab::DATABASE;
-use crate::paths::Paths;
 
 /// Time between two looks at the lag, which a drain does not notice.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -54,11 +52,6 @@ fn cases(size: Size) -> Vec<Load> {
 /// What one run found, by name of the figure.
 type Figures = Vec<(&'static str, f64)>;
 
-/// How long the disk is looked at before a run.
-const DISK: [u64; 3] = [10_000, 3_000, 100];
-/// How often at most, until it is calm.
-const LOOKS: usize = 10;
-
 /// Each load on servers of its own; before it, the disk by itself, whose stalls stop writers and nats-server alike.
 pub fn run(bench: &Bench) -> Result<Report> {
     let mut speed = Table::new("Writers at a steady rate; commit to stored, from when the writer knows of its commit")
@@ -68,19 +61,13 @@ pub fn run(bench: &Bench) -> Result<Report> {
         "The disk alone before these runs, once calm or after ten looks: pages of 8 kB, each with an fdatasync",
     );
     let time = bench.size.pick(60, 15, 1);
-    let look = Duration::from_millis(bench.size.pick(DISK[0], DISK[1], DISK[2]));
     for mut load in cases(bench.size) {
         load.time = Duration::from_secs(time);
         let (mut figures, mut micros): (Vec<Figures>, Vec<BTreeMap<&'static str, f64>>) = Default::default();
         let mut disks: Vec<Figures> = Vec::new();
         for n in 1..=bench.runs(3, 1, 1) {
             bench.steps.say(&format!("{}, run {n}", name(&load)));
-            disks.push(disk::calm(
-                &Paths::find()?.bench(),
-                look,
-                bench.size.pick(LOOKS, LOOKS, 1),
-            )?);
-            let (found, used) = one(bench, load)?;
+            let (found, used, alone) = one(bench, load)?;
             let text: Vec<String> = found
                 .iter()
                 .map(|(name, value)| format!("{name} {}", number(*value)))
@@ -88,6 +75,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
             bench.steps.note(&format!("{}: {}", name(&load), text.join(", ")));
             figures.push(found);
             micros.push(used);
+            disks.push(alone);
         }
         speed.rows.push(row(&load, &figures));
         disk.rows.push(row(&load, &disks));
@@ -140,8 +128,9 @@ fn goals(speed: &Table) -> Vec<Goal> {
 
 const DELIVERED: &str = "delivered/s";
 
-fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64>)> {
-    let lab = bench.lab(&[])?;
+/// What one run found, the processor time of a message, and the disk alone before it.
+fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64>, Figures)> {
+    let (lab, disk) = bench.lab_and_disk(&[])?;
     recycle_wal(&lab, bench.size.pick(100, 30, 1))?;
     let mut watch = Watch::open(&lab)?;
     let mut client = lab.postgres.client(DATABASE)?;
@@ -172,7 +161,7 @@ fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64
         ("transaction p99 ms", percentile(&written.transactions, 0.99)),
     ];
     figures.extend(writers::percentiles(&millis));
-    Ok((figures, used.micros_each(count)))
+    Ok((figures, used.micros_each(count), disk))
 }
 
 fn lag_seconds(client: &mut Client) -> Result<f64> {
