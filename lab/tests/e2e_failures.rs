@@ -58,6 +58,33 @@ fn what_is_too_large_is_a_dead_letter_at_once_with_both_sizes() {
 }
 
 #[test]
+fn what_a_change_of_the_stream_lets_through_is_not_given_up_while_the_change_is_on_its_way() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.create_stream('SMALL', array['small.>'], max_message_size => 2000)")
+        .unwrap();
+    synced(&lab, "SMALL");
+    for n in 1..=10 {
+        // One commit hands the relay both at once; the message is at the server before the stream is changed.
+        let limit = n * 10_000;
+        lab.sql(&format!(
+            "begin;
+             update jetstream.streams set max_message_size = {limit} where name = 'SMALL';
+             select jetstream.publish_raw('small.large', convert_to(repeat('x', {limit} - 1000), 'UTF8'));
+             commit"
+        ))
+        .unwrap();
+        drained(&lab, SOON);
+        let dead = lab.sql("select subject, reason from jetstream.dead_letters").unwrap();
+        assert!(dead.is_empty(), "change {n}: {dead:?}");
+        assert_eq!(lab.message_count("SMALL").unwrap(), n);
+    }
+    // With the change made, what is too large for it is given up.
+    publish_bytes(&lab, "small.larger", 200_000);
+    drained(&lab, SOON);
+    assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "1");
+}
+
+#[test]
 fn a_full_stream_refuses_until_there_is_room_and_holds_nobody_up() {
     let lab = lab(&[]);
     lab.sql("select jetstream.create_stream('FULL', array['full.>'], discard => 'new', max_messages => 5)")

@@ -6,6 +6,7 @@ mod relay_support;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
+use lab::error::RelayError;
 use lab::message::{LinkState, Outcome, StreamSpec};
 use lab::nats::NatsServer;
 use lab::relay::Command;
@@ -183,4 +184,32 @@ fn a_missing_default_stream_is_told_with_the_state() {
     rig.until("the complaint is gone", |rig| {
         !rig.links.last().unwrap().2.contains("does not exist")
     });
+}
+
+#[test]
+fn a_message_that_the_changed_stream_takes_is_not_refused_for_good_before_it_is_changed() {
+    let server = NatsServer::start().unwrap();
+    let mut small = stream_spec("S", "s.>");
+    small.max_message_size = 1_000;
+    let mut rig = Rig::connected(limits(), spec(&server.url()));
+    set(&mut rig, vec![small.clone()]);
+    let mut large = small.clone();
+    large.max_message_size = 10_000;
+    let mut big = message(1, "s.a");
+    big.payload = vec![b'x'; 5_000].into();
+    let mut too_big = message(2, "s.a");
+    too_big.payload = vec![b'x'; 50_000].into();
+    // One after the other at once: what is published overtakes the change, which takes two requests.
+    assert!(rig.relay.send(Command::Streams(vec![large])));
+    rig.publish([big, too_big]);
+    rig.wait_settled(2);
+    let outcome = |id| &rig.settled.iter().find(|one| one.id == id).unwrap().outcome;
+    assert!(matches!(outcome(1), Outcome::Stored { .. }), "{:?}", rig.settled);
+    let Outcome::Failed(RelayError::TooLargeForStream { limit, .. }) = outcome(2) else {
+        panic!("{:?}", rig.settled);
+    };
+    assert_eq!(
+        *limit, 10_000,
+        "the limit it is refused by is that of the changed stream"
+    );
 }

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::jsapi;
 use super::publish::{End, Note, Serving};
 use super::wire::{self, Answer};
-use crate::error::RelayError;
+use crate::error::{Class, RelayError};
 use crate::message::{Message, Outcome, Settled};
 
 /// Most acks taken before their outcomes are reported and the window is filled again.
@@ -120,6 +120,12 @@ impl Serving<'_> {
                     err_code,
                     description,
                 };
+                // A refusal for good is not for good if a stream is about to change.
+                if error.class() == Class::PermanentForMessage
+                    && let Some(early) = &mut self.early
+                {
+                    return early.push(message);
+                }
                 match err_code {
                     TOO_LARGE if !stream.is_empty() => self.too_large(message, stream, error),
                     _ => self.fail(&message, error),

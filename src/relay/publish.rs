@@ -72,7 +72,7 @@ pub(super) struct Serving<'a> {
     pub(super) note: UnboundedSender<Note>,
     notes: UnboundedReceiver<Note>,
     keeper: Option<AbortHandle>,
-    /// Found no stream while the streams were being made.
+    /// Found no stream, or were refused for good, while the streams were being made or changed.
     pub(super) early: Option<Vec<Arc<Message>>>,
     last_error: Option<String>,
     /// Messages of which an earlier attempt may have been stored, being looked for.
@@ -326,7 +326,7 @@ impl Serving<'_> {
         }
     }
 
-    /// Messages that found no stream while the streams were being made go again.
+    /// What was answered while the streams were being made or changed may have another answer: these go again.
     fn release_early(&mut self) {
         if let Some(early) = self.early.take() {
             self.link.queue.put_back(early);
