@@ -86,6 +86,8 @@ struct Worker {
     /// Somebody holds a row that is to be settled: lock first, settle what can be locked.
     careful: bool,
     paused: bool,
+    /// Commits do not wake this worker.
+    resting: bool,
     checkpoint: settle::Checkpoint,
     next_sweep: Instant,
     next_maintenance: Instant,
@@ -129,6 +131,7 @@ impl Worker {
             outcomes_since: Instant::now(),
             careful: false,
             paused: false,
+            resting: false,
             checkpoint: settle::Checkpoint::default(),
             next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
@@ -206,6 +209,7 @@ impl Worker {
             self.more_captured = true;
         }
         self.apply_changes()?;
+        self.rest();
         let settlement = self.settle()?;
         self.maintain()?;
         if !self.paused {
@@ -215,6 +219,17 @@ impl Worker {
             pg::flush_commits(maybe_not);
         }
         Ok(settlement)
+    }
+
+    /// Lets commits wake this worker only while there is a connection to publish to. To be called before the claim.
+    fn rest(&mut self) {
+        let resting = self.paused || !self.lanes.iter().any(|lane| lane.ready);
+        if resting != self.resting {
+            self.resting = resting;
+            status::rest(self.slot, resting);
+            // What was captured before this cycle's look at it may have woken nobody.
+            self.more_captured |= !resting && self.may_be_captured;
+        }
     }
 
     /// Waits for a commit's wake, a report of the relay, or time.

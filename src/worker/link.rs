@@ -87,7 +87,6 @@ impl Worker {
             return Ok(());
         }
         self.paused = config::paused()?;
-        status::rest(self.slot, self.paused);
         let connections = config::connections()?;
         let streams = config::streams()?;
         self.links.stale = false;
