@@ -1,5 +1,7 @@
 //! Writing JSON text. Free of PostgreSQL.
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// Appends `text` as a JSON string. Works on bytes: in every encoding a database can have, bytes below 0x80 that are
 /// not ASCII characters do not occur, so that the result has the encoding of `text`.
 pub fn string(out: &mut Vec<u8>, text: &[u8]) {
@@ -18,7 +20,6 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) {
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
             control => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
                 out.extend_from_slice(b"\\u00");
                 out.push(HEX[usize::from(control >> 4)]);
                 out.push(HEX[usize::from(control & 15)]);
@@ -36,9 +37,19 @@ pub fn quoted(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: impl IntoIterator<Item = u8>) -> String {
+    let mut digits = String::new();
+    for byte in bytes {
+        for half in [byte >> 4, byte & 15] {
+            digits.push(char::from(HEX[usize::from(half)]));
+        }
+    }
+    digits
+}
+
 /// Appends bytes as PostgreSQL shows a `bytea`: `"\\x00ff"`.
 pub fn bytea(out: &mut Vec<u8>, bytes: &[u8]) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     out.reserve(bytes.len() * 2 + 5);
     out.extend_from_slice(b"\"\\\\x");
     for byte in bytes {

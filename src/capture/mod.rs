@@ -28,6 +28,8 @@ use plan::Plan;
 
 type NoTuple = Result<Option<PgHeapTuple<'static, AllocatedByRust>>, std::convert::Infallible>;
 
+/// Bytes that are made room for at once.
+const BEGIN: usize = 512;
 /// Bytes of a row of the queue: as many changes as fit into a page with it.
 const FULL: usize = 7_600;
 
@@ -51,7 +53,7 @@ impl Statement {
             plan,
             lsn: queue::place(),
             salt: queue::salt(),
-            body: Vec::new(),
+            body: Vec::with_capacity(BEGIN),
             stored: 0,
             waiting: 0,
         }

@@ -1,12 +1,12 @@
 //! How the rows of one table are written: looked up once in a session, and anew when the table changes.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
+use rustc_hash::FxHashMap;
 use serde::Deserialize;
 
 use super::head::{Format, Head, token};
@@ -69,6 +69,8 @@ pub struct Plan {
     pub full_old: bool,
     /// How many columns a row must be taken apart to.
     pub width: usize,
+    /// The text of some column depends on the session's time zone.
+    pub zoned: bool,
     /// The columns as a relation message has them.
     pub described: String,
 }
@@ -163,6 +165,7 @@ impl Plan {
                 key_prefix: String::new(),
                 full_old: false,
                 width: 0,
+                zoned: false,
                 described: String::new(),
             };
             let mut key = Vec::new();
@@ -183,7 +186,9 @@ impl Plan {
                 let name = text("column")?;
                 let key_place = row.get_by_name::<i32, _>("key_place")?;
                 if let Some(key_place) = key_place {
-                    let value = RefCell::new(Value::text(oid));
+                    let value = Value::text(oid);
+                    plan.zoned |= value.is_zoned();
+                    let value = RefCell::new(value);
                     key.push((key_place, KeyColumn { at, value }));
                     plan.width = plan.width.max(at + 1);
                 }
@@ -202,6 +207,7 @@ impl Plan {
                     Format::Pgoutput => Value::text(oid),
                     _ => Value::typed(oid),
                 };
+                plan.zoned |= value.is_zoned();
                 plan.columns.push(Column {
                     at,
                     label: format!("{}:", json::quoted(&name)).into_bytes(),
@@ -212,7 +218,7 @@ impl Plan {
             key.sort_by_key(|(place, _)| *place);
             plan.key = key.into_iter().map(|(_, column)| column).collect();
             plan.key_prefix = format!("{}.{}:", token(&plan.head.schema), token(&plan.head.table));
-            plan.head_text = queue::head_text(&plan.head);
+            plan.head_text = plan.head.stored();
             plan.described = format!("[{}]", described.join(","));
             Ok(plan)
         })
@@ -221,23 +227,24 @@ impl Plan {
 
 thread_local! {
     /// By trigger.
-    static PLANS: RefCell<HashMap<Oid, Rc<Plan>>> = RefCell::new(HashMap::new());
+    static PLANS: RefCell<FxHashMap<u32, Rc<Plan>>> = RefCell::default();
     static WATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// The plan of a trigger's table.
 pub fn of(trigger: Oid, relation: Oid, argument: impl FnOnce() -> String) -> Result<Rc<Plan>, String> {
     watch();
-    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&trigger).cloned()) {
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&trigger.to_u32()).cloned()) {
         return Ok(plan);
     }
     let plan = Rc::new(Plan::look_up(relation, &argument())?);
-    PLANS.with_borrow_mut(|plans| plans.insert(trigger, plan.clone()));
+    PLANS.with_borrow_mut(|plans| plans.insert(trigger.to_u32(), plan.clone()));
     Ok(plan)
 }
 
-/// Makes any change of a table's definition forget the plans: they also depend on tables above and on types.
-fn watch() {
+/// Makes any change of a table's definition forget the plans, which also depend on tables above and on types, and the
+/// queue.
+pub fn watch() {
     if WATCHING.replace(true) {
         return;
     }
@@ -245,6 +252,7 @@ fn watch() {
 }
 
 fn forget() {
+    queue::forget();
     // While a plan is being looked up nothing is borrowed.
     PLANS.with(|plans| {
         if let Ok(mut plans) = plans.try_borrow_mut() {

@@ -1,8 +1,10 @@
 //! Into `jetstream.capture_queue`.
 
+use std::cell::Cell;
+
 use pgrx::PgSqlErrorCode;
 
-use super::head::Head;
+use super::{json, plan};
 use crate::pg;
 use crate::pg::bulk::Value;
 
@@ -18,7 +20,7 @@ pub struct Row<'a> {
     pub salt: &'a str,
     /// Connection (`connections.name`) they go to.
     pub connection: &'a str,
-    /// [`Head`] as JSON.
+    /// [`super::head::Head`] as it is stored.
     pub head: &'a str,
     /// Packed changes.
     pub body: &'a [u8],
@@ -32,12 +34,27 @@ pub fn place() -> u64 {
 
 /// Random text, of 48 bits.
 pub fn salt() -> String {
-    format!("{:012x}", rand::random::<u64>() >> 16)
+    let random = rand::random::<u64>();
+    json::hex((0..6).map(|byte| (random >> (8 * byte)) as u8))
 }
 
-/// A head as it is stored.
-pub fn head_text(head: &Head) -> String {
-    serde_json::to_string(head).unwrap_or_default()
+thread_local! {
+    /// Object id of the queue; 0 if it is to be looked up.
+    static TABLE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// To be called when the definition of a table may have changed.
+pub fn forget() {
+    TABLE.set(0);
+}
+
+/// Object id of the queue, looked up once; 0 if there is none. [`forget`] is called for as long as it is known.
+fn table() -> u32 {
+    if TABLE.get() == 0 {
+        plan::watch();
+        TABLE.set(pg::table_oid(c"capture_queue").unwrap_or(0));
+    }
+    TABLE.get()
 }
 
 /// Stores a row in the current transaction.
@@ -53,7 +70,7 @@ pub fn store(row: &Row<'_>) {
         Value::Text(row.head),
         Value::Bytes(row.body),
     ];
-    if !pg::rows::insert(c"capture_queue", values) {
+    if !pg::rows::insert(table(), values) {
         pg::refuse(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             "jetstream.capture_queue does not exist".into(),

@@ -27,9 +27,12 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         return false;
     }
     truncate::forget();
-    let settings = settings::fix(plan.config.condition.is_some());
+    let settings = settings::fix(
+        plan.zoned || plan.config.condition.is_some(),
+        plan.config.condition.is_some(),
+    );
     let wanted = Wanted::of(plan, data);
-    let mut memory = Memory::new("rows of pg_jetstream's capture");
+    let mut memory = Memory::of_rows();
     let mut statement = Statement::new(plan.clone());
     let mut texts = Texts::default();
     let mut number = 0;

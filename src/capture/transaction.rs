@@ -49,7 +49,7 @@ fn store(head: &Head, op: Op) {
         changes: 1,
         salt: &queue::salt(),
         connection: &head.connection,
-        head: &queue::head_text(head),
+        head: &head.stored(),
         body: &body,
     });
 }

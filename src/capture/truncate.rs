@@ -45,8 +45,8 @@ fn rows(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     if trigger::is_partitioned(data) {
         return false;
     }
-    let settings = settings::fix(false);
-    let mut memory = Memory::new("rows of a truncated partition");
+    let settings = settings::fix(plan.zoned, false);
+    let mut memory = Memory::of_rows();
     let mut statement = None;
     let mut texts = Texts::default();
     each_row_of_table(data, plan.width, |row| {

@@ -15,8 +15,13 @@ enum Text {
     /// The bytes are the text.
     Plain,
     Bytea,
+    /// `timestamptz`, in UTC.
+    Instant,
     /// By the type's own output function.
-    Output(Output),
+    Output {
+        output: Output,
+        zoned: bool,
+    },
 }
 
 /// How a type's values become JSON.
@@ -53,7 +58,23 @@ impl Text {
             pg_sys::INT8OID => Text::Int8,
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID | pg_sys::JSONOID => Text::Plain,
             pg_sys::BYTEAOID => Text::Bytea,
-            _ => Text::Output(Output::of(oid)),
+            pg_sys::TIMESTAMPTZOID => Text::Instant,
+            _ => Text::Output {
+                output: Output::of(oid),
+                zoned: !matches!(
+                    oid,
+                    pg_sys::NUMERICOID
+                        | pg_sys::FLOAT4OID
+                        | pg_sys::FLOAT8OID
+                        | pg_sys::UUIDOID
+                        | pg_sys::JSONBOID
+                        | pg_sys::NAMEOID
+                        | pg_sys::DATEOID
+                        | pg_sys::TIMESTAMPOID
+                        | pg_sys::TIMEOID
+                        | pg_sys::INTERVALOID
+                ),
+            },
         }
     }
 
@@ -61,13 +82,18 @@ impl Text {
     fn with<R>(&mut self, value: Field<'_>, with: impl FnOnce(&[u8]) -> R) -> R {
         match self {
             Text::Bool => with(if value.boolean() { b"t" } else { b"f" }),
-            Text::Int2 => with(value.int2().to_string().as_bytes()),
-            Text::Int4 => with(value.int4().to_string().as_bytes()),
-            Text::Int8 => with(value.int8().to_string().as_bytes()),
+            Text::Int2 => with(itoa::Buffer::new().format(value.int2()).as_bytes()),
+            Text::Int4 => with(itoa::Buffer::new().format(value.int4()).as_bytes()),
+            Text::Int8 => with(itoa::Buffer::new().format(value.int8()).as_bytes()),
             Text::Plain => value.with_bytes(|text| with_utf8(text, with)),
             Text::Bytea => value.with_bytes(with),
-            Text::Output(output) => output.with_text(value, with),
+            Text::Instant => value.with_instant(with),
+            Text::Output { output, .. } => output.with_text(value, with),
         }
+    }
+
+    fn is_zoned(&self) -> bool {
+        matches!(self, Text::Output { zoned: true, .. })
     }
 
     fn quoted(&mut self, out: &mut Vec<u8>, value: Field<'_>) {
@@ -107,6 +133,16 @@ impl Value {
                 None => Kind::Quoted(Text::of(oid)),
             },
         })
+    }
+
+    /// Whether what is written may depend on the session's time zone.
+    pub fn is_zoned(&self) -> bool {
+        match &self.0 {
+            Kind::Quoted(text) | Kind::Bare(text) | Kind::Float(text) => text.is_zoned(),
+            Kind::Time(_) => false,
+            Kind::Array(array) => array.element.is_zoned() || array.whole.is_zoned(),
+            Kind::Row => true,
+        }
     }
 
     /// Appends the JSON of a value, which is of this type.

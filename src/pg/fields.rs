@@ -73,6 +73,25 @@ impl Field<'_> {
         }
     }
 
+    /// The text of a `timestamptz` in UTC; `datestyle` is ISO.
+    pub fn with_instant<R>(self, with: impl FnOnce(&[u8]) -> R) -> R {
+        // SAFETY: both types count the same microseconds; this one's text has no time zone. The result is a C string.
+        let text = unsafe {
+            pgrx::direct_function_call::<&CStr>(pg_sys::timestamp_out, &[Some(self.datum)]).unwrap_or_default()
+        };
+        let text = text.to_bytes();
+        let mut zoned = Vec::with_capacity(text.len() + 3);
+        match text.strip_suffix(b" BC") {
+            Some(date) => zoned.extend_from_slice(&[date, b"+00 BC"].concat()),
+            None if text.ends_with(b"infinity") => zoned.extend_from_slice(text),
+            None => {
+                zoned.extend_from_slice(text);
+                zoned.extend_from_slice(b"+00");
+            }
+        }
+        with(&zoned)
+    }
+
     /// An array.
     pub fn with_array<R>(self, with: impl FnOnce(Array<'_>) -> R) -> R {
         // SAFETY: an array, not null; what is detoasted lives in the current memory context.

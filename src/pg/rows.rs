@@ -1,6 +1,6 @@
 //! Rows of a trigger's tables, taken apart where they stand; and one row into a table of this extension.
 
-use std::ffi::CStr;
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 use pgrx::PgMemoryContexts;
@@ -9,13 +9,30 @@ use pgrx::pg_sys::{self, Datum, TriggerData, Tuplestorestate};
 use super::bulk::{Texts, Value};
 use super::fields::Field;
 
-/// Memory for what is made of one row.
+/// Memory for what is made of one row: the same for all statements of this process, because making it for each costs a
+/// statement of one row more than its use.
 pub struct Memory(PgMemoryContexts);
 
+thread_local! {
+    static MEMORY: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
+}
+
 impl Memory {
-    /// One of its own, which goes with this value.
-    pub fn new(name: &'static str) -> Memory {
-        Memory(PgMemoryContexts::new(name))
+    /// To be asked for once at a time: by a trigger that calls nothing that could fire another.
+    pub fn of_rows() -> Memory {
+        if MEMORY.get().is_null() {
+            // SAFETY: makes a context that lives as long as the process; the name is a constant.
+            MEMORY.set(unsafe {
+                pg_sys::AllocSetContextCreateInternal(
+                    pg_sys::TopMemoryContext,
+                    c"rows of pg_jetstream's capture".as_ptr(),
+                    pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+                )
+            });
+        }
+        Memory(PgMemoryContexts::For(MEMORY.get()))
     }
 
     /// Frees what the last call has left, and runs `body` in this memory.
@@ -24,6 +41,16 @@ impl Memory {
         unsafe {
             self.0.reset();
             self.0.switch_to(|_| body())
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // While an ERROR unwinds it is left to the next call.
+        if !std::thread::panicking() {
+            // SAFETY: as above.
+            unsafe { self.0.reset() }
         }
     }
 }
@@ -152,13 +179,10 @@ pub fn each_row_of_table(trigger: &TriggerData, width: usize, mut each: impl FnM
     }
 }
 
-/// Inserts a row into `jetstream.<table>` as directly as PostgreSQL writes its own catalogs: no plan, no executor, no
+/// Inserts a row into a table as directly as PostgreSQL writes its own catalogs: no plan, no executor, no
 /// triggers, and no right of the user's on the table. The values are all its columns, in their order and of their
 /// types; false if there is no such table.
-pub fn insert<const N: usize>(table: &CStr, row: [Value<'_>; N]) -> bool {
-    let Some(oid) = super::table_oid(table) else {
-        return false;
-    };
+pub fn insert<const N: usize>(table: u32, row: [Value<'_>; N]) -> bool {
     let mut texts = Texts::default();
     texts.make_room(&[row]);
     let mut nulls = row.map(|value| matches!(value, Value::Null));
@@ -166,8 +190,11 @@ pub fn insert<const N: usize>(table: &CStr, row: [Value<'_>; N]) -> bool {
     // SAFETY: the relation is opened and closed here, the lock kept to the end of the transaction as for any insert;
     // values and nulls are as many as the table has columns. What they point to is copied into the tuple.
     unsafe {
-        let relation = pg_sys::table_open(pg_sys::Oid::from(oid), pg_sys::RowExclusiveLock as i32);
-        assert_eq!((*(*relation).rd_att).natts as usize, N, "columns of {table:?}");
+        let relation = pg_sys::try_relation_open(pg_sys::Oid::from(table), pg_sys::RowExclusiveLock as i32);
+        if relation.is_null() {
+            return false;
+        }
+        assert_eq!((*(*relation).rd_att).natts as usize, N, "columns of table {table}");
         let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::CatalogTupleInsert(relation, tuple);
         pg_sys::heap_freetuple(tuple);

@@ -13,23 +13,26 @@ pub struct TextSettings {
     pub postgres_intervals: bool,
     /// `extra_float_digits` is at least 1.
     pub exact_floats: bool,
-    /// `timezone` is UTC.
-    pub utc: bool,
 }
 
 impl TextSettings {
     /// Those in force.
     pub fn current() -> TextSettings {
-        // SAFETY: reads variables of this process; 1 is USE_ISO_DATES, 0 is INTSTYLE_POSTGRES. The setting exists.
+        // SAFETY: reads variables of this process; 1 is USE_ISO_DATES, 0 is INTSTYLE_POSTGRES.
         unsafe {
             TextSettings {
                 iso_dates: pg_sys::DateStyle == 1,
                 postgres_intervals: pg_sys::IntervalStyle == 0,
                 exact_floats: pg_sys::extra_float_digits >= 1,
-                utc: CStr::from_ptr(pg_sys::GetConfigOption(c"timezone".as_ptr(), false, false)) == c"UTC",
             }
         }
     }
+}
+
+/// Whether `timezone` is UTC.
+pub fn is_utc() -> bool {
+    // SAFETY: the setting exists; its text is read before anything can change it.
+    unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"timezone".as_ptr(), false, false)) == c"UTC" }
 }
 
 /// Settings that were changed, to be put back with [`Changed::undo`]. An ERROR puts them back by itself.
