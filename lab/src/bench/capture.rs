@@ -8,8 +8,8 @@ use postgres::Client;
 
 use super::Size;
 use super::cpu::{BACKENDS, Meter};
-use super::ground::Bench;
-use super::pgbench::pgbench;
+use super::ground::{Bench, season};
+use super::pgbench::{beside_a_relay, pgbench};
 use super::report::{Goal, Limit, Report, Row, Table, median};
 use crate::lab::{DATABASE, Lab};
 
@@ -44,6 +44,12 @@ const LARGE: usize = 10_000;
 
 const MORE: &str = "more µs";
 
+/// Figures of transactions without capture beside a relay alone that publishes a message for each captured one.
+const BESIDE_A_RELAY: &str = "without capture beside a relay/s";
+const OF_BESIDE: &str = "ratio to that";
+/// Of the kinds above, those that make one message a transaction.
+const ONE_MESSAGE: usize = 2;
+
 /// Single rows with no worker (what the transaction itself costs) and with one that publishes on the same processors;
 /// large statements without a worker.
 pub fn run(bench: &Bench) -> Result<Report> {
@@ -54,12 +60,20 @@ pub fn run(bench: &Bench) -> Result<Report> {
             if bench.size == Size::Tiny && publishing {
                 continue;
             }
-            let (table, ratio) = single_rows(bench, clients, publishing)?;
+            let table = single_rows(bench, clients, publishing)?;
             let what = format!(
-                "captured inserts, {clients} clients, {}, as a share of the transactions/s without capture",
+                "captured inserts, {clients} clients, {}, as a share of",
                 beside(publishing)
             );
-            goals.push(Goal::new(what, Limit::AtLeast(0.8), ratio));
+            let references = [
+                ("ratio", "the transactions/s without capture"),
+                (OF_BESIDE, "those without capture beside a relay alone"),
+            ];
+            for (figure, reference) in references {
+                if let Some(ratio) = table.rows[0].get(figure) {
+                    goals.push(Goal::new(format!("{what} {reference}"), Limit::AtLeast(0.8), ratio));
+                }
+            }
             tables.push(table);
         }
     }
@@ -79,6 +93,7 @@ fn beside(publishing: bool) -> &'static str {
 /// Servers with the two tables.
 fn lab(bench: &Bench, worker: bool) -> Result<Lab> {
     let mut lab = bench.lab(&[])?;
+    season(&lab, bench.size)?;
     lab.sql(TABLES)?;
     if !worker {
         lab.postgres.set(&[("pg_jetstream.databases", "")])?;
@@ -104,16 +119,17 @@ fn inserts(table: &str, rows: usize) -> String {
     format!("insert into {table} (v) select n from generate_series(1, {rows}) n")
 }
 
-/// The table, and the ratio of inserts.
-fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<(Table, f64)> {
+fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<Table> {
     let lab = lab(bench, publishing)?;
     let title = format!("Transactions of one row, {clients} clients, {}", beside(publishing));
     let mut table = Table::new(title).plot(&["transactions/s", "without capture/s"]);
     let mut runs: Vec<[Vec<(f64, f64)>; 2]> = SINGLE.iter().map(|_| Default::default()).collect();
+    let mut beside: Vec<Vec<f64>> = SINGLE.iter().map(|_| Vec::new()).collect();
+    let seconds = bench.size.pick(10, 3, 1);
     for n in 1..=bench.runs(5, 3, 1) {
-        for (kind, runs) in SINGLE.iter().zip(&mut runs) {
+        for (which, kind) in SINGLE.iter().enumerate() {
             refill(&lab, ROWS)?;
-            for (name, runs) in PAIR.iter().zip(runs) {
+            for (name, runs) in PAIR.iter().zip(&mut runs[which]) {
                 bench
                     .steps
                     .say(&format!("{} {name}, {clients} clients, run {n}", kind.0));
@@ -122,25 +138,35 @@ fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<(Table
                     false => Meter::of_postgres(&lab),
                 };
                 let meter = meter.start();
-                let seconds = bench.size.pick(10, 3, 1);
                 let done = pgbench(&lab, &kind.1.replace("TABLE", name), clients, seconds)?;
                 let micros = meter.stop().micros_each(done.transactions);
                 runs.push((done.per_second, micros.get(BACKENDS).copied().unwrap_or(f64::NAN)));
             }
+            if let (true, Some((captured, _))) = (publishing && which < ONE_MESSAGE, runs[which][1].last()) {
+                lab.sql("select jetstream.pause()")?;
+                let done = beside_a_relay(&lab, &kind.1.replace("TABLE", PAIR[0]), clients, seconds, *captured)?;
+                beside[which].push(done.per_second);
+                lab.sql("select jetstream.resume()")?;
+            }
         }
     }
-    for (kind, [plain, captured]) in SINGLE.iter().zip(&runs) {
+    for ((kind, [plain, captured]), beside) in SINGLE.iter().zip(&runs).zip(&beside) {
         let pairs = || captured.iter().zip(plain);
-        let row = Row::new(kind.0)
+        let mut row = Row::new(kind.0)
             .with("transactions/s", captured.iter().map(|run| run.0))
             .with("without capture/s", plain.iter().map(|run| run.0))
             .with("ratio", pairs().map(|(own, other)| own.0 / other.0))
             .with("backend µs", captured.iter().map(|run| run.1))
             .with(MORE, pairs().map(|(own, other)| own.1 - other.1));
+        if !beside.is_empty() {
+            let of_beside = captured.iter().zip(beside).map(|(own, other)| own.0 / other);
+            row = row
+                .with(BESIDE_A_RELAY, beside.iter().copied())
+                .with(OF_BESIDE, of_beside);
+        }
         table.rows.push(row);
     }
-    let ratio = table.rows[0].get("ratio").unwrap_or(f64::NAN);
-    Ok((table, ratio))
+    Ok(table)
 }
 
 /// Microseconds of a row: elapsed, and on the processor of the backend.

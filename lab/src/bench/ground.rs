@@ -13,6 +13,9 @@ use crate::progress::Steps;
 /// Longest time without a single further message before a measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Files of 16 MB that writers of single rows fill in a measurement.
+const WAL_FILES: usize = 60;
+
 /// How often the disk is looked at until it is calm.
 const LOOKS: usize = 10;
 
@@ -66,6 +69,33 @@ impl Bench {
         })?;
         Ok((lab, disk))
     }
+}
+
+/// Makes a server as one is that has run for a while.
+///
+/// Errors: the server refuses.
+pub fn season(lab: &Lab, size: Size) -> Result<()> {
+    if size == Size::Tiny {
+        return Ok(());
+    }
+    touch_buffers(lab)?;
+    recycle_wal(lab, WAL_FILES)
+}
+
+/// Uses every page of `shared_buffers` once, as a server has that has run for a while: a page of memory that nobody has
+/// used yet costs whoever extends a table as much as several rows.
+///
+/// Errors: the server refuses.
+fn touch_buffers(lab: &Lab) -> Result<()> {
+    // A row of 7,000 bytes fills a page.
+    lab.sql(
+        "create unlogged table public.touched (filler text);
+        alter table public.touched alter column filler set storage plain;
+        insert into public.touched select repeat('x', 7000) from generate_series(
+            1, (select setting::bigint from pg_settings where name = 'shared_buffers'));
+        drop table public.touched",
+    )
+    .map(|_| ())
 }
 
 /// Makes WAL files as a server has them that has run for a while: recycled, so that no writer waits for a new one to be

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
+use super::relay::Running;
 use crate::lab::Lab;
 use crate::paths::Paths;
 
@@ -50,5 +52,29 @@ pub fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<
     Ok(Done {
         transactions: after("number of transactions actually processed: ")? as usize,
         per_second: after("tps = ")?,
+    })
+}
+
+/// The same while a relay alone, fed from memory, publishes so many messages of 256 bytes a second to a server of its
+/// own on the same processors: what is left of the machine beside any program that publishes as much.
+///
+/// Errors: as [`pgbench`]; no server; a message that was not stored.
+pub fn beside_a_relay(lab: &Lab, script: &str, clients: usize, seconds: u32, per_second: f64) -> Result<Done> {
+    const WINDOW: usize = 1_000;
+    const BODY: usize = 256;
+    let running = Running::start(WINDOW)?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let relay = scope.spawn(|| running.publish_at(per_second, BODY, &stop));
+        let done = pgbench(lab, script, clients, seconds);
+        stop.store(true, Ordering::Relaxed);
+        let stored = relay.join().map_err(|_| anyhow!("the relay's feed panicked"))??;
+        // Less would be another load than asked for.
+        let wanted = per_second * f64::from(seconds);
+        ensure!(
+            stored as f64 >= wanted * 0.9,
+            "only {stored} of {wanted:.0} messages were published"
+        );
+        done
     })
 }

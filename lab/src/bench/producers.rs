@@ -6,9 +6,9 @@ use anyhow::Result;
 
 use super::Size;
 use super::cpu::{BACKENDS, Meter};
-use super::ground::Bench;
-use super::pgbench::pgbench;
-use super::report::{Goal, Limit, Report, Row, Table, median};
+use super::ground::{Bench, season};
+use super::pgbench::{beside_a_relay, pgbench};
+use super::report::{Goal, Limit, Report, Row, Table};
 use crate::lab::Lab;
 
 /// Tables to compare with. `plain` has the columns of the outbox, their defaults, and a primary key: its rows are the
@@ -100,6 +100,10 @@ const VARIANTS: [Variant; 9] = [
 const INSERT: usize = 3;
 const PUBLISH: usize = 4;
 
+/// Figures of a plain insert beside a relay alone that publishes as many messages.
+const BESIDE_A_RELAY: &str = "reference beside a relay/s";
+const OF_BESIDE: &str = "ratio to that";
+
 /// A body of about 256 bytes.
 const BODY: &str = "('{\"n\": 1, \"body\": \"' || repeat('x', 230) || '\"}')::jsonb";
 
@@ -113,13 +117,16 @@ pub fn run(bench: &Bench) -> Result<Report> {
             if bench.size == Size::Tiny && !paused {
                 continue;
             }
-            let (table, ratios) = compare(bench, clients, paused)?;
+            let table = compare(bench, clients, paused)?;
             for which in [INSERT, PUBLISH] {
-                goals.push(Goal::new(
-                    goal_name(clients, paused, which),
-                    Limit::AtLeast(0.9),
-                    ratios[which],
-                ));
+                for (figure, name) in [
+                    ("ratio", goal_name(clients, paused, which)),
+                    (OF_BESIDE, beside_name(clients, which)),
+                ] {
+                    if let Some(ratio) = table.rows[which].get(figure) {
+                        goals.push(Goal::new(name, Limit::AtLeast(0.9), ratio));
+                    }
+                }
             }
             tables.push(table);
         }
@@ -135,6 +142,13 @@ fn goal_name(clients: usize, paused: bool, which: usize) -> String {
     )
 }
 
+fn beside_name(clients: usize, which: usize) -> String {
+    format!(
+        "{}, {clients} clients, worker publishing, as a share of a plain insert's beside a relay alone",
+        VARIANTS[which].name
+    )
+}
+
 /// Transactions a second, and processor time of the backends for each.
 #[derive(Clone, Copy)]
 struct Speed {
@@ -142,39 +156,54 @@ struct Speed {
     micros: f64,
 }
 
-fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<(Table, Vec<f64>)> {
+fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
     let lab = bench.lab(&[])?;
+    season(&lab, bench.size)?;
     lab.sql(TABLES)?;
     let variants = &VARIANTS[..bench.size.pick(VARIANTS.len(), VARIANTS.len(), PUBLISH + 1)];
     let mut speeds: Vec<Vec<Speed>> = variants.iter().map(|_| Vec::new()).collect();
+    let mut beside: Vec<Vec<f64>> = variants.iter().map(|_| Vec::new()).collect();
     for n in 1..=bench.runs(3, 3, 1) {
-        for (variant, speeds) in variants.iter().zip(&mut speeds) {
+        for (which, variant) in variants.iter().enumerate() {
             bench
                 .steps
                 .say(&format!("{}, {clients} clients, run {n}", variant.name));
-            speeds.push(one(bench, &lab, variant, clients, paused)?);
+            let speed = one(bench, &lab, variant, clients, paused)?;
+            speeds[which].push(speed);
+            if let (INSERT | PUBLISH, false, Some(reference)) = (which, paused, variant.reference) {
+                lab.sql("select jetstream.pause()")?;
+                let script = VARIANTS[reference].sql.replace(":body", BODY);
+                let done = beside_a_relay(&lab, &script, clients, seconds(bench), speed.per_second)?;
+                beside[which].push(done.per_second);
+            }
         }
     }
     let worker = if paused { "paused" } else { "publishing" };
     let mut table = Table::new(format!("Producers, {clients} clients, worker {worker}")).plot(&["transactions/s"]);
-    let mut ratios = Vec::new();
-    for (variant, own) in variants.iter().zip(&speeds) {
+    for ((variant, own), beside) in variants.iter().zip(&speeds).zip(&beside) {
         let mut row = Row::new(variant.name)
             .with("transactions/s", own.iter().map(|speed| speed.per_second))
             .with("backend µs", own.iter().map(|speed| speed.micros));
-        let mut ratio = Vec::new();
         if let Some(reference) = variant.reference {
             let pairs = || own.iter().zip(&speeds[reference]);
-            ratio = pairs().map(|(own, other)| own.per_second / other.per_second).collect();
             row = row
-                .with("ratio", ratio.clone())
+                .with("ratio", pairs().map(|(own, other)| own.per_second / other.per_second))
                 .with("more µs", pairs().map(|(own, other)| own.micros - other.micros))
                 .to(VARIANTS[reference].name);
         }
+        if !beside.is_empty() {
+            let of_beside = own.iter().zip(beside).map(|(own, other)| own.per_second / other);
+            row = row
+                .with(BESIDE_A_RELAY, beside.iter().copied())
+                .with(OF_BESIDE, of_beside);
+        }
         table.rows.push(row);
-        ratios.push(median(&ratio));
     }
-    Ok((table, ratios))
+    Ok(table)
+}
+
+fn seconds(bench: &Bench) -> u32 {
+    bench.size.pick(10, 3, 1)
 }
 
 fn one(bench: &Bench, lab: &Lab, variant: &Variant, clients: usize, paused: bool) -> Result<Speed> {
@@ -187,12 +216,7 @@ fn one(bench: &Bench, lab: &Lab, variant: &Variant, clients: usize, paused: bool
         lab.sql("select jetstream.resume()")?;
     }
     let meter = Meter::of_lab(lab)?.start();
-    let done = pgbench(
-        lab,
-        &variant.sql.replace(":body", BODY),
-        clients,
-        bench.size.pick(10, 3, 1),
-    )?;
+    let done = pgbench(lab, &variant.sql.replace(":body", BODY), clients, seconds(bench))?;
     let used = meter.stop();
     let backends: BTreeMap<_, _> = used.micros_each(done.transactions);
     Ok(Speed {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +24,9 @@ const OUTSTANDING_BYTES: usize = 32 << 20;
 
 /// Longest silence of the relay before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How far apart messages are handed over that come at a given rate: as `pg_jetstream.linger` lets commits gather.
+const GATHERED: Duration = Duration::from_millis(4);
 
 /// What was measured.
 #[derive(Debug, Clone)]
@@ -136,23 +140,50 @@ impl Running {
         Ok(Rate { messages: count, used })
     }
 
+    /// Publishes about `per_second` messages of `size` bytes a second, those that are due each [`GATHERED`], until
+    /// `stop`; the number stored.
+    pub fn publish_at(self, per_second: f64, size: usize, stop: &AtomicBool) -> io::Result<usize> {
+        let payload = Bytes::from(vec![b'x'; size]);
+        let (mut sent, mut stored) = (0, 0);
+        let began = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(GATHERED);
+            let due = (began.elapsed().as_secs_f64() * per_second) as usize;
+            let batch = (sent..due).map(|id| Arc::new(numbered(id, &payload, 0))).collect();
+            sent = sent.max(due);
+            self.relay.send(Command::Publish(batch));
+            while let Ok(report) = self.relay.reports().try_recv() {
+                stored += stored_by(report)?;
+            }
+        }
+        while stored < sent {
+            stored += self.settled()?;
+        }
+        self.end();
+        Ok(stored)
+    }
+
     /// Waits for a report; the number of messages stored by it.
     fn settled(&self) -> io::Result<usize> {
-        let Report::Settled(settled) = self.relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)? else {
-            return Ok(0);
-        };
-        match settled
-            .iter()
-            .find(|one| !matches!(one.outcome, Outcome::Stored { .. }))
-        {
-            Some(bad) => Err(io::Error::other(format!("not stored: {bad:?}"))),
-            None => Ok(settled.len()),
-        }
+        stored_by(self.relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)?)
     }
 
     fn end(self) {
         self.relay.send(Command::Shutdown(Duration::from_secs(1)));
         self.relay.join();
+    }
+}
+
+fn stored_by(report: Report) -> io::Result<usize> {
+    let Report::Settled(settled) = report else {
+        return Ok(0);
+    };
+    let bad = settled
+        .iter()
+        .find(|one| !matches!(one.outcome, Outcome::Stored { .. }));
+    match bad {
+        Some(bad) => Err(io::Error::other(format!("not stored: {bad:?}"))),
+        None => Ok(settled.len()),
     }
 }
 
