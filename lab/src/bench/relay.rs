@@ -25,7 +25,7 @@ const OUTSTANDING_BYTES: usize = 32 << 20;
 /// Longest silence of the relay before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How far apart messages are handed over that come at a given rate: as `pg_jetstream.linger` lets commits gather.
+/// How far apart messages are handed over that come at a given rate: as far as the worker holds its cycles apart at most.
 const GATHERED: Duration = Duration::from_millis(4);
 
 /// What was measured.
