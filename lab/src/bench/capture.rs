@@ -10,7 +10,7 @@ use super::Size;
 use super::cpu::{BACKENDS, Meter};
 use super::ground::{Bench, season};
 use super::pgbench::{beside_a_relay, pgbench};
-use super::report::{Goal, Limit, Report, Row, Table, median};
+use super::report::{Goal, Limit, OF_BESIDE, Report, Row, Table, median};
 use crate::lab::{DATABASE, Lab};
 
 /// Two tables alike; `captured` is captured in the default format.
@@ -44,9 +44,6 @@ const LARGE: usize = 10_000;
 
 const MORE: &str = "more µs";
 
-/// Figures of transactions without capture beside a relay alone that publishes a message for each captured one.
-const BESIDE_A_RELAY: &str = "without capture beside a relay/s";
-const OF_BESIDE: &str = "ratio to that";
 /// Of the kinds above, those that make one message a transaction.
 const ONE_MESSAGE: usize = 2;
 
@@ -152,18 +149,17 @@ fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<Table>
     }
     for ((kind, [plain, captured]), beside) in SINGLE.iter().zip(&runs).zip(&beside) {
         let pairs = || captured.iter().zip(plain);
-        let mut row = Row::new(kind.0)
+        let row = Row::new(kind.0)
             .with("transactions/s", captured.iter().map(|run| run.0))
             .with("without capture/s", plain.iter().map(|run| run.0))
             .with("ratio", pairs().map(|(own, other)| own.0 / other.0))
             .with("backend µs", captured.iter().map(|run| run.1))
-            .with(MORE, pairs().map(|(own, other)| own.1 - other.1));
-        if !beside.is_empty() {
-            let of_beside = captured.iter().zip(beside).map(|(own, other)| own.0 / other);
-            row = row
-                .with(BESIDE_A_RELAY, beside.iter().copied())
-                .with(OF_BESIDE, of_beside);
-        }
+            .with(MORE, pairs().map(|(own, other)| own.1 - other.1))
+            .with_beside_a_relay(
+                "without capture beside a relay/s",
+                captured.iter().map(|run| run.0),
+                beside,
+            );
         table.rows.push(row);
     }
     Ok(table)

@@ -8,7 +8,7 @@ use super::Size;
 use super::cpu::{BACKENDS, Meter};
 use super::ground::{Bench, season};
 use super::pgbench::{beside_a_relay, pgbench};
-use super::report::{Goal, Limit, Report, Row, Table};
+use super::report::{Goal, Limit, OF_BESIDE, Report, Row, Table};
 use crate::lab::Lab;
 
 /// Tables to compare with. `plain` has the columns of the outbox, their defaults, and a primary key: its rows are the
@@ -100,10 +100,6 @@ const VARIANTS: [Variant; 9] = [
 const INSERT: usize = 3;
 const PUBLISH: usize = 4;
 
-/// Figures of a plain insert beside a relay alone that publishes as many messages.
-const BESIDE_A_RELAY: &str = "reference beside a relay/s";
-const OF_BESIDE: &str = "ratio to that";
-
 /// A body of about 256 bytes.
 const BODY: &str = "('{\"n\": 1, \"body\": \"' || repeat('x', 230) || '\"}')::jsonb";
 
@@ -191,13 +187,10 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
                 .with("more µs", pairs().map(|(own, other)| own.micros - other.micros))
                 .to(VARIANTS[reference].name);
         }
-        if !beside.is_empty() {
-            let of_beside = own.iter().zip(beside).map(|(own, other)| own.per_second / other);
-            row = row
-                .with(BESIDE_A_RELAY, beside.iter().copied())
-                .with(OF_BESIDE, of_beside);
-        }
-        table.rows.push(row);
+        let speeds = own.iter().map(|own| own.per_second);
+        table
+            .rows
+            .push(row.with_beside_a_relay("reference beside a relay/s", speeds, beside));
     }
     Ok(table)
 }

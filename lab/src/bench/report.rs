@@ -11,6 +11,9 @@ use serde::Serialize;
 use super::cpu;
 use super::machine::Machine;
 
+/// The figure of ratios to a reference beside a relay alone.
+pub const OF_BESIDE: &str = "ratio to that";
+
 /// One value, of as many runs as were made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
@@ -53,6 +56,16 @@ impl Row {
             runs,
         });
         self
+    }
+
+    /// Adds the speeds of a reference beside a relay alone, and the ratio of `own` speeds to them; nothing if it was not
+    /// measured.
+    pub fn with_beside_a_relay(self, name: &str, own: impl Iterator<Item = f64>, beside: &[f64]) -> Self {
+        if beside.is_empty() {
+            return self;
+        }
+        self.with(name, beside.iter().copied())
+            .with(OF_BESIDE, own.zip(beside).map(|(own, other)| own / other))
     }
 
     /// Says what its ratios are to.
