@@ -7,6 +7,7 @@ mod catalog;
 pub mod enqueue;
 pub mod fields;
 mod functions;
+mod ranges;
 pub mod row;
 pub mod rows;
 pub mod settings;

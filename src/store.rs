@@ -35,17 +35,17 @@ pub struct Row {
     pub txid: u64,
     /// When it was inserted, or due if that is later; microseconds since 2000-01-01 UTC.
     pub due_at: i64,
-    /// What had ended when the claim looked; with the first row of a claim in insert order only.
-    pub snapshot: Option<Snapshot>,
 }
 
 /// What a claim found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Rows visited.
     pub rows: usize,
     /// No further row was there.
     pub exhausted: bool,
+    /// What had ended when it looked; of a claim in insert order that found rows only.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// A failed attempt.
@@ -79,7 +79,7 @@ impl Store {
             .ok_or(SpiError::CursorNotFound("statements".into()))
     }
 
-    /// Claims in insert order: rows above `cursor`. The first row carries what had ended by then.
+    /// Claims in insert order: rows above `cursor`.
     pub fn claim_in_order(&mut self, lane: &str, cursor: i64, limit: Visit<'_>) -> Result<Seen> {
         claim(self, |s| &s.insert_order, &[lane.into(), cursor.into()], lane, limit)
     }
@@ -204,6 +204,8 @@ pub struct Visit<'a> {
     pub row: &'a mut dyn FnMut(Row) -> ControlFlow<()>,
     /// Most rows to visit.
     pub most: usize,
+    /// Rows it wants if it can take each: no more are read ahead.
+    pub wanted: usize,
 }
 
 fn claim(
@@ -221,15 +223,21 @@ fn claim(
     Spi::connect_mut(|client| {
         let statements = store.statements(client)?;
         let mut cursor = client.try_open_cursor_mut(statement(statements), args)?;
-        let (mut rows, mut step) = (0, FIRST_STEP);
-        while rows < visit.most {
-            let asked = step.min(visit.most - rows);
+        let mut seen = Seen::default();
+        let mut step = FIRST_STEP;
+        while seen.rows < visit.most {
+            let wanted = visit.wanted.saturating_sub(seen.rows).max(FIRST_STEP);
+            let asked = step.min(wanted).min(visit.most - seen.rows);
             let fetched = values::fetch(&mut cursor, asked)?;
+            if seen.rows == 0 && fetched.len() > 0 {
+                let snapshot = fetched.row::<WIDTH>(0).text(SNAPSHOT);
+                seen.snapshot = snapshot.map(|snapshot| Snapshot::parse(&snapshot));
+            }
             let mut held = Held::default();
             let mut bytes = 0;
             for number in 0..fetched.len() {
                 let columns = fetched.row::<WIDTH>(number);
-                rows += 1;
+                seen.rows += 1;
                 let row = if columns.value(XMAX) == Some(0) {
                     Some(read_row(&columns, &connection))
                 } else {
@@ -238,11 +246,12 @@ fn claim(
                 let Some(row) = row else { continue };
                 bytes += row.message.payload.len();
                 if (visit.row)(row).is_break() {
-                    return Ok(Seen { rows, exhausted: false });
+                    return Ok(seen);
                 }
             }
             if fetched.len() < asked {
-                return Ok(Seen { rows, exhausted: true });
+                seen.exhausted = true;
+                return Ok(seen);
             }
             if bytes < LARGE_STEP_BYTES {
                 step = (step * 2).min(LARGEST_STEP);
@@ -250,13 +259,14 @@ fn claim(
                 step = (step / 2).max(1);
             }
         }
-        Ok(Seen { rows, exhausted: false })
+        Ok(seen)
     })
 }
 
-/// Position of `xmax` and `id` among the columns of a claim.
+/// Position of `xmax`, `id` and the snapshot among the columns of a claim.
 const XMAX: usize = 0;
 const ID: usize = 1;
+const SNAPSHOT: usize = 14;
 
 /// Rows of one step that somebody has locked, changed or deleted, or has tried to. What is free now is locked and read
 /// anew; what somebody holds is skipped.
@@ -321,7 +331,6 @@ fn read_row(row: &values::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
         txid: number(2) as u64,
         due_at: number(10),
         place: row.place(15),
-        snapshot: row.text(14).map(|snapshot| Snapshot::parse(&snapshot)),
     }
 }
 

@@ -9,6 +9,8 @@ use std::ptr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::ranges::Ranges;
+
 /// Where a version of a row stands (`ctid`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -201,18 +203,23 @@ struct Appender {
     target: *mut pg_sys::ResultRelInfo,
     state: *mut pg_sys::EState,
     slots: Vec<*mut pg_sys::TupleTableSlot>,
+    ranges: Vec<Ranges>,
     texts: Texts,
 }
 
 impl Appender {
     fn new(relation: pg_sys::Relation) -> Appender {
         // SAFETY: the relation is open for as long as this lives.
-        let (target, state) = unsafe { open_indexes(relation) };
+        let (target, state, ranges) = unsafe {
+            let (target, state) = open_indexes(relation);
+            (target, state, Ranges::of(target))
+        };
         Appender {
             relation,
             target,
             state,
             slots: Vec::new(),
+            ranges,
             texts: Texts::default(),
         }
     }
@@ -241,7 +248,12 @@ impl Appender {
             let slots = self.slots.as_mut_ptr();
             pg_guard_ffi_boundary(|| insert(self.relation, slots, count as i32, command, 0, ptr::null_mut()));
             if (*self.target).ri_NumIndices > 0 {
-                for slot in &self.slots[..count] {
+                let slots = &self.slots[..count];
+                let summarized: Vec<Vec<bool>> = self.ranges.iter().map(|index| index.extremes(slots)).collect();
+                for (row, slot) in slots.iter().enumerate() {
+                    for (index, extreme) in self.ranges.iter().zip(&summarized) {
+                        index.take_part(self.target, extreme[row]);
+                    }
                     index_row(self.target, *slot, self.state);
                 }
             }
@@ -282,6 +294,9 @@ impl Appender {
         unsafe {
             for slot in self.slots {
                 pg_sys::ExecDropSingleTupleTableSlot(slot);
+            }
+            for index in &self.ranges {
+                index.take_part(self.target, true);
             }
             pg_sys::ExecCloseIndices(self.target);
             pg_sys::FreeExecutorState(self.state);

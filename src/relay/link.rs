@@ -13,9 +13,10 @@ use tracing::debug;
 
 use super::backoff::Backoff;
 use super::connect::{Refusal, Session, connect};
+use super::positions::{Plan, Position};
 use super::publish::{self, End};
 use super::queue::Queue;
-use super::recover::{Plan, Position, Tail};
+use super::recover::Tail;
 use super::wake::Reporter;
 use super::{Limits, Report};
 use crate::message::{ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec};

@@ -15,6 +15,7 @@ mod fuzz;
 mod hub;
 mod jsapi;
 mod link;
+mod positions;
 mod publish;
 mod queue;
 mod recover;
@@ -36,7 +37,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tracing::{Dispatch, dispatcher, error};
 
-pub use recover::{Plan, Position};
+pub use positions::{Plan, Position};
 
 use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
 use wake::{Reporter, Wake};

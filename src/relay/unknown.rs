@@ -4,8 +4,9 @@ use tracing::{info, warn};
 
 use super::connect::{Refusal, Session, trouble};
 use super::link::{Link, Todo};
+use super::positions::Plan;
 use super::publish::End;
-use super::recover::{self, Plan, Tail};
+use super::recover::{self, Tail};
 
 impl Link {
     /// Before anything is published on a new session: settles what is stored already of the messages whose outcome is

@@ -114,7 +114,7 @@ impl Worker {
                 after = Some(row.message.id);
                 (visit.row)(row)
             };
-            store.claim_late(lane, cursor, &ended, from, Visit { row, most: visit.most })
+            store.claim_late(lane, cursor, &ended, from, Visit { row, ..visit })
         })?;
         if exhausted {
             self.lanes[number].pending.retain(|xid| !ended.contains(xid));
@@ -178,7 +178,7 @@ impl Worker {
                     last = Some(row.message.id);
                     (visit.row)(row)
                 };
-                store.claim_by_key(lane, &key.key, from, Visit { row, most })
+                store.claim_by_key(lane, &key.key, from, Visit { row, most, ..visit })
             })?;
             self.keys.claimed(&key, last, exhausted);
             if let Some(id) = claimed.postponed.take() {
@@ -199,7 +199,7 @@ impl Worker {
                 seen.push(row.message.id);
                 (visit.row)(row)
             };
-            store.sweep(lane, from, cursor, Visit { row, most: visit.most })
+            store.sweep(lane, from, cursor, Visit { row, ..visit })
         })?;
         let lane = &mut self.lanes[number];
         seen.into_iter().for_each(|id| lane.swept(id));
@@ -217,14 +217,13 @@ impl Worker {
         let mut snapshot = None;
         let start = cursor;
         self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            let row = &mut |mut row: Row| {
+            let row = &mut |row: Row| {
                 cursor = cursor.max(row.message.id);
-                if let Some(taken) = row.snapshot.take() {
-                    snapshot = Some(taken);
-                }
                 (visit.row)(row)
             };
-            store.claim_in_order(lane, start, Visit { row, most: visit.most })
+            let seen = store.claim_in_order(lane, start, Visit { row, ..visit })?;
+            snapshot.clone_from(&seen.snapshot);
+            Ok(seen)
         })?;
         self.lanes[number].cursor = cursor;
         if let Some(snapshot) = snapshot {
@@ -245,6 +244,7 @@ impl Worker {
         run: impl FnOnce(&mut crate::store::Store, &str, Visit<'_>) -> SpiResult<crate::store::Seen>,
     ) -> SpiResult<bool> {
         let mut room = self.room(number);
+        let wanted = room.messages;
         if room.messages == 0 || room.bytes == 0 {
             self.lanes[number].more = true;
             return Ok(false);
@@ -313,7 +313,15 @@ impl Worker {
                 ControlFlow::Continue(())
             }
         };
-        let seen = run(store, &name, Visit { row: &mut row, most })?;
+        let seen = run(
+            store,
+            &name,
+            Visit {
+                row: &mut row,
+                most,
+                wanted,
+            },
+        )?;
         if !seen.exhausted {
             self.lanes[number].more = true;
         }
