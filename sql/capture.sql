@@ -26,7 +26,7 @@ comment on column jetstream.capture_queue.changes is 'Changes in body';
 comment on column jetstream.capture_queue.at is 'When the statement ended';
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
 comment on column jetstream.capture_queue.connection is 'connections.name they go to';
-comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, connection, prefix, table';
+comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, prefix, schema, table, and the database where the format names it';
 comment on column jetstream.capture_queue.body is 'The changes, packed';
 comment on index jetstream.capture_queue_txid is 'What became visible since the last look';
 

@@ -275,7 +275,6 @@ mod tests {
     fn head(format: Format) -> Head {
         Head {
             format,
-            connection: "default".into(),
             prefix: "postgres".into(),
             database: "shop".into(),
             schema: "public".into(),

@@ -84,10 +84,10 @@ with visible as materialized (
 ), taken as (
     delete from jetstream.capture_queue q
     where q.ctid = any (array(select v.place from visible v where v.before < $3))
-    returning q.txid::text::bigint as xid, q.lsn, q.number, q.at, q.salt, q.head, q.body
+    returning q.txid::text::bigint as xid, q.lsn, q.number, q.at, q.salt, q.head, q.body, q.connection
 )
 select xid, (lsn - '0/0')::bigint as place, number, (extract(epoch from at) * 1000000)::bigint as at, salt, head, body,
-       (select count(*) from visible) as visible
+       (select count(*) from visible) as visible, connection
 from taken order by lsn, number, salt";
 
 const PUT: &str = "
@@ -252,7 +252,7 @@ impl Columns {
             }
         };
         let changes = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
-        let connection: Rc<str> = head.connection.as_str().into();
+        let connection: Rc<str> = text(9)?.into();
         for (n, change) in changes.iter().enumerate() {
             self.messages
                 .push(envelope::message(&head, &stamp, first + n as u32, change));

@@ -17,16 +17,25 @@ pub enum Format {
     Cloudevents,
 }
 
+impl Format {
+    /// Whether messages say which database they come from.
+    pub fn names_database(self) -> bool {
+        match self {
+            Format::Pgoutput | Format::Row => false,
+            Format::Debezium | Format::Cloudevents => true,
+        }
+    }
+}
+
 /// Stored with each batch, so that what was captured is published as it was meant, whatever becomes of the capture.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Head {
     /// Shape of the body.
     pub format: Format,
-    /// Connection (`connections.name`) it goes to.
-    pub connection: String,
     /// First tokens of the subject.
     pub prefix: String,
-    /// Database, for the formats that name it.
+    /// Database, for the formats that name it; empty for the others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub database: String,
     /// Schema of the table.
     pub schema: String,
@@ -104,6 +113,30 @@ mod tests {
             });
         }
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_head_is_read_as_it_was_stored_now_and_by_earlier_versions() {
+        let head = |format| Head {
+            format,
+            prefix: "postgres".into(),
+            database: if format == Format::Debezium {
+                "shop".into()
+            } else {
+                String::new()
+            },
+            schema: "public".into(),
+            table: "users".into(),
+            relation_id: 7,
+        };
+        let read = |stored: &str| serde_json::from_str::<Head>(stored).unwrap();
+        for format in [Format::Pgoutput, Format::Debezium] {
+            assert_eq!(read(&head(format).stored()), head(format));
+        }
+        assert!(!head(Format::Pgoutput).stored().contains("database"));
+        let earlier = r#"{"format":"debezium","connection":"default","prefix":"postgres","database":"shop",
+            "schema":"public","table":"users","relation_id":7}"#;
+        assert_eq!(read(earlier), head(Format::Debezium));
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// Bytes as hexadecimal digits.
-pub fn hex(bytes: impl IntoIterator<Item = u8>) -> String {
-    let mut digits = String::new();
+pub fn hex(bytes: impl ExactSizeIterator<Item = u8>) -> String {
+    let mut digits = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         for half in [byte >> 4, byte & 15] {
             digits.push(char::from(HEX[usize::from(half)]));

@@ -14,6 +14,7 @@ mod transaction;
 mod truncate;
 mod value;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Oid};
@@ -26,10 +27,15 @@ use crate::wake;
 use batch::{Change, Op};
 use plan::Plan;
 
+thread_local! {
+    /// Empty, with the room that the last statement had made.
+    static BODY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 type NoTuple = Result<Option<PgHeapTuple<'static, AllocatedByRust>>, std::convert::Infallible>;
 
-/// Bytes that are made room for at once.
-const BEGIN: usize = 512;
+/// Bytes kept for the next statement of the session.
+const KEPT: usize = 65_536;
 /// Bytes of a row of the queue: as many changes as fit into a page with it.
 const FULL: usize = 7_600;
 
@@ -53,9 +59,17 @@ impl Statement {
             plan,
             lsn: queue::place(),
             salt: queue::salt(),
-            body: Vec::with_capacity(BEGIN),
+            body: BODY.take(),
             stored: 0,
             waiting: 0,
+        }
+    }
+
+    /// Stores the last changes.
+    fn end(mut self) {
+        self.flush();
+        if self.body.capacity() <= KEPT {
+            BODY.set(self.body);
         }
     }
 
@@ -89,7 +103,7 @@ impl Statement {
             number: self.stored + 1,
             changes: self.waiting,
             salt: &self.salt,
-            connection: &self.plan.head.connection,
+            connection: &self.plan.config.connection,
             head: &self.plan.head_text,
             body: &self.body,
         });
@@ -147,7 +161,7 @@ fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) 
             new: Some(columns.as_bytes()),
             ..Change::bare(Op::Relation)
         });
-        statement.flush();
+        statement.end();
         wake::at_commit(Request::Look);
     }
     described

@@ -151,7 +151,6 @@ impl Plan {
             let mut plan = Plan {
                 head: Head {
                     format: config.format,
-                    connection: config.connection.clone(),
                     prefix: config.prefix.clone(),
                     database: String::new(),
                     schema: String::new(),
@@ -174,7 +173,9 @@ impl Plan {
                 let text = |name: &str| row.get_by_name::<String, _>(name).map(Option::unwrap_or_default);
                 plan.head.schema = text("schema")?;
                 plan.head.table = text("name")?;
-                plan.head.database = text("database")?;
+                if plan.head.format.names_database() {
+                    plan.head.database = text("database")?;
+                }
                 plan.head.relation_id = row.get_by_name::<Oid, _>("relation")?.map_or(0, Oid::to_u32);
                 plan.full_old = text("identity")? == "f" || plan.head.format != Format::Pgoutput;
                 let (Some(place), Some(oid)) =

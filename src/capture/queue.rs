@@ -35,7 +35,7 @@ pub fn place() -> u64 {
 /// Random text, of 48 bits.
 pub fn salt() -> String {
     let random = rand::random::<u64>();
-    json::hex((0..6).map(|byte| (random >> (8 * byte)) as u8))
+    json::hex(random.to_le_bytes().into_iter().take(6))
 }
 
 thread_local! {

@@ -1,5 +1,6 @@
 //! From the transition tables of a trigger to changes.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode;
@@ -8,7 +9,7 @@ use pgrx::pg_sys::TriggerData;
 use super::batch::{Change, Op};
 use super::head::Format;
 use super::plan::Plan;
-use super::{Statement, fail, json, settings, truncate};
+use super::{KEPT, Statement, fail, json, settings, truncate};
 use crate::pg::rows::{Memory, Row, Transition};
 use crate::pg::trigger;
 
@@ -34,7 +35,7 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     let wanted = Wanted::of(plan, data);
     let mut memory = Memory::of_rows();
     let mut statement = Statement::new(plan.clone());
-    let mut texts = Texts::default();
+    let mut texts = TEXTS.take();
     let mut number = 0;
     loop {
         let (before, after) = (old.as_ref().map(Transition::row), new.as_ref().map(Transition::row));
@@ -47,9 +48,15 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         }
         pgrx::check_for_interrupts!();
     }
-    statement.flush();
+    statement.end();
+    texts.keep();
     settings.undo();
     true
+}
+
+thread_local! {
+    /// With the room that the last statement had made.
+    static TEXTS: Cell<Texts> = Cell::default();
 }
 
 /// What a row's texts are put together in, again and again.
@@ -60,6 +67,16 @@ pub(super) struct Texts {
     pub(super) old_key: Vec<u8>,
     new_key: Vec<u8>,
     changed: Vec<u8>,
+}
+
+impl Texts {
+    /// Keeps the room for the next statement of the session.
+    fn keep(self) {
+        let all = [&self.old, &self.new, &self.old_key, &self.new_key, &self.changed];
+        if all.iter().all(|text| text.capacity() <= KEPT) {
+            TEXTS.set(self);
+        }
+    }
 }
 
 fn one(

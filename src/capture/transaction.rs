@@ -6,14 +6,14 @@ use std::rc::Rc;
 use pgrx::{PgSubXactCallbackEvent, PgXactCallbackEvent, pg_sys, register_subxact_callback, register_xact_callback};
 
 use super::batch::{self, Change, Op};
-use super::head::{Format, Head};
+use super::head::Format;
 use super::plan::Plan;
 use super::queue;
 use crate::pg;
 
 /// A begin that stands in the queue, and the subtransaction that put it there.
 struct Begun {
-    head: Head,
+    plan: Rc<Plan>,
     subtransaction: pg_sys::SubTransactionId,
 }
 
@@ -24,23 +24,24 @@ thread_local! {
 
 /// Stores the begin before the first change of this transaction that goes this way.
 pub fn begin(plan: &Rc<Plan>) {
-    let way = |head: &Head| -> (Format, String, String) { (head.format, head.prefix.clone(), head.connection.clone()) };
-    let wanted = way(&plan.head);
-    if BEGUN.with_borrow(|begun| begun.iter().any(|one| way(&one.head) == wanted)) {
+    fn way(plan: &Plan) -> (Format, &str, &str) {
+        (plan.head.format, &plan.head.prefix, &plan.config.connection)
+    }
+    if BEGUN.with_borrow(|begun| begun.iter().any(|one| way(&one.plan) == way(plan))) {
         return;
     }
-    store(&plan.head, Op::Begin);
+    store(plan, Op::Begin);
     let subtransaction = pg::subtransaction();
     BEGUN.with_borrow_mut(|begun| {
         begun.push(Begun {
-            head: plan.head.clone(),
+            plan: plan.clone(),
             subtransaction,
         });
     });
     register();
 }
 
-fn store(head: &Head, op: Op) {
+fn store(plan: &Plan, op: Op) {
     let mut body = Vec::new();
     batch::push(&mut body, &Change::bare(op));
     queue::store(&queue::Row {
@@ -48,8 +49,8 @@ fn store(head: &Head, op: Op) {
         number: 1,
         changes: 1,
         salt: &queue::salt(),
-        connection: &head.connection,
-        head: &head.stored(),
+        connection: &plan.config.connection,
+        head: &plan.head_text,
         body: &body,
     });
 }
@@ -83,6 +84,6 @@ fn register() {
 /// Before the commit itself, after all deferred triggers: nothing a user can write comes later.
 fn commit() {
     for one in BEGUN.take() {
-        store(&one.head, Op::Commit);
+        store(&one.plan, Op::Commit);
     }
 }

@@ -35,7 +35,7 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     }
     let mut statement = Statement::new(plan.clone());
     statement.add(&Change::bare(Op::Truncate));
-    statement.flush();
+    statement.end();
     EMPTIED.set(Some(here));
     true
 }
@@ -62,8 +62,5 @@ fn rows(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         });
     });
     settings.undo();
-    if let Some(statement) = &mut statement {
-        statement.flush();
-    }
-    statement.is_some()
+    statement.map(Statement::end).is_some()
 }

@@ -80,16 +80,12 @@ impl Field<'_> {
             pgrx::direct_function_call::<&CStr>(pg_sys::timestamp_out, &[Some(self.datum)]).unwrap_or_default()
         };
         let text = text.to_bytes();
-        let mut zoned = Vec::with_capacity(text.len() + 3);
-        match text.strip_suffix(b" BC") {
-            Some(date) => zoned.extend_from_slice(&[date, b"+00 BC"].concat()),
-            None if text.ends_with(b"infinity") => zoned.extend_from_slice(text),
-            None => {
-                zoned.extend_from_slice(text);
-                zoned.extend_from_slice(b"+00");
-            }
-        }
-        with(&zoned)
+        let (time, era) = match text.strip_suffix(b" BC") {
+            Some(time) => (time, &b" BC"[..]),
+            None => (text, &b""[..]),
+        };
+        let zone: &[u8] = if time.ends_with(b"infinity") { b"" } else { b"+00" };
+        with(&[time, zone, era].concat())
     }
 
     /// An array.

@@ -1,0 +1,1 @@
+../migrations/pg_jetstream--0.1.0--0.1.1.sql
