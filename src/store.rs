@@ -17,7 +17,7 @@ use crate::guc::Settings;
 use crate::message::{self, Message};
 use crate::micros;
 use crate::pg::bulk::Place;
-use crate::pg::values;
+use crate::pg::cursor::{self, Cursor};
 use crate::snapshot::Snapshot;
 use statements::{LATE_AT_ONCE, Statements, WIDTH};
 pub use stored::Record;
@@ -206,6 +206,8 @@ pub struct Visit<'a> {
     pub most: usize,
     /// Rows it wants if it can take each: no more are read ahead.
     pub wanted: usize,
+    /// Bytes after which no further row is read.
+    pub bytes: usize,
 }
 
 fn claim(
@@ -215,48 +217,58 @@ fn claim(
     lane: &str,
     visit: Visit<'_>,
 ) -> Result<Seen> {
-    // Small steps first: rows may be large, and a step is read whole before the visitor can end the claim.
-    const FIRST_STEP: usize = 64;
-    const LARGEST_STEP: usize = 1024;
-    const LARGE_STEP_BYTES: usize = 1024 * 1024;
+    // As many at a time as would do if each could be taken, but not one by one.
+    const LEAST_STEP: usize = 64;
     let connection: Arc<str> = lane.into();
     Spi::connect_mut(|client| {
         let statements = store.statements(client)?;
-        let mut cursor = client.try_open_cursor_mut(statement(statements), args)?;
+        let mut cursor = Cursor::of(client.try_open_cursor_mut(statement(statements), args)?);
         let mut seen = Seen::default();
-        let mut step = FIRST_STEP;
+        let mut bytes = 0;
         while seen.rows < visit.most {
-            let wanted = visit.wanted.saturating_sub(seen.rows).max(FIRST_STEP);
-            let asked = step.min(wanted).min(visit.most - seen.rows);
-            let fetched = values::fetch(&mut cursor, asked)?;
-            if seen.rows == 0 && fetched.len() > 0 {
-                let snapshot = fetched.row::<WIDTH>(0).text(SNAPSHOT);
-                seen.snapshot = snapshot.map(|snapshot| Snapshot::parse(&snapshot));
-            }
-            let mut held = Held::default();
-            let mut bytes = 0;
-            for number in 0..fetched.len() {
-                let columns = fetched.row::<WIDTH>(number);
-                seen.rows += 1;
-                let row = if columns.value(XMAX) == Some(0) {
-                    Some(read_row(&columns, &connection))
+            let wanted = visit.wanted.saturating_sub(seen.rows).max(LEAST_STEP);
+            let asked = wanted.min(visit.most - seen.rows);
+            let mut step = Vec::with_capacity(asked);
+            let mut touched = Vec::new();
+            let mut full = false;
+            cursor.fetch::<WIDTH>(asked, |columns| {
+                if seen.rows == 0 && step.is_empty() {
+                    seen.snapshot = columns.text(SNAPSHOT).map(|snapshot| Snapshot::parse(&snapshot));
+                }
+                if columns.value(XMAX) == Some(0) {
+                    let row = read_row(&columns, &connection);
+                    bytes += row.message.cost();
+                    step.push(Fetched::Free(row));
                 } else {
-                    held.read(client, statements, &fetched, number, &connection)?
+                    let id = columns.value(ID).unwrap_or(0);
+                    touched.push(id);
+                    step.push(Fetched::Touched(id));
+                }
+                full = bytes >= visit.bytes;
+                if full {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            let ended = full || step.len() < asked;
+            let mut held = Held { touched, free: None };
+            for row in step {
+                seen.rows += 1;
+                let row = match row {
+                    Fetched::Free(row) => row,
+                    Fetched::Touched(id) => match held.read(client, statements, id, &connection)? {
+                        Some(row) => row,
+                        None => continue,
+                    },
                 };
-                let Some(row) = row else { continue };
-                bytes += row.message.payload.len();
                 if (visit.row)(row).is_break() {
                     return Ok(seen);
                 }
             }
-            if fetched.len() < asked {
-                seen.exhausted = true;
+            if ended {
+                seen.exhausted = !full;
                 return Ok(seen);
-            }
-            if bytes < LARGE_STEP_BYTES {
-                step = (step * 2).min(LARGEST_STEP);
-            } else {
-                step = (step / 2).max(1);
             }
         }
         Ok(seen)
@@ -268,44 +280,52 @@ const XMAX: usize = 0;
 const ID: usize = 1;
 const SNAPSHOT: usize = 14;
 
-/// Rows of one step that somebody has locked, changed or deleted, or has tried to. What is free now is locked and read
-/// anew; what somebody holds is skipped.
-#[derive(Default)]
+/// A row of one step.
+enum Fetched {
+    /// Nobody has touched it.
+    Free(Row),
+    /// Somebody has locked or changed the row of this id, or has tried to.
+    Touched(i64),
+}
+
+/// Rows of one step that somebody has touched. What is free now is locked and read anew; what somebody holds is skipped.
 struct Held {
+    touched: Vec<i64>,
     free: Option<HashSet<i64>>,
 }
 
 impl Held {
-    /// Row `number`, as it stands now; `None` if somebody holds it, or if it is not to be claimed any more.
+    /// The row of this id, as it stands now; `None` if somebody holds it, or if it is not to be claimed any more.
     fn read(
         &mut self,
         client: &mut SpiClient<'_>,
         statements: &Statements,
-        step: &values::Rows<'_>,
-        number: usize,
+        id: i64,
         connection: &Arc<str>,
     ) -> Result<Option<Row>> {
         let free = match &mut self.free {
             Some(free) => free,
             none => {
-                let rows = (number..step.len()).map(|number| step.row::<WIDTH>(number));
-                let touched = rows.filter(|row| row.value(XMAX) != Some(0));
-                let ids: Vec<i64> = touched.filter_map(|row| row.value(ID)).collect();
-                let table = client.update(&statements.lockable, None, &[ids.into()])?;
+                let touched = std::mem::take(&mut self.touched);
+                let table = client.update(&statements.lockable, None, &[touched.into()])?;
                 none.insert(read_ids(table)?)
             }
         };
-        let id = step.row::<WIDTH>(number).value(ID).unwrap_or(0);
         if !free.contains(&id) {
             return Ok(None);
         }
-        let mut cursor = client.try_open_cursor_mut(&statements.by_id, &[(&**connection).into(), id.into()])?;
-        let found = values::fetch(&mut cursor, 1)?;
-        Ok((found.len() == 1).then(|| read_row(&found.row(0), connection)))
+        let args = [(&**connection).into(), id.into()];
+        let mut cursor = Cursor::of(client.try_open_cursor_mut(&statements.by_id, &args)?);
+        let mut found = None;
+        cursor.fetch::<WIDTH>(1, |columns| {
+            found = Some(read_row(&columns, connection));
+            ControlFlow::Continue(())
+        });
+        Ok(found)
     }
 }
 
-fn read_row(row: &values::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
+fn read_row(row: &cursor::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
     let number = |column| row.value(column).unwrap_or(0);
     let headers = row.bytes(5).and_then(|json| {
         let json = serde_json::from_slice(&json).ok()?;

@@ -165,4 +165,16 @@ fn the_history_of_one_message_is_found_by_its_outbox_id() {
             .unwrap(),
         "3"
     );
+    // What comes into blocks that the index has summed up already is found through it too.
+    lab.sql(&insert("s.x", 20_001, 21_500)).unwrap();
+    drained(&lab, SOON);
+    let through_index = "set enable_seqscan = off; select count(*) from generate_series(20001, 21500) n \
+         cross join lateral (select from jetstream.history h where h.outbox_id = n offset 0) h";
+    becomes(
+        &lab,
+        "all in the history",
+        "select count(*) from jetstream.history",
+        "21500",
+    );
+    assert_eq!(lab.sql(through_index).unwrap().concat().last().unwrap(), "1500");
 }

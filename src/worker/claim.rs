@@ -244,7 +244,7 @@ impl Worker {
         run: impl FnOnce(&mut crate::store::Store, &str, Visit<'_>) -> SpiResult<crate::store::Seen>,
     ) -> SpiResult<bool> {
         let mut room = self.room(number);
-        let wanted = room.messages;
+        let (wanted, bytes) = (room.messages, room.bytes);
         if room.messages == 0 || room.bytes == 0 {
             self.lanes[number].more = true;
             return Ok(false);
@@ -320,6 +320,7 @@ impl Worker {
                 row: &mut row,
                 most,
                 wanted,
+                bytes,
             },
         )?;
         if !seen.exhausted {
