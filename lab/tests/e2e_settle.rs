@@ -57,6 +57,24 @@ fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
     assert_eq!(renamed, [("s.changed".to_owned(), 60), ("s.late".to_owned(), 80)]);
 }
 
+/// A claim all of whose rows bear somebody's mark remembers who was still at work, as any claim does.
+#[test]
+fn a_late_row_is_found_at_once_behind_rows_that_had_all_been_touched() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    let mut late = lab.postgres.client(DATABASE).unwrap();
+    late.batch_execute(&format!("begin; {}", insert("s.late", 1, 1)))
+        .unwrap();
+    lab.sql(&insert("s.x", 2, 10)).unwrap();
+    lab.sql("begin; select from jetstream.outbox for update; commit")
+        .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 9);
+    late.batch_execute("commit").unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", 1..=10);
+}
+
 /// A transaction that commits late with more rows than one look takes: all of them, once, each key in order.
 #[test]
 fn a_crowd_of_late_rows_arrives_once_and_in_order() {
