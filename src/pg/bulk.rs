@@ -183,6 +183,13 @@ impl Table {
 }
 
 impl Place {
+    pub(super) fn of(pointer: pg_sys::ItemPointerData) -> Place {
+        Place {
+            block: u32::from(pointer.ip_blkid.bi_hi) << 16 | u32::from(pointer.ip_blkid.bi_lo),
+            offset: pointer.ip_posid,
+        }
+    }
+
     fn item_pointer(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData {

@@ -126,15 +126,11 @@ impl<const N: usize> Row<'_, N> {
     /// A column of type `tid`, which is not null.
     pub fn place(&self, column: usize) -> Place {
         // SAFETY: a non-null datum of type tid points to an item pointer, in the row at hand.
-        let tid = unsafe {
+        Place::of(unsafe {
             self.values[column]
                 .cast_mut_ptr::<pg_sys::ItemPointerData>()
                 .read_unaligned()
-        };
-        Place {
-            block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo),
-            offset: tid.ip_posid,
-        }
+        })
     }
 
     /// A column of type `text` or `bytea`; `None` if null.

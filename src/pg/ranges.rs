@@ -3,6 +3,8 @@
 
 use pgrx::pg_sys;
 
+use super::bulk::Place;
+
 /// Operator family `integer_minmax_ops` of BRIN (`pg_opfamily.dat`).
 const INTEGER_MINMAX: pg_sys::Oid = pg_sys::Oid::from_u32(4054);
 
@@ -68,10 +70,7 @@ impl Ranges {
             }
         };
         // SAFETY: the caller's promise.
-        let block = |slot: *mut pg_sys::TupleTableSlot| unsafe {
-            let place = (*slot).tts_tid.ip_blkid;
-            u32::from(place.bi_hi) << 16 | u32::from(place.bi_lo)
-        };
+        let block = |slot: *mut pg_sys::TupleTableSlot| unsafe { Place::of((*slot).tts_tid).block };
         let mut extreme = Vec::with_capacity(slots.len());
         for same_block in slots.chunk_by(|a, b| block(*a) == block(*b)) {
             let values = || same_block.iter().map(|slot| value(*slot));
