@@ -39,8 +39,10 @@ comment on column jetstream.history.payload is 'Body, if pg_jetstream.history_pa
 comment on column jetstream.history.raw is 'Body of bytes, if pg_jetstream.history_payload is on';
 comment on column jetstream.history.headers is 'Headers, if pg_jetstream.history_payload is on';
 
+-- Of a range, autovacuum is asked for a summary. It keeps 256 such requests and writes each further one to the server's log:
+-- ranges of 128 pages are 2,000,000 rows of the history between two of its rounds.
 create index history_outbox_id on jetstream.history using brin (outbox_id)
-    with (pages_per_range = 16, autosummarize = on);
+    with (pages_per_range = 128, autosummarize = on);
 create index history_failed on jetstream.history (published_at) where not success;
 comment on index jetstream.history_outbox_id is 'What became of one message; by block ranges, as ids come nearly in order: a tree would cost a third of the insert';
 comment on index jetstream.history_failed is 'Recent failures';
