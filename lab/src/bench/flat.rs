@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use postgres::Client;
 
-use super::ground::{Bench, Watch, owe};
+use super::ground::{Bench, OUTBOX, Watch, owe, owe_in};
 use super::report::{Goal, Limit, Report, Row, Table, median, number};
 use super::writers::{self, Load};
 use crate::lab::{DATABASE, Lab};
@@ -15,16 +15,21 @@ const CHUNK: usize = 500_000;
 /// Rows of the history inserted in one transaction.
 const HISTORY_CHUNK: usize = 1_000_000;
 
-/// What is in the way.
+/// What is in the way, and what its speed is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Disturbance {
+enum Case {
     /// Nothing.
-    None,
+    Undisturbed,
+    /// So many messages in a like table, which the worker never reads. Whoever fills gigabytes leaves a machine behind on
+    /// which all are slower for a while, nats-server first: new pages of memory and of files cost more.
+    Aside(usize),
+    /// So many rows in a table like the history.
+    HistoryAside(usize),
     /// So many messages owed to a connection that is disabled.
     Elsewhere(usize),
     /// So many that are due in a day.
     Delayed(usize),
-    /// So many in front: the drain of these is what is measured.
+    /// So many in front: the drain of the first of these is what is measured.
     InFront(usize),
     /// So many rows of history.
     History(usize),
@@ -34,13 +39,15 @@ enum Disturbance {
     OpenTransaction,
 }
 
-use Disturbance::{Delayed, Elsewhere, History, InFront, OpenTransaction, Snapshot};
+use Case::{Aside, Delayed, Elsewhere, History, HistoryAside, InFront, OpenTransaction, Snapshot, Undisturbed};
 
-impl Disturbance {
+impl Case {
     fn name(self) -> String {
         let count = |count: usize| number(count as f64);
         match self {
-            Self::None => "undisturbed".to_owned(),
+            Undisturbed => "undisturbed".to_owned(),
+            Aside(n) => format!("{} in a like table", count(n)),
+            HistoryAside(n) => format!("history of {} in a like table", count(n)),
             Elsewhere(n) => format!("{} owed to a disabled connection", count(n)),
             Delayed(n) => format!("{} due in a day", count(n)),
             InFront(n) => format!("{} owed, speed while they drain", count(n)),
@@ -49,14 +56,25 @@ impl Disturbance {
             OpenTransaction => "a transaction id held".to_owned(),
         }
     }
+
+    /// What wrote as much before and had nothing in the way; none for what is a reference itself.
+    fn reference(self) -> Option<Self> {
+        match self {
+            Undisturbed | Aside(_) | HistoryAside(_) => None,
+            Elsewhere(n) | Delayed(n) | InFront(n) => Some(Aside(n)),
+            History(n) => Some(HistoryAside(n)),
+            Snapshot | OpenTransaction => Some(Undisturbed),
+        }
+    }
 }
 
 /// How much is measured.
 struct Plan {
-    cases: Vec<Disturbance>,
+    /// Each after its reference.
+    cases: Vec<Case>,
     /// Messages of one drain.
     drain: usize,
-    /// Drains made one after the other; the last is measured, when the dead rows of the others lie about.
+    /// Drains made one after the other; all but the first are measured, when the dead rows of those before lie about.
     drains: usize,
     /// How long latency is measured, at 500 transactions a second.
     latency: Duration,
@@ -69,21 +87,24 @@ fn plan(bench: &Bench) -> Plan {
         (1_000, 2_000, 1_000),
     );
     let all = vec![
-        Elsewhere(million),
-        Elsewhere(five),
-        Delayed(five),
-        InFront(million),
-        InFront(five),
-        History(history),
+        Undisturbed,
         Snapshot,
         OpenTransaction,
+        Aside(million),
+        Elsewhere(million),
+        InFront(million),
+        Aside(five),
+        Elsewhere(five),
+        Delayed(five),
+        InFront(five),
+        HistoryAside(history),
+        History(history),
     ];
+    let few = vec![Undisturbed, Snapshot, Aside(five), Elsewhere(five), InFront(five)];
     Plan {
-        cases: bench
-            .size
-            .pick(all.clone(), all, vec![Elsewhere(million), InFront(five), Snapshot]),
+        cases: bench.size.pick(all.clone(), all, few),
         drain: bench.size.pick(200_000, 100_000, 2_000),
-        drains: bench.size.pick(3, 3, 2),
+        drains: bench.size.pick(5, 4, 2),
         latency: Duration::from_secs(bench.size.pick(20, 5, 1)),
     }
 }
@@ -99,25 +120,27 @@ struct Found {
     indexes_after: f64,
 }
 
-/// In each round the undisturbed run, then each disturbance; its ratios are to the undisturbed run of its round.
+/// In each round all cases; ratios are to the reference's run of the same round.
 pub fn run(bench: &Bench) -> Result<Report> {
     let plan = plan(bench);
-    let (mut quiet, mut disturbed) = (Vec::new(), plan.cases.iter().map(|_| Vec::new()).collect::<Vec<_>>());
+    let mut found = plan.cases.iter().map(|_| Vec::new()).collect::<Vec<_>>();
     for n in 1..=bench.runs(3, 1, 1) {
-        bench.steps.say(&format!("undisturbed, run {n}"));
-        quiet.push(one(bench, &plan, Disturbance::None)?);
-        for (case, found) in plan.cases.iter().zip(&mut disturbed) {
+        for (case, found) in plan.cases.iter().zip(&mut found) {
             bench.steps.say(&format!("{}, run {n}", case.name()));
             found.push(one(bench, &plan, *case)?);
         }
     }
+    let of = |case: Case| {
+        let place = plan.cases.iter().position(|other| *other == case);
+        place.map_or(&[][..], |place| &found[place])
+    };
     let mut table =
         Table::new("Drain and commit to stored at 500/s while something is in the way; sizes in MB").plot(&["drain/s"]);
-    table.rows.push(row(&Disturbance::None.name(), &quiet, &quiet));
-    let cases = plan.cases.iter().zip(&disturbed);
-    table
-        .rows
-        .extend(cases.map(|(case, found)| row(&case.name(), found, &quiet)));
+    table.rows.extend(
+        plan.cases
+            .iter()
+            .map(|case| row(*case, of(*case), case.reference().map(of))),
+    );
     let goals = goals(&table);
     Ok(Report {
         tables: vec![table],
@@ -128,79 +151,89 @@ pub fn run(bench: &Bench) -> Result<Report> {
 const SPEED: &str = "ratio";
 const LATENCY: &str = "p50 ratio";
 
-fn row(name: &str, found: &[Found], quiet: &[Found]) -> Row {
+fn row(case: Case, found: &[Found], reference: Option<&[Found]>) -> Row {
     let all = |figure: fn(&Found) -> f64| found.iter().map(figure);
-    let ratio = |figure: fn(&Found) -> f64| {
-        found
-            .iter()
-            .zip(quiet)
-            .map(move |(own, other)| figure(own) / figure(other))
-    };
-    Row::new(name)
+    let mut row = Row::new(case.name())
         .with("drain/s", all(|one| one.rate))
-        .with(SPEED, ratio(|one| one.rate))
         .with("p50 ms", all(|one| one.p50))
-        .with(LATENCY, ratio(|one| one.p50))
         .with("p99 ms", all(|one| one.p99))
         .with("table most", all(|one| one.table_during))
         .with("indexes most", all(|one| one.indexes_during))
         .with("table after", all(|one| one.table_after))
-        .with("indexes after", all(|one| one.indexes_after))
+        .with("indexes after", all(|one| one.indexes_after));
+    if let Some(reference) = reference {
+        let ratio = |figure: fn(&Found) -> f64| {
+            let pairs = found.iter().zip(reference);
+            pairs.map(move |(own, other)| figure(own) / figure(other))
+        };
+        row = row
+            .with(SPEED, ratio(|one| one.rate))
+            .with(LATENCY, ratio(|one| one.p50));
+    }
+    match case.reference() {
+        Some(reference) => row.to(reference.name()),
+        None => row,
+    }
 }
 
 fn goals(table: &Table) -> Vec<Goal> {
     let goal = |row: &Row, name: &str, what: &str, limit| {
         let reached = row.get(name).filter(|value| value.is_finite())?;
         Some(Goal::new(
-            format!("{what} with {}, as a share of undisturbed", row.case),
+            format!(
+                "{what} with {}, as a share of that with {}",
+                row.case,
+                row.reference.as_deref()?
+            ),
             limit,
             reached,
         ))
     };
-    let disturbed = table.rows.iter().skip(1);
-    disturbed
-        .flat_map(|row| {
-            let speed = goal(row, SPEED, "drain", Limit::AtLeast(0.9));
-            let latency = goal(row, LATENCY, "commit to stored", Limit::Below(1.1));
-            speed.into_iter().chain(latency)
-        })
-        .collect()
+    let rows = table.rows.iter();
+    rows.flat_map(|row| {
+        let speed = goal(row, SPEED, "drain", Limit::AtLeast(0.9));
+        let latency = goal(row, LATENCY, "commit to stored", Limit::Below(1.1));
+        speed.into_iter().chain(latency)
+    })
+    .collect()
 }
 
-fn one(bench: &Bench, plan: &Plan, disturbance: Disturbance) -> Result<Found> {
+fn one(bench: &Bench, plan: &Plan, case: Case) -> Result<Found> {
     // All of it is gigabytes; the drains themselves are short.
     let lab = bench.lab(&[("max_wal_size", "4GB")])?;
     lab.sql("select jetstream.pause()")?;
-    let _holder = disturb(&lab, disturbance)?;
+    let _holder = disturb(&lab, case)?;
     let mut watch = Watch::open(&lab)?;
-    let (mut stored, mut rate, mut most) = (0, f64::NAN, (0.0, 0.0));
-    let (drains, count) = match disturbance {
-        InFront(_) => (1, 0),
-        _ => (plan.drains, plan.drain),
+    let (mut stored, mut most) = (0, (0.0, 0.0));
+    let (mut measured, mut time) = (0, Duration::ZERO);
+    let drains = match case {
+        InFront(owed) => vec![(owed / 5).min(plan.drain * 5)],
+        _ => vec![plan.drain; plan.drains],
     };
-    for _ in 0..drains {
+    for (n, count) in drains.iter().enumerate() {
         lab.sql("select jetstream.pause()")?;
-        owe(&lab, count, 256, "", "")?;
+        if !matches!(case, InFront(_)) {
+            owe(&lab, *count, 256, "", "")?;
+        }
         most = sizes(&lab)?;
-        let measured = match disturbance {
-            InFront(owed) => owed.min(plan.drain * 5),
-            _ => count,
-        };
-        stored += measured;
+        stored += count;
         let begin = std::time::Instant::now();
         lab.sql("select jetstream.resume()")?;
         watch.until(&lab, stored, || Ok(()))?;
-        rate = measured as f64 / begin.elapsed().as_secs_f64();
+        if n > 0 || drains.len() == 1 {
+            measured += count;
+            time += begin.elapsed();
+        }
     }
     let (mut p50, mut p99) = (f64::NAN, f64::NAN);
     // What is in front is delivered first: the time of a message behind it is not of interest.
-    if !matches!(disturbance, InFront(_)) {
+    if !matches!(case, InFront(_)) {
         let millis = latency(&lab, plan.latency, stored, &mut watch)?;
         (p50, p99) = (millis[0].1, millis[2].1);
     }
     let after = sizes(&lab)?;
     Ok(Found {
-        rate,
+        rate: measured as f64 / time.as_secs_f64(),
         p50,
         p99,
         table_during: most.0.max(after.0),
@@ -234,38 +267,61 @@ fn latency(lab: &Lab, time: Duration, stored: usize, watch: &mut Watch) -> Resul
 }
 
 /// Puts it in the way; what is returned keeps it there.
-fn disturb(lab: &Lab, disturbance: Disturbance) -> Result<Option<Client>> {
-    let owe_all = |count: usize, columns: &str, values: &str| {
+fn disturb(lab: &Lab, case: Case) -> Result<Option<Client>> {
+    let owe_all = |table: &str, count: usize, columns: &str, values: &str| {
         (0..count)
             .step_by(CHUNK)
-            .try_for_each(|begin| owe(lab, CHUNK.min(count - begin), 256, columns, values))
+            .try_for_each(|begin| owe_in(lab, table, CHUNK.min(count - begin), 256, columns, values))
     };
-    let mut holder = lab.postgres.client(DATABASE)?;
-    match disturbance {
-        Disturbance::None => return Ok(None),
+    match case {
+        Undisturbed => {}
+        Aside(count) => {
+            lab.sql("create table public.aside (like jetstream.outbox including all)")?;
+            owe_all("public.aside", count, "", "")?;
+        }
+        HistoryAside(count) => {
+            lab.sql("create table public.aside (like jetstream.history including all)")?;
+            fill_history(lab, "public.aside", count)?;
+        }
         Elsewhere(count) => {
             lab.sql(
                 "insert into jetstream.connections (name, url, enabled) values ('off', 'nats://127.0.0.1:1', false)",
             )?;
-            owe_all(count, ", connection", ", 'off'")?;
+            owe_all(OUTBOX, count, ", connection", ", 'off'")?;
         }
-        Delayed(count) => owe_all(count, ", deliver_at", ", now() + interval '1 day'")?,
-        InFront(count) => owe_all(count, "", "")?,
-        History(count) => {
-            for begin in (0..count).step_by(HISTORY_CHUNK) {
-                lab.sql(&format!(
-                    "insert into jetstream.history (published_at, outbox_id, sequence, attempts, latency_ms, success, \
-                     connection, subject, message_id, stream) \
-                     select now(), -i, i, 1, 1, true, 'default', 'bench.s' || i % 128, gen_random_uuid()::text, 'BENCH' \
-                     from generate_series({begin} + 1, {begin} + {}) i",
-                    HISTORY_CHUNK.min(count - begin)
-                ))?;
-            }
+        Delayed(count) => owe_all(OUTBOX, count, ", deliver_at", ", now() + interval '1 day'")?,
+        InFront(count) => owe_all(OUTBOX, count, "", "")?,
+        History(count) => fill_history(lab, "jetstream.history", count)?,
+        Snapshot => {
+            return hold(
+                lab,
+                "begin isolation level repeatable read; select 1 from pg_class limit 1",
+            );
         }
-        Snapshot => holder.batch_execute("begin isolation level repeatable read; select 1 from pg_class limit 1")?,
-        OpenTransaction => holder.batch_execute("begin; select pg_current_xact_id()")?,
+        OpenTransaction => return hold(lab, "begin; select pg_current_xact_id()"),
     }
+    // What was written for this is not written during the drains.
+    lab.sql("checkpoint")?;
+    Ok(None)
+}
+
+fn hold(lab: &Lab, statements: &str) -> Result<Option<Client>> {
+    let mut holder = lab.postgres.client(DATABASE)?;
+    holder.batch_execute(statements)?;
     Ok(Some(holder))
+}
+
+fn fill_history(lab: &Lab, table: &str, count: usize) -> Result<()> {
+    for begin in (0..count).step_by(HISTORY_CHUNK) {
+        lab.sql(&format!(
+            "insert into {table} (published_at, outbox_id, sequence, attempts, latency_ms, success, \
+             connection, subject, message_id, stream) \
+             select now(), -i, i, 1, 1, true, 'default', 'bench.s' || i % 128, gen_random_uuid()::text, 'BENCH' \
+             from generate_series({begin} + 1, {begin} + {}) i",
+            HISTORY_CHUNK.min(count - begin)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Megabytes of the outbox's table, and of its indexes.

@@ -19,6 +19,9 @@ const WAL_FILES: usize = 60;
 /// How often the disk is looked at until it is calm.
 const LOOKS: usize = 10;
 
+/// Where messages are owed.
+pub const OUTBOX: &str = "jetstream.outbox";
+
 /// How a run of the bench was asked for.
 #[derive(Debug)]
 pub struct Bench {
@@ -116,11 +119,16 @@ pub fn recycle_wal(lab: &Lab, files: usize) -> Result<()> {
 /// Inserts `count` messages of `size` bytes over 128 subjects, in one transaction; with `others` (`", name = value"`
 /// of further columns) they may be such as are not due or go elsewhere.
 pub fn owe(lab: &Lab, count: usize, size: usize, columns: &str, values: &str) -> Result<()> {
+    owe_in(lab, OUTBOX, count, size, columns, values)
+}
+
+/// The same, into a table like the outbox.
+pub fn owe_in(lab: &Lab, table: &str, count: usize, size: usize, columns: &str, values: &str) -> Result<()> {
     // Of digests, so that TOAST finds nothing to compress.
     let body =
         format!("select substr(string_agg(sha256(int4send(n)), ''), 1, {size}) from generate_series(0, {size} / 32) n");
     lab.sql(&format!(
-        "insert into jetstream.outbox (subject, raw{columns}) \
+        "insert into {table} (subject, raw{columns}) \
          select 'bench.s' || i % 128, b.body{values} \
          from generate_series(1, {count}) i cross join ({body}) b (body)"
     ))?;
