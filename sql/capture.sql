@@ -26,7 +26,7 @@ comment on column jetstream.capture_queue.changes is 'Changes in body';
 comment on column jetstream.capture_queue.at is 'When the statement ended';
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
 comment on column jetstream.capture_queue.connection is 'connections.name they go to';
-comment on column jetstream.capture_queue.head is 'What the messages have in common, as JSON: format, prefix, schema, table, and the database where the format names it';
+comment on column jetstream.capture_queue.head is 'What the messages have in common, as a JSON array: format, prefix, schema, table, its object id, and the database where the format names it';
 comment on column jetstream.capture_queue.body is 'The changes, packed';
 comment on index jetstream.capture_queue_txid is 'What became visible since the last look';
 
@@ -105,30 +105,6 @@ comment on column jetstream.captures.connection is 'Connection the messages go t
 comment on column jetstream.captures.transactions is 'Whether begin and commit are published too';
 comment on column jetstream.captures.enabled is 'Whether all its triggers are enabled';
 
-create function jetstream.capture_triggers(relation regclass, operations text[], argument jsonb) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    operation text;
-begin
-    foreach operation in array operations loop
-        continue when operation not in ('insert', 'update', 'delete', 'truncate');
-        -- Of a partition that is truncated, the rows are published as deleted: they are read before they go.
-        execute pg_catalog.format('create trigger %I %s %s on %s%s for each statement execute function '
-            'jetstream.capture_changes(%L)', 'jetstream_capture_' || operation,
-            case operation when 'truncate' then 'before' else 'after' end, operation, relation,
-            case operation
-                when 'insert' then ' referencing new table as new_rows'
-                when 'update' then ' referencing old table as old_rows new table as new_rows'
-                when 'delete' then ' referencing old table as old_rows'
-                else '' end,
-            argument::text);
-    end loop;
-end
-$$;
-comment on function jetstream.capture_triggers(regclass, text[], jsonb) is 'Creates the triggers of a capture on one table';
-
 create function jetstream.capture_drop_triggers(relation regclass) returns integer
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -148,6 +124,63 @@ begin
 end
 $$;
 comment on function jetstream.capture_drop_triggers(regclass) is 'Drops the triggers of a capture from one table; returns how many';
+
+create function jetstream.capture_triggers(relation regclass, operations text[], argument jsonb) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    operation text;
+    name text;
+    firing jsonb := (select pg_catalog.jsonb_object_agg(t.tgname, t.tgenabled) from pg_catalog.pg_trigger t
+                     where t.tgrelid = relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+                       and t.tgenabled <> 'O');
+begin
+    perform jetstream.capture_drop_triggers(relation);
+    foreach operation in array operations loop
+        continue when operation not in ('insert', 'update', 'delete', 'truncate');
+        -- Of a partition that is truncated, the rows are published as deleted: they are read before they go.
+        execute pg_catalog.format('create trigger %I %s %s on %s%s for each statement execute function '
+            'jetstream.capture_changes(%L)', 'jetstream_capture_' || operation,
+            case operation when 'truncate' then 'before' else 'after' end, operation, relation,
+            case operation
+                when 'insert' then ' referencing new table as new_rows'
+                when 'update' then ' referencing old table as old_rows new table as new_rows'
+                when 'delete' then ' referencing old table as old_rows'
+                else '' end,
+            argument::text);
+    end loop;
+    -- Only now, as the event trigger on ALTER TABLE looks at all of them.
+    foreach operation in array operations loop
+        name := 'jetstream_capture_' || operation;
+        if firing ? name then
+            execute pg_catalog.format('alter table %s %s trigger %I', relation,
+                case firing ->> name when 'A' then 'enable always' when 'R' then 'enable replica' else 'disable' end, name);
+        end if;
+    end loop;
+end
+$$;
+comment on function jetstream.capture_triggers(regclass, text[], jsonb) is
+    'Creates the triggers of a capture on one table, in place of those that are there; they fire as those did';
+
+create function jetstream.capture_enable(root regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    trigger name;
+begin
+    for relation, trigger in
+        select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
+        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and t.tgenabled = 'D'
+          and (t.tgrelid = root or t.tgrelid in (select p.relid from pg_catalog.pg_partition_tree(root) p))
+    loop
+        execute pg_catalog.format('alter table %s enable trigger %I', relation, trigger);
+    end loop;
+end
+$$;
+comment on function jetstream.capture_enable(regclass) is 'Enables the triggers of a capture that are disabled, those of partitions too';
 
 create function jetstream.capture_must_own(relation regclass) returns void
 language plpgsql stable
@@ -250,7 +283,7 @@ begin
         'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false);
     perform jetstream.capture_check_condition(relation, condition);
     perform jetstream.capture_stream(subject_prefix, connection);
-    perform jetstream.capture_remove(relation);
+    perform jetstream.capture_enable(relation);
     perform jetstream.capture_triggers(relation, operations, argument);
     perform jetstream.capture_members(relation);
     return (select c.subjects from jetstream.captures c where c."table" = relation);

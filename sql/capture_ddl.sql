@@ -73,7 +73,7 @@ declare
     argument jsonb;
     operations text[];
 begin
-    select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
+    select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname)
     into argument, operations
     from pg_catalog.pg_trigger t
     where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
@@ -81,12 +81,11 @@ begin
     argument := argument || '{"partition": true}';
     for member in
         select p.relid from pg_catalog.pg_partition_tree(root) p
-        where p.level > 0 and not exists (
-            select from pg_catalog.pg_trigger t
+        where p.level > 0 and operations is distinct from (
+            select pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname) from pg_catalog.pg_trigger t
             where t.tgrelid = p.relid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
               and jetstream.capture_argument(t.tgargs) = argument)
     loop
-        perform jetstream.capture_drop_triggers(member);
         perform jetstream.capture_triggers(member, operations, argument);
     end loop;
     -- Partitions that were detached are captured no more.
@@ -114,6 +113,8 @@ declare
     root regclass;
     argument jsonb;
     operations text[];
+    -- As pg_dump sets both for what it writes, which brings one trigger after the other, those of partitions too.
+    restoring boolean := not (current_setting('check_function_bodies')::boolean or current_setting('row_security')::boolean);
 begin
     if tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO') then
         perform jetstream.capture_new_table(c.oid) from pg_catalog.pg_class c
@@ -137,8 +138,7 @@ begin
                   select a.relid from pg_catalog.pg_partition_ancestors(r.oid::regclass) as a (relid))))
         group by t.tgrelid, t.tgargs
     loop
-        -- A restore creates one trigger after the other, those of partitions too.
-        if tg_tag <> 'CREATE TRIGGER' then
+        if tg_tag <> 'CREATE TRIGGER' and not restoring then
             argument := jetstream.capture_rename(root, operations, argument);
             perform jetstream.capture_check_condition(root, argument ->> 'condition');
             perform jetstream.capture_members(root);
@@ -170,7 +170,6 @@ begin
         end loop;
     end if;
     if named <> argument then
-        perform jetstream.capture_drop_triggers(relation);
         perform jetstream.capture_triggers(relation, operations, named);
         argument := named;
     end if;

@@ -185,7 +185,7 @@ grant execute on function
     jetstream.capture_schema(regnamespace, text[], text, text, text, boolean), jetstream.uncapture_schema(regnamespace),
     jetstream.capture_changes(), jetstream.capture_argument(bytea), jetstream.subject_token(text),
     jetstream.capture_triggers(regclass, text[], jsonb), jetstream.capture_drop_triggers(regclass),
-    jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass),
+    jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass), jetstream.capture_enable(regclass),
     jetstream.capture_as(regclass, jsonb), jetstream.capture_must_own_schema(regnamespace),
     jetstream.capture_check_condition(regclass, text), jetstream.connection_exists(text),
     jetstream.capture_stream(text, text), jetstream.capture_members(regclass),

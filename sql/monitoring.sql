@@ -14,9 +14,14 @@ union all
 select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
            else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
        sum(q.changes), 0, min(q.at), null, null
-from (select c.connection, h.*, c.changes, c.at, get_byte(substring(c.body for 1), 0) in (ascii('b'), ascii('c')) as boundary
+from (select c.connection, c.changes, c.at,
+             -- In this order, or by name, as 0.1.0 stored it.
+             coalesce(h.head ->> 1, h.head ->> 'prefix') as prefix,
+             coalesce(h.head ->> 2, h.head ->> 'schema') as schema,
+             coalesce(h.head ->> 3, h.head ->> 'table') as "table",
+             get_byte(substring(c.body for 1), 0) in (ascii('B'), ascii('C'), ascii('b'), ascii('c')) as boundary
       from jetstream.capture_queue c
-      cross join lateral jsonb_to_record(c.head::jsonb) as h (prefix text, schema text, "table" text)) q
+      cross join lateral (select c.head::jsonb as head) h) q
 group by 1, 2;
 comment on view jetstream.outbox_summary is
     'Messages owed, by connection and subject; captured changes that are no messages yet too';

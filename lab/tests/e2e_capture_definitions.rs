@@ -96,6 +96,11 @@ fn a_dump_carries_the_captures() {
              select jetstream.capture('p', key => '{id}', columns => '{id,v}'); select jetstream.pause()",
     )
     .unwrap();
+    // Of which a dump tells right after the trigger, before those of partitions are there.
+    lab.sql("alter table p enable always trigger jetstream_capture_insert")
+        .unwrap();
+    lab.sql("alter table p1 disable trigger jetstream_capture_delete")
+        .unwrap();
     lab.sql("insert into p values (1, 'owed')").unwrap();
     let dump = program(&lab, "pg_dump", &["-f", "dump.sql", DATABASE]);
     assert!(dump.status.success(), "{dump:?}");
@@ -112,6 +117,56 @@ fn a_dump_carries_the_captures() {
         value("select operations::text from jetstream.captures"),
         "{delete,insert,truncate,update}"
     );
+    let fire = "select string_agg(concat_ws(' ', t.tgrelid::regclass, substr(t.tgname, 19), t.tgenabled), ', '
+            order by t.tgrelid::regclass::text, t.tgname)
+        from pg_trigger t where t.tgname like 'jetstream_capture%' and t.tgrelid <> 0";
+    assert_eq!(value(fire), lab.value(fire).unwrap());
+    assert!(value(fire).contains("p insert A") && value(fire).contains("p1 delete D"));
     lab.postgres.sql("copy", "insert into p1 values (2, 'after')").unwrap();
     assert_ne!(value("select count(*) from jetstream.capture_queue"), before);
+}
+
+#[test]
+fn a_capture_that_is_made_again_fires_as_before() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table t (id int primary key, v text) partition by list (id); create table t1 partition of t default;
+         select jetstream.capture('t', columns => '{id,v}')",
+    )
+    .unwrap();
+    for (table, states) in [
+        ("t", ["enable always", "disable", "enable replica"]),
+        ("t1", ["disable", "enable always", "enable"]),
+    ] {
+        for (operation, state) in ["insert", "update", "delete"].into_iter().zip(states) {
+            lab.sql(&format!(
+                "alter table {table} {state} trigger jetstream_capture_{operation}"
+            ))
+            .unwrap();
+        }
+    }
+    let fire = |table: &str| {
+        let states = "select string_agg(tgenabled, '' order by array_position('{insert,update,delete,truncate}'::text[], \
+                      substr(tgname, 19))) from pg_trigger where tgname like 'jetstream_capture%' and tgrelid = ";
+        lab.value(&format!("{states} '{table}'::regclass")).unwrap()
+    };
+    let captured = |sql: &str| {
+        lab.sql(sql).unwrap();
+        (fire("t"), fire("t1"))
+    };
+    let states = |own: &str, partition: &str| (own.to_owned(), partition.to_owned());
+    assert_eq!(captured("alter table t rename column v to w"), states("ADRO", "DAOO"));
+    // Who captures a table again wants its changes.
+    assert_eq!(captured("select jetstream.capture('t')"), states("AORO", "OAOO"));
+    assert_eq!(
+        captured("select jetstream.capture('t', operations => '{update,delete}')"),
+        states("OR", "AO")
+    );
+    lab.sql("set session_replication_role = replica; insert into t values (1, 'x'); delete from t")
+        .unwrap();
+    settled(&lab, SOON);
+    let messages = lab.stream_messages("postgres_replication").unwrap();
+    let rows = messages.iter().filter(|message| !message.subject.ends_with("relation"));
+    let subjects: Vec<&str> = rows.map(|message| message.subject.as_str()).collect();
+    assert_eq!(subjects, ["postgres.public.t.delete"]);
 }

@@ -87,3 +87,79 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
     assert_eq!(lab.message_count("postgres_replication").unwrap(), before + 1001);
     assert_eq!(lab.value("select jetstream.lag() is null").unwrap(), "t");
 }
+
+#[test]
+fn what_the_first_version_left_in_the_queue_is_owed_and_published() {
+    let lab = capture_lab();
+    lab.sql("create table t (id int primary key); select jetstream.capture('t')")
+        .unwrap();
+    settled(&lab, SOON);
+    let head = r#"{"format":"pgoutput","connection":"default","prefix":"postgres","database":"shop","schema":"public","table":"t","relation_id":7}"#;
+    let store = |bodies: [&str; 2]| {
+        let row = |number, body: &str| format!("({number}, 1, 'aabb', 'default', '{head}', {body})");
+        format!(
+            "insert into jetstream.capture_queue (number, changes, salt, connection, head, body) values {}, {}",
+            row(1, bodies[0]),
+            row(2, bodies[1])
+        )
+    };
+    // Each field behind its length in four bytes; a begin has none.
+    let none = "'\\xffffffff'::bytea";
+    let field = |text: &str| format!("'\\x{:02x}000000'::bytea || '{text}'", text.len());
+    let insert = format!(
+        "'i'::bytea || {} || {none} || {} || {none}",
+        field("public.t:\"1\""),
+        field("{\"id\":\"1\"}")
+    );
+    let begin = format!("'b'::bytea || {none} || {none} || {none} || {none}");
+    // Rolled back, so that nobody takes it.
+    let owed = lab
+        .sql(&format!("begin; {}; {OWED}; rollback", store([&insert, &begin])))
+        .unwrap();
+    assert_eq!(
+        owed.concat().concat(),
+        "default postgres.public.t.* 1, default postgres.transactions.*.event 1"
+    );
+    lab.sql(&store([&insert, &insert])).unwrap();
+    settled(&lab, SOON);
+    let messages = lab.stream_messages("postgres_replication").unwrap();
+    let stored = messages.last().unwrap();
+    assert_eq!(stored.subject, "postgres.public.t.insert");
+    assert_eq!(stored.json().unwrap()["Insert"]["new_tuple"]["id"], "1");
+    becomes(
+        &lab,
+        "its key is the one it was stored with",
+        "select count(*) from jetstream.history where key = 'public.t:\"1\"'",
+        "2",
+    );
+}
+
+#[test]
+fn a_table_captured_with_no_columns_as_its_key_is_one_order() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table t (id int primary key); select jetstream.capture('t', key => '{}');
+         create table u (id int); select jetstream.capture('u');
+         create table v (id int primary key); select jetstream.capture('v')",
+    )
+    .unwrap();
+    for table in ["t", "u", "v"] {
+        lab.sql(&format!(
+            "insert into {table} values (1), (2); update {table} set id = id + 2; truncate {table}"
+        ))
+        .unwrap();
+    }
+    settled(&lab, SOON);
+    let keys = "select string_agg(concat_ws(' ', subject, key, n), ', ' order by subject, key) from ( \
+                select substr(subject, 17) as subject, key, count(*) as n from jetstream.history group by 1, 2) s";
+    becomes(
+        &lab,
+        "keys",
+        keys,
+        "t.insert public.t: 2, t.relation public.t: 1, t.truncate public.t: 1, t.update public.t: 2, \
+         u.insert 2, u.relation 1, u.truncate 1, u.update 2, \
+         v.delete public.v:\"1\" 1, v.delete public.v:\"2\" 1, \
+         v.insert public.v:\"1\" 1, v.insert public.v:\"2\" 1, v.insert public.v:\"3\" 1, v.insert public.v:\"4\" 1, \
+         v.relation 1, v.truncate 1",
+    );
+}

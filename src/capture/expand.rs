@@ -224,8 +224,8 @@ impl Columns {
         appended > 0
     }
 
-    /// Takes a row of [`TAKE`] apart; `heads` are those read so far.
-    fn add(&mut self, row: &SpiHeapTupleData<'_>, heads: &mut HashMap<String, Rc<Head>>) -> SpiResult<()> {
+    /// Takes a row of [`TAKE`] apart; `heads` are those read so far, each behind what its keys begin with.
+    fn add(&mut self, row: &SpiHeapTupleData<'_>, heads: &mut HashMap<String, Rc<(String, Head)>>) -> SpiResult<()> {
         let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
         let number = |column| row.get::<i64>(column).map(Option::unwrap_or_default);
         let stamp = Stamp {
@@ -241,25 +241,27 @@ impl Columns {
             pg_sys::panic::ErrorReport::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, what, "").report(PgLogLevel::ERROR);
             unreachable!("an ERROR does not return")
         };
-        let head = match heads.get(&head) {
+        let known = match heads.get(&head) {
             Some(known) => known.clone(),
             None => {
-                let read: Rc<Head> = serde_json::from_str(&head)
-                    .map(Rc::new)
+                let read: Head = serde_json::from_str(&head)
                     .unwrap_or_else(|e| damaged(format!("a row of jetstream.capture_queue has no readable head: {e}")));
+                let read = Rc::new((read.key_prefix(), read));
                 heads.insert(head, read.clone());
                 read
             }
         };
-        let changes = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
+        let (key_prefix, head) = &*known;
+        let batch = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
+        let key_prefix = if batch.whole_keys { "" } else { key_prefix };
         let connection: Rc<str> = text(9)?.into();
-        for (n, change) in changes.iter().enumerate() {
+        for (n, change) in batch.changes.iter().enumerate() {
             self.messages
-                .push(envelope::message(&head, &stamp, first + n as u32, change));
+                .push(envelope::message(head, &stamp, first + n as u32, change));
             self.connections.push(connection.clone());
             self.times.push(stamp.at);
-            self.keys
-                .push(change.key.map(|key| String::from_utf8_lossy(key).into_owned()));
+            let key = change.key.map(String::from_utf8_lossy);
+            self.keys.push(key.map(|key| format!("{key_prefix}{key}")));
         }
         Ok(())
     }

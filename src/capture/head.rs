@@ -28,27 +28,40 @@ impl Format {
 }
 
 /// Stored with each batch, so that what was captured is published as it was meant, whatever becomes of the capture.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 pub struct Head {
     /// Shape of the body.
     pub format: Format,
     /// First tokens of the subject.
     pub prefix: String,
-    /// Database, for the formats that name it; empty for the others.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub database: String,
     /// Schema of the table.
     pub schema: String,
     /// Name of the table.
     pub table: String,
     /// Object id of the table.
     pub relation_id: u32,
+    /// Database, for the formats that name it; empty for the others.
+    #[serde(default)]
+    pub database: String,
 }
 
 impl Head {
-    /// As it is stored: a JSON object, which `jetstream.outbox_summary` reads too.
+    /// As it is stored: its fields in their order as a JSON array, which `jetstream.outbox_summary` reads too. It is read as
+    /// an object as well, as 0.1.0 stored it.
     pub fn stored(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+        let fields = (&self.format, &self.prefix, &self.schema, &self.table, self.relation_id);
+        let text = if self.database.is_empty() {
+            serde_json::to_string(&fields)
+        } else {
+            let (format, prefix, schema, table, relation_id) = fields;
+            serde_json::to_string(&(format, prefix, schema, table, relation_id, &self.database))
+        };
+        text.unwrap_or_default()
+    }
+
+    /// What the keys of its messages begin with: `{schema}.{table}:`
+    pub fn key_prefix(&self) -> String {
+        format!("{}.{}:", token(&self.schema), token(&self.table))
     }
 
     /// The subject of a change: `{prefix}.{schema}.{table}.{operation}`.
@@ -133,7 +146,10 @@ mod tests {
         for format in [Format::Pgoutput, Format::Debezium] {
             assert_eq!(read(&head(format).stored()), head(format));
         }
-        assert!(!head(Format::Pgoutput).stored().contains("database"));
+        assert_eq!(
+            head(Format::Pgoutput).stored(),
+            r#"["pgoutput","postgres","public","users",7]"#
+        );
         let earlier = r#"{"format":"debezium","connection":"default","prefix":"postgres","database":"shop",
             "schema":"public","table":"users","relation_id":7}"#;
         assert_eq!(read(earlier), head(Format::Debezium));

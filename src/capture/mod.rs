@@ -158,6 +158,7 @@ fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) 
         let columns = plan.described.clone();
         let mut statement = Statement::new(Rc::new(plan));
         statement.add(&Change {
+            key: statement.plan.whole(),
             new: Some(columns.as_bytes()),
             ..Change::bare(Op::Relation)
         });

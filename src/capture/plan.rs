@@ -9,7 +9,7 @@ use pgrx::spi::SpiResult;
 use rustc_hash::FxHashMap;
 use serde::Deserialize;
 
-use super::head::{Format, Head, token};
+use super::head::{Format, Head};
 use super::value::Value;
 use super::{json, queue};
 use crate::{pg, subject};
@@ -27,6 +27,8 @@ pub struct Config {
     pub condition: Option<String>,
     /// Begin and commit are published too.
     pub transactions: bool,
+    /// Columns of the key; none: the primary key. Empty: the table is one order.
+    pub key: Option<Vec<serde_json::Value>>,
     /// The trigger stands on a partition of the table that is captured.
     pub partition: bool,
 }
@@ -61,9 +63,11 @@ pub struct Plan {
     pub head_text: String,
     /// Captured columns in the order of the table.
     pub columns: Vec<Column>,
-    /// Columns of the key in its order; none if the table has no key.
+    /// Columns of the key in its order; none if the table has no key or is one order.
     pub key: Vec<KeyColumn>,
-    /// `schema.table:`
+    /// Changes of rows have a key, if one without values.
+    pub keyed: bool,
+    /// What the keys of messages begin with.
     pub key_prefix: String,
     /// Updates carry the whole row before.
     pub full_old: bool,
@@ -145,6 +149,11 @@ impl Plan {
         format!("{}.{}", self.head.schema, self.head.table)
     }
 
+    /// The key of what concerns the whole table: that of its rows, if the table is one order.
+    pub fn whole(&self) -> Option<&'static [u8]> {
+        (self.keyed && self.key.is_empty()).then_some(b"")
+    }
+
     fn read(relation: Oid, argument: &str, config: Config) -> SpiResult<Plan> {
         Spi::connect_mut(|client| {
             let rows = client.update(LOOK_UP, None, &[relation.into(), argument.into()])?;
@@ -161,6 +170,7 @@ impl Plan {
                 head_text: String::new(),
                 columns: Vec::new(),
                 key: Vec::new(),
+                keyed: false,
                 key_prefix: String::new(),
                 full_old: false,
                 width: 0,
@@ -218,7 +228,8 @@ impl Plan {
             }
             key.sort_by_key(|(place, _)| *place);
             plan.key = key.into_iter().map(|(_, column)| column).collect();
-            plan.key_prefix = format!("{}.{}:", token(&plan.head.schema), token(&plan.head.table));
+            plan.keyed = !plan.key.is_empty() || plan.config.key.is_some();
+            plan.key_prefix = plan.head.key_prefix();
             plan.head_text = plan.head.stored();
             plan.described = format!("[{}]", described.join(","));
             Ok(plan)

@@ -96,7 +96,6 @@ fn one(
     if let Some(row) = new {
         key(row, &plan, &mut texts.new_key);
     }
-    let keyed = !plan.key.is_empty();
     let stays = old.is_some() && new.is_some() && texts.old_key == texts.new_key;
     if let Some(row) = new {
         object(row, &plan, &mut texts.new);
@@ -113,7 +112,7 @@ fn one(
         }
         statement.add(&Change {
             op: Op::Update,
-            key: keyed.then_some(&texts.new_key),
+            key: plan.keyed.then_some(&texts.new_key),
             old: plan.full_old.then_some(&texts.old),
             new: Some(&texts.new),
             changed: typed.then_some(&texts.changed),
@@ -124,14 +123,14 @@ fn one(
     // own key.
     if old.is_some() {
         statement.add(&Change {
-            key: keyed.then_some(&texts.old_key),
+            key: plan.keyed.then_some(&texts.old_key),
             old: Some(&texts.old),
             ..Change::bare(Op::Delete)
         });
     }
     if new.is_some() {
         statement.add(&Change {
-            key: keyed.then_some(&texts.new_key),
+            key: plan.keyed.then_some(&texts.new_key),
             new: Some(&texts.new),
             ..Change::bare(Op::Insert)
         });
@@ -180,11 +179,10 @@ pub(super) fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// The key of a row: table, then the values as JSON strings.
+/// The key of a row within its table: the values as JSON strings.
 pub(super) fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     const LONG: usize = 512;
     out.clear();
-    out.extend_from_slice(plan.key_prefix.as_bytes());
     for (n, column) in plan.key.iter().enumerate() {
         if n > 0 {
             out.push(b',');
@@ -195,11 +193,12 @@ pub(super) fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
         }
     }
     // An index takes a third of a page at most. Keys that share their hash share their order, which is no harm.
-    if out.len() > LONG {
-        let hash = out.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    if plan.key_prefix.len() + out.len() > LONG {
+        let all = plan.key_prefix.bytes().chain(out.iter().copied());
+        let hash = all.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        out.truncate(plan.key_prefix.len());
+        out.clear();
         out.extend_from_slice(format!("#{hash:016x}").as_bytes());
     }
 }

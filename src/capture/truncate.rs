@@ -34,7 +34,10 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         return EMPTIED.get() != Some(here) && rows(plan, data);
     }
     let mut statement = Statement::new(plan.clone());
-    statement.add(&Change::bare(Op::Truncate));
+    statement.add(&Change {
+        key: plan.whole(),
+        ..Change::bare(Op::Truncate)
+    });
     statement.end();
     EMPTIED.set(Some(here));
     true
@@ -55,7 +58,7 @@ fn rows(plan: &Rc<Plan>, data: &TriggerData) -> bool {
             object(row, plan, &mut texts.old);
             key(row, plan, &mut texts.old_key);
             statement.add(&Change {
-                key: (!plan.key.is_empty()).then_some(&texts.old_key),
+                key: plan.keyed.then_some(&texts.old_key),
                 old: Some(&texts.old),
                 ..Change::bare(Op::Delete)
             });
