@@ -227,11 +227,12 @@ pub fn write_json(dir: &Path, name: &str, machine: &Machine, report: &Report) ->
     Ok(path)
 }
 
-/// The middle of the values, the upper one of an even number; NaN of none.
+/// The middle of the values, the mean of the two in the middle of an even number; NaN of none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = &sorted[sorted.len().saturating_sub(1) / 2..sorted.len().min(sorted.len() / 2 + 1)];
+    middle.iter().sum::<f64>() / middle.len() as f64
 }
 
 /// The value at this share (0 to 1) of sorted values; NaN of none.
@@ -281,6 +282,8 @@ mod tests {
         let row = Row::new("a").with("x", [3.0, 1.0, 2.0]);
         assert_eq!(row.get("x"), Some(2.0));
         assert_eq!(row.get("y"), None);
+        assert_eq!(Row::new("a").with("x", [4.0, 1.0, 2.0, 9.0]).get("x"), Some(3.0));
+        assert!(median(&[]).is_nan());
         let mut table = Table::new("t");
         table.rows = vec![row, Row::new("b").with("y", [5.0])];
         let text = table.markdown();
