@@ -70,8 +70,8 @@ impl Statements {
             Oids::TEXTARRAYOID,
             Oids::INT4ARRAYOID,
         ];
-        let columns = "published_at, outbox_id, sequence, attempts, latency_ms, success, duplicate, connection, subject, \
-        message_id, stream, key, webhook";
+        let columns = "published_at, outbox_id, sequence, attempts, latency_ms, success, duplicate, connection, \
+        subject, message_id, stream, key, webhook";
         let values = "timestamptz '2000-01-01 00:00+00' + u.acked_at * interval '1 microsecond', u.id, u.sequence, \
         u.attempts, u.latency_ms, true, u.duplicate, u.connection, u.subject, u.message_id, u.stream, u.key, u.webhook";
         let failure_args = [
@@ -82,91 +82,95 @@ impl Statements {
             Oids::INT8ARRAYOID,
         ];
         Ok(Statements {
-        insert_order: make(
-            claim(
-                "(select pg_current_snapshot()::text)",
-                "o.connection = $1 and o.id > $2 and o.deliver_at is null order by o.connection, o.deliver_at, o.id",
-            ),
-            &[text, int8],
-        )?,
-        // The sums keep the planner from any index but the one on txid: walking another one costs as much as there
-        // are dead rows.
-        late: make(
-            claim(
-                "null::text",
-                &format!(
-                    "o.connection || '' = $1 and o.id + 0 <= $2 and o.txid = any ($3::xid8[]) \
-                     and (o.deliver_at is null) is true order by o.id + 0 limit {LATE_AT_ONCE}"
+            insert_order: make(
+                claim(
+                    "(select pg_current_snapshot()::text)",
+                    "o.connection = $1 and o.id > $2 and o.deliver_at is null order by o.connection, o.deliver_at, o.id",
                 ),
-            ),
-            &[text, int8, text],
-        )?,
-        late_from: make(
-            in_lane(
-                "o.id > $4 and o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null \
-                 order by o.connection, o.deliver_at, o.id",
-            ),
-            &[text, int8, text, int8],
-        )?,
-        due: make(
-            in_lane(
-                // The subquery is made once, so that the index ends the walk there.
-                "o.deliver_at <= (select clock_timestamp()) and o.id <> all ($2) \
-                 order by o.connection, o.deliver_at, o.id",
-            ),
-            &[text, Oids::INT8ARRAYOID],
-        )?,
-        by_key: make(
-            in_lane("o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
-            &[text, text, int8],
-        )?,
-        sweep: make(
-            in_lane("o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.deliver_at, o.id"),
-            &[text, int8, int8],
-        )?,
-        by_id: make(
-            in_lane("o.id = $2 and (o.deliver_at is null or o.deliver_at <= clock_timestamp())"),
-            &[text, int8],
-        )?,
-        snapshot: make("select pg_current_snapshot()::text".into(), &[])?,
-       lockable: make(
-            "select id from jetstream.outbox where id = any ($1) for update skip locked".into(),
-            &[Oids::INT8ARRAYOID],
-        )?,
-        delete: make("delete from jetstream.outbox where id = any ($1)".into(), &[Oids::INT8ARRAYOID])?,
-        record: make(
-            format!(
-                "insert into jetstream.history ({columns}) select {values} from {unnest}"
-            ),
-            &record_args,
-        )?,
-        record_payload: make(
-            format!(
-                "with gone as (delete from jetstream.outbox where id = any ($1) returning id, payload, raw, headers) \
-                 insert into jetstream.history ({columns}, payload, raw, headers) \
-                 select {values}, g.payload, g.raw, g.headers from {unnest} left join gone g on g.id = u.id"
-            ),
-            &record_args,
-        )?,
-        retry: make(
-            "update jetstream.outbox o set attempts = u.attempts, last_error = u.reason, failed_at = clock_timestamp(), \
-             deliver_at = clock_timestamp() + u.delay * interval '1 millisecond', unsure_since = coalesce(o.unsure_since, \
-                 timestamptz '2000-01-01 00:00+00' + u.since * interval '1 microsecond') \
-             from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since) where o.id = u.id"
-                .into(),
-            &failure_args,
-        )?,
-        bury: make(BURY.into(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
-        next_due: make(
-            "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
-             from jetstream.outbox o where o.connection = $1 and o.deliver_at is not null \
-             and o.id <> all ($2)"
-                .into(),
-            &[text, Oids::INT8ARRAYOID],
-        )?,
-    })
+                &[text, int8],
+            )?,
+            // The sums keep the planner from any index but the one on txid: walking another one costs as much as there
+            // are dead rows.
+            late: make(
+                claim(
+                    "null::text",
+                    &format!(
+                        "o.connection || '' = $1 and o.id + 0 <= $2 and o.txid = any ($3::xid8[]) \
+                         and (o.deliver_at is null) is true order by o.id + 0 limit {LATE_AT_ONCE}"
+                    ),
+                ),
+                &[text, int8, text],
+            )?,
+            late_from: make(
+                in_lane(
+                    "o.id > $4 and o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null \
+                     order by o.connection, o.deliver_at, o.id",
+                ),
+                &[text, int8, text, int8],
+            )?,
+            due: make(
+                in_lane(
+                    // The subquery is made once, so that the index ends the walk there.
+                    "o.deliver_at <= (select clock_timestamp()) and o.id <> all ($2) \
+                     order by o.connection, o.deliver_at, o.id",
+                ),
+                &[text, Oids::INT8ARRAYOID],
+            )?,
+            by_key: make(
+                in_lane("o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
+                &[text, text, int8],
+            )?,
+            sweep: make(
+                in_lane("o.id between $2 and $3 and o.deliver_at is null order by o.connection, o.deliver_at, o.id"),
+                &[text, int8, int8],
+            )?,
+            by_id: make(
+                in_lane("o.id = $2 and (o.deliver_at is null or o.deliver_at <= clock_timestamp())"),
+                &[text, int8],
+            )?,
+            snapshot: make("select pg_current_snapshot()::text".into(), &[])?,
+            lockable: make(
+                "select id from jetstream.outbox where id = any ($1) for update skip locked".into(),
+                &[Oids::INT8ARRAYOID],
+            )?,
+            delete: make(
+                "delete from jetstream.outbox where id = any ($1)".into(),
+                &[Oids::INT8ARRAYOID],
+            )?,
+            record: make(
+                format!("insert into jetstream.history ({columns}) select {values} from {unnest}"),
+                &record_args,
+            )?,
+            record_payload: make(
+                format!(
+                    "with gone as (delete from jetstream.outbox where id = any ($1) returning id, payload, raw, headers) \
+                     insert into jetstream.history ({columns}, payload, raw, headers) \
+                     select {values}, g.payload, g.raw, g.headers from {unnest} left join gone g on g.id = u.id"
+                ),
+                &record_args,
+            )?,
+            retry: make(RETRY.into(), &failure_args)?,
+            bury: make(BURY.into(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
+            next_due: make(
+                "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
+                 from jetstream.outbox o where o.connection = $1 and o.deliver_at is not null \
+                 and o.id <> all ($2)"
+                    .into(),
+                &[text, Oids::INT8ARRAYOID],
+            )?,
+        })
     }
 }
+
+/// Notes a failed attempt of each of these messages and when the next is due.
+const RETRY: &str = "
+update jetstream.outbox o
+set attempts = u.attempts, last_error = u.reason, failed_at = clock_timestamp(),
+    deliver_at = clock_timestamp() + u.delay * interval '1 millisecond',
+    unsure_since = coalesce(o.unsure_since,
+                            timestamptz '2000-01-01 00:00+00' + u.since * interval '1 microsecond')
+from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)
+where o.id = u.id";
 
 const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)), \
     gone as (delete from jetstream.outbox o using u where o.id = u.id \
