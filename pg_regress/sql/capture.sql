@@ -38,7 +38,7 @@ declare
 begin
     truncate jetstream.capture_queue;
     execute statement;
-    select string_agg(format('%s %s', number, (head::jsonb ->> 'table')), ', ' order by lsn, number) into result
+    select string_agg(format('%s %s', number, (head::jsonb ->> 3)), ', ' order by lsn, number) into result
     from jetstream.capture_queue;
     return coalesce(result, 'nothing');
 end $$;
