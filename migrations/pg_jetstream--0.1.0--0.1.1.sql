@@ -89,8 +89,7 @@ begin
 end
 $$;
 
-comment on function jetstream.capture_enable(regclass) is 'Enables the triggers of a capture that are disabled, those of partitions too
-root: The table that is captured';
+comment on function jetstream.capture_enable(regclass) is 'Enables the triggers of a capture that are disabled, those of partitions too';
 
 create or replace function jetstream.capture(
     "table" regclass,

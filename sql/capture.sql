@@ -180,8 +180,7 @@ begin
     end loop;
 end
 $$;
-comment on function jetstream.capture_enable(regclass) is 'Enables the triggers of a capture that are disabled, those of partitions too
-root: The table that is captured';
+comment on function jetstream.capture_enable(regclass) is 'Enables the triggers of a capture that are disabled, those of partitions too';
 
 create function jetstream.capture_must_own(relation regclass) returns void
 language plpgsql stable

@@ -2,6 +2,7 @@
 //! Free of PostgreSQL.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Shape of a message's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -49,14 +50,17 @@ impl Head {
     /// As it is stored: its fields in their order as a JSON array, which `jetstream.outbox_summary` reads too. It is read as
     /// an object as well, as 0.1.0 stored it.
     pub fn stored(&self) -> String {
-        let fields = (&self.format, &self.prefix, &self.schema, &self.table, self.relation_id);
-        let text = if self.database.is_empty() {
-            serde_json::to_string(&fields)
-        } else {
-            let (format, prefix, schema, table, relation_id) = fields;
-            serde_json::to_string(&(format, prefix, schema, table, relation_id, &self.database))
-        };
-        text.unwrap_or_default()
+        let mut fields = vec![
+            json!(self.format),
+            json!(self.prefix),
+            json!(self.schema),
+            json!(self.table),
+            json!(self.relation_id),
+        ];
+        if !self.database.is_empty() {
+            fields.push(json!(self.database));
+        }
+        Value::from(fields).to_string()
     }
 
     /// What the keys of its messages begin with: `{schema}.{table}:`

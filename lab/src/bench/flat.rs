@@ -15,7 +15,7 @@ const CHUNK: usize = 500_000;
 /// Rows of the history inserted in one transaction.
 const HISTORY_CHUNK: usize = 1_000_000;
 
-/// What is in the way, and what its speed is compared with.
+/// What is in the way, or what speed and latency with that are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     /// Nothing.
@@ -139,7 +139,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
     table.rows.extend(
         plan.cases
             .iter()
-            .map(|case| row(*case, of(*case), case.reference().map(of))),
+            .map(|case| row(*case, of(*case), case.reference().map(|other| (other, of(other))))),
     );
     let goals = goals(&table);
     Ok(Report {
@@ -151,9 +151,10 @@ pub fn run(bench: &Bench) -> Result<Report> {
 const SPEED: &str = "ratio";
 const LATENCY: &str = "p50 ratio";
 
-fn row(case: Case, found: &[Found], reference: Option<&[Found]>) -> Row {
+/// `reference`: what its ratios are to, and what that found.
+fn row(case: Case, found: &[Found], reference: Option<(Case, &[Found])>) -> Row {
     let all = |figure: fn(&Found) -> f64| found.iter().map(figure);
-    let mut row = Row::new(case.name())
+    let row = Row::new(case.name())
         .with("drain/s", all(|one| one.rate))
         .with("p50 ms", all(|one| one.p50))
         .with("p99 ms", all(|one| one.p99))
@@ -161,19 +162,16 @@ fn row(case: Case, found: &[Found], reference: Option<&[Found]>) -> Row {
         .with("indexes most", all(|one| one.indexes_during))
         .with("table after", all(|one| one.table_after))
         .with("indexes after", all(|one| one.indexes_after));
-    if let Some(reference) = reference {
-        let ratio = |figure: fn(&Found) -> f64| {
-            let pairs = found.iter().zip(reference);
-            pairs.map(move |(own, other)| figure(own) / figure(other))
-        };
-        row = row
-            .with(SPEED, ratio(|one| one.rate))
-            .with(LATENCY, ratio(|one| one.p50));
-    }
-    match case.reference() {
-        Some(reference) => row.to(reference.name()),
-        None => row,
-    }
+    let Some((other, reference)) = reference else {
+        return row;
+    };
+    let ratio = |figure: fn(&Found) -> f64| {
+        let pairs = found.iter().zip(reference);
+        pairs.map(move |(own, other)| figure(own) / figure(other))
+    };
+    row.with(SPEED, ratio(|one| one.rate))
+        .with(LATENCY, ratio(|one| one.p50))
+        .to(other.name())
 }
 
 fn goals(table: &Table) -> Vec<Goal> {

@@ -161,12 +161,13 @@ pub(super) fn read(lab: &Lab) -> Result<Catalog> {
 }
 
 /// Functions that roles may execute because those they call need it, not to be called.
-const USED_BY_OTHERS: [&str; 12] = [
+const USED_BY_OTHERS: [&str; 13] = [
     "capture_argument",
     "capture_changes",
     "capture_check_condition",
     "capture_columns",
     "capture_drop_triggers",
+    "capture_enable",
     "capture_members",
     "capture_must_own",
     "capture_remove",
