@@ -13,6 +13,22 @@ pub enum Class {
     PermanentForConnection,
 }
 
+/// A stream of `jetstream.streams` that could not be made or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmade {
+    /// Name of the stream.
+    pub stream: String,
+    /// Why, as in `jetstream.streams.sync_error`.
+    pub reason: String,
+}
+
+fn why(unmade: Option<&Unmade>) -> String {
+    match unmade {
+        Some(Unmade { stream, reason }) => format!("; stream \"{stream}\" could not be made or changed: {reason}"),
+        None => String::new(),
+    }
+}
+
 /// A failure reported by the relay.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum RelayError {
@@ -25,10 +41,12 @@ pub enum RelayError {
         millis: u64,
     },
     /// No stream takes the subject.
-    #[error("no stream takes subject \"{subject}\" (no responders)")]
+    #[error("no stream takes subject \"{subject}\" (no responders){}", why(.unmade.as_ref()))]
     NoStream {
         /// Subject on the wire.
         subject: String,
+        /// The stream of `jetstream.streams` that would take it, if it could not be made or changed.
+        unmade: Option<Unmade>,
     },
     /// The account may not publish to the subject.
     #[error("publishing to subject \"{subject}\" is not permitted: {detail}")]

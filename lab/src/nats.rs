@@ -20,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// that a server can come back on the port it had.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// What the server takes as its limit of stored bytes. Left to itself it takes three quarters of the free disk, so that
+/// on a full machine no stream with `max_bytes` can be made.
+const MAX_FILE_STORE: u64 = 100 << 30;
+
 /// Path of the `nats-server` binary: `NATS_BIN`, else the one of the project's virtual environment.
 pub fn nats_binary() -> PathBuf {
     match std::env::var_os("NATS_BIN") {
@@ -261,7 +265,10 @@ impl NatsServer {
         );
         if !self.builder.without_jetstream {
             let store = self.dir.join("store");
-            text.push_str(&format!("jetstream {{ store_dir: {:?} }}\n", store.to_string_lossy()));
+            text.push_str(&format!(
+                "jetstream {{ store_dir: {:?}, max_file_store: {MAX_FILE_STORE} }}\n",
+                store.to_string_lossy()
+            ));
         }
         text.push_str(&self.builder.extra);
         fs::write(self.dir.join("nats.conf"), text)

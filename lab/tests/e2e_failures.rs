@@ -263,6 +263,29 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
         becomes(&lab, &format!("{name} with its reason"), &told, "t");
     }
     assert_eq!(lab.value("select jetstream.health() ->> 'healthy'").unwrap(), "false");
+    // A message that waits for such a stream names it, and so does the log.
+    let asked = lab
+        .value("insert into jetstream.outbox (subject, payload) values ('c.x', '1') returning id")
+        .unwrap();
+    becomes(
+        &lab,
+        "the message with its stream's reason",
+        &format!(
+            "select last_error ~ 'no stream takes subject \"c.x\".*stream \"COPIES\" could not be made .*replicas'
+                and last_error like '%' || (select sync_error from jetstream.streams where name = 'COPIES')
+             from jetstream.outbox where id = {asked}"
+        ),
+        "t",
+    );
+    let log = lab.postgres.log();
+    assert!(
+        log.lines().any(|line| line.contains("WARNING")
+            && line.contains("could not be made or changed")
+            && line.contains("COPIES")),
+        "{log}"
+    );
+    lab.sql(&format!("delete from jetstream.outbox where id = {asked}"))
+        .unwrap();
     lab.sql("delete from jetstream.streams where sync_error is not null and name <> 'FULLY'")
         .unwrap();
     lab.sql("update jetstream.streams set storage = 'memory' where name = 'FULLY'")

@@ -108,7 +108,8 @@ fn a_subject_without_stream_is_transient_and_names_the_subject() {
     assert_eq!(
         error,
         RelayError::NoStream {
-            subject: "nobody.here".to_owned()
+            subject: "nobody.here".to_owned(),
+            unmade: None,
         }
     );
     assert_eq!(error.class(), Class::Transient);

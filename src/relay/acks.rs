@@ -12,8 +12,9 @@ use tracing::debug;
 use super::jsapi;
 use super::publish::{End, Note, Serving};
 use super::wire::{self, Answer};
-use crate::error::{Class, RelayError};
+use crate::error::{Class, RelayError, Unmade};
 use crate::message::{Message, Outcome, Settled};
+use crate::subject;
 
 /// Most acks taken before their outcomes are reported and the window is filled again.
 const BATCH: usize = 512;
@@ -102,12 +103,11 @@ impl Serving<'_> {
             }
             Answer::NoStream => match &mut self.early {
                 Some(early) => early.push(message),
-                None => self.fail(
-                    &message,
-                    RelayError::NoStream {
-                        subject: self.subject_of(&message),
-                    },
-                ),
+                None => {
+                    let subject = self.subject_of(&message);
+                    let unmade = self.unmade_for(&subject);
+                    self.fail(&message, RelayError::NoStream { subject, unmade });
+                }
             },
             Answer::Refused {
                 code,
@@ -144,6 +144,18 @@ impl Serving<'_> {
                 );
             }
         }
+    }
+
+    /// The stream that would take the subject, were it as asked for.
+    fn unmade_for(&self, subject: &str) -> Option<Unmade> {
+        self.link.streams.iter().find_map(|spec| {
+            let reason = self.unmade.get(&spec.id)?;
+            let takes = spec.subjects.iter().any(|pattern| subject::matches(subject, pattern));
+            takes.then(|| Unmade {
+                stream: spec.name.clone(),
+                reason: reason.clone(),
+            })
+        })
     }
 
     /// The message failed; what waits behind it is held back.

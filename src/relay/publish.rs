@@ -49,8 +49,13 @@ pub(super) enum End {
 /// What the session's helper tasks have found out.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// All streams have been looked at once; whether the default stream exists, if one is named.
-    StreamsSeen { default_missing: bool },
+    /// All streams have been looked at once.
+    StreamsSeen {
+        /// Why those that are not as they should be are not, by `streams.id`.
+        unmade: HashMap<i64, String>,
+        /// The connection names a default stream, which does not exist.
+        default_missing: bool,
+    },
     /// What was found of the messages looked for, or why they could not be.
     LookedFor(Result<Tail, String>),
     /// `max_msg_size` of a stream; none if it cannot be had.
@@ -75,6 +80,8 @@ pub(super) struct Serving<'a> {
     keeper: Option<AbortHandle>,
     /// Found no stream, or were refused for good, while the streams were being made or changed.
     pub(super) early: Option<Vec<Arc<Message>>>,
+    /// Why streams could not be made or changed, by `streams.id`.
+    pub(super) unmade: HashMap<i64, String>,
     last_error: Option<String>,
     /// Messages of which an earlier attempt may have been stored, being looked for.
     looked_for: Vec<Arc<Message>>,
@@ -97,6 +104,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         notes,
         keeper: None,
         early: None,
+        unmade: HashMap::new(),
         last_error: None,
         looked_for: Vec::new(),
     };
@@ -265,7 +273,11 @@ impl Serving<'_> {
         match note {
             Note::LookedFor(result) => self.unsure_known(result),
             Note::StreamLimit { stream, limit } => self.stream_limit_known(&stream, limit),
-            Note::StreamsSeen { default_missing } => {
+            Note::StreamsSeen {
+                unmade,
+                default_missing,
+            } => {
+                self.unmade = unmade;
                 self.release_early();
                 let mut detail = self.session.server.clone();
                 if default_missing && let Some(stream) = &self.link.spec.default_stream {

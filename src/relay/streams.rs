@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Report;
 use super::jsapi;
@@ -32,18 +32,27 @@ impl Keeper {
     pub(super) async fn run(self) {
         let mut told: HashMap<i64, Option<String>> = HashMap::new();
         loop {
-            let mut done = true;
             for spec in &self.specs {
                 let error = sync(&self.client, spec).await.err();
-                done &= error.is_none();
                 if told.get(&spec.id) != Some(&error) {
+                    if let Some(reason) = &error {
+                        warn!(target: "pg_jetstream", stream = %spec.name, "stream could not be made or changed: {reason}");
+                    }
                     told.insert(spec.id, error.clone());
                     self.reporter.send(Report::StreamSynced { id: spec.id, error });
                 }
             }
+            let unmade: HashMap<i64, String> = told
+                .iter()
+                .filter_map(|(id, error)| Some((*id, error.clone()?)))
+                .collect();
             let default_missing = self.default_missing().await;
-            done &= !default_missing;
-            if self.note.send(Note::StreamsSeen { default_missing }).is_err() || done {
+            let done = unmade.is_empty() && !default_missing;
+            let seen = Note::StreamsSeen {
+                unmade,
+                default_missing,
+            };
+            if self.note.send(seen).is_err() || done {
                 return;
             }
             tokio::time::sleep(RETRY).await;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::error::{Class, RelayError};
+use crate::error::{Class, RelayError, Unmade};
 use crate::{message, subject};
 
 /// What an insert into the outbox is refused for: the error, and its hint.
@@ -32,7 +32,17 @@ pub(super) fn reasons() -> Vec<(String, &'static str, &'static str)> {
             subject: subject(),
             millis: 5000,
         },
-        RelayError::NoStream { subject: subject() },
+        RelayError::NoStream {
+            subject: subject(),
+            unmade: None,
+        },
+        RelayError::NoStream {
+            subject: subject(),
+            unmade: Some(Unmade {
+                stream: "ORDERS".into(),
+                reason: "insufficient storage resources available (error 10047)".into(),
+            }),
+        },
         RelayError::Denied {
             subject: subject(),
             detail: "Permissions Violation".into(),
@@ -78,7 +88,12 @@ fn advice(error: &RelayError) -> &'static str {
         RelayError::AckTimeout { .. } => {
             "The server is slow, or the account may not publish or not receive acknowledgements: look at its log"
         }
-        RelayError::NoStream { .. } => "Ask for a stream that takes the subject: `jetstream.create_stream`",
+        RelayError::NoStream { unmade: Some(_), .. } => {
+            "Change what is asked of the stream in `jetstream.streams`, or the server's limits"
+        }
+        RelayError::NoStream { unmade: None, .. } => {
+            "Ask for a stream that takes the subject: `jetstream.create_stream`"
+        }
         RelayError::Denied { .. } => "Permit the account to publish to the subject",
         RelayError::Refused { .. } if error.class() == Class::PermanentForMessage => {
             "Change the message or the stream, then `redrive`"
