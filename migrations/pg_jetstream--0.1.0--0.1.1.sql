@@ -272,3 +272,468 @@ $$;
 
 revoke all on function jetstream.capture_enable(regclass) from public;
 grant execute on function jetstream.capture_enable(regclass) to jetstream_publisher, jetstream_admin;
+
+-- A dead letter whose last attempt went unanswered is looked for before it is sent again.
+alter table jetstream.dead_letters add column unsure_since timestamptz;
+comment on column jetstream.dead_letters.unsure_since is 'An attempt went unanswered and may have been stored, though not before this time: redrive() has it looked for first';
+grant select (unsure_since) on jetstream.dead_letters to jetstream_reader;
+
+create or replace function jetstream.redrive(id bigint, new_message_id boolean default false) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    d jetstream.dead_letters;
+    outbox_id bigint;
+begin
+    delete from jetstream.dead_letters l where l.id = redrive.id returning l.* into d;
+    if not found then
+        raise exception 'dead letter % does not exist', redrive.id
+            using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
+    end if;
+    insert into jetstream.outbox as o
+        (connection, subject, payload, raw, headers, message_id, key, ttl, webhook, traceparent, unsure_since, created_at)
+    values (d.connection, d.subject, d.payload, d.raw, d.headers,
+            case when redrive.new_message_id then gen_random_uuid()::text else d.message_id end,
+            d.key, d.ttl, d.webhook, d.traceparent, case when not redrive.new_message_id then d.unsure_since end,
+            clock_timestamp())
+    returning o.id into outbox_id;
+    return outbox_id;
+end
+$$;
+
+create or replace function jetstream.redrive_all(subject_pattern text default '>', new_message_id boolean default false)
+returns bigint
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with back as (
+        delete from jetstream.dead_letters l
+        where jetstream.subject_matches(l.subject, $1)
+          and exists (select from jetstream.connections c where c.name = l.connection)
+        returning l.*
+    ), stored as (
+        insert into jetstream.outbox (connection, subject, payload, raw, headers, message_id, key, ttl, webhook,
+            traceparent, unsure_since)
+        select b.connection, b.subject, b.payload, b.raw, b.headers,
+               case when $2 then gen_random_uuid()::text else b.message_id end, b.key, b.ttl, b.webhook,
+               b.traceparent, case when not $2 then b.unsure_since end
+        from back b order by b.outbox_id, b.id
+        returning 1
+    )
+    select count(*) from stored;
+$$;
+comment on function jetstream.redrive_all(text, boolean) is
+    'Puts back all dead letters whose subject matches the pattern (NATS wildcards * and >), in their first order; returns how many. Those of a connection that does not exist stay
+subject_pattern: Subject, or pattern of subjects
+new_message_id: true: random message ids instead of their own';
+
+create or replace function jetstream.discard(id bigint) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    d jetstream.dead_letters;
+    told text;
+begin
+    delete from jetstream.dead_letters l where l.id = discard.id returning l.* into d;
+    if not found then
+        raise exception 'dead letter % does not exist', discard.id
+            using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
+    end if;
+    told := format('discarded by %s at %s; it had failed with: %s', session_user, now(), d.reason);
+    -- It has a row already, of when it died: a second one would count it twice.
+    update jetstream.history h set error = told
+    where not h.success and h.outbox_id = d.outbox_id and h.message_id = d.message_id
+      and h.published_at between d.died_at - interval '1 minute' and d.died_at + interval '1 minute';
+    if found or current_setting('pg_jetstream.history', true) = 'none' then
+        return d.outbox_id;
+    end if;
+    -- Where no worker has run yet, the history has no days.
+    if to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC', 'YYYYMMDD')) is null then
+        perform jetstream.history_maintain('10 years');
+    end if;
+    insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key,
+        webhook, error)
+    values (clock_timestamp(), d.outbox_id, d.attempts, false, d.connection, d.subject, d.message_id, d.key,
+        d.webhook, told);
+    return d.outbox_id;
+end
+$$;
+
+-- A connection that dead letters or captures name, or an open transaction, stays.
+create or replace function jetstream.connection_must_be_free(name text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s'
+as $$
+begin
+    -- A message that is being inserted names it too: its transaction is waited for, though not long, as whoever inserts
+    -- waits behind this.
+    begin
+        lock table jetstream.outbox in share mode;
+    exception when lock_not_available then
+        raise exception 'whether messages are owed to connection "%" cannot be seen: transactions that write to the outbox are open', $1
+            using errcode = 'lock_not_available', hint = 'Try again when they have ended.';
+    end;
+    if exists (select from jetstream.outbox o where o.connection = $1) then
+        raise exception 'connection "%" still has messages owed', $1
+            using errcode = 'foreign_key_violation',
+                  hint = 'Wait until they are published, or move them: update jetstream.outbox set connection = ... .';
+    elsif exists (select from jetstream.dead_letters d where d.connection = $1) then
+        raise exception 'connection "%" still has dead letters', $1
+            using errcode = 'foreign_key_violation', hint = 'Redrive or discard them first.';
+    elsif exists (select from jetstream.captures c where c.connection = $1)
+       or exists (select from jetstream.capture_queue q where q.connection = $1) then
+        raise exception 'connection "%" still has captures', $1
+            using errcode = 'foreign_key_violation',
+                  hint = 'See jetstream.captures: capture these tables with another connection, or end it with jetstream.uncapture; what is captured is published first.';
+    end if;
+end
+$$;
+comment on function jetstream.connection_must_be_free(text) is
+    'Raises an ERROR if messages, dead letters or captures name a connection';
+
+create or replace function jetstream.connections_before_write() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'INSERT' then
+        delete from jetstream.connections c
+        where c.name = new.name and c.name = 'default' and c.updated_at is null
+          and not exists (select from jetstream.streams s where s.connection = c.name)
+          and not exists (select from jetstream.outbox o where o.connection = c.name)
+          and not exists (select from jetstream.webhooks w where w.connection = c.name);
+    else
+        if new.name <> old.name and old.name = 'default' then
+            raise exception 'connection "default" cannot be renamed'
+                using errcode = 'foreign_key_violation',
+                      hint = 'Messages that name no connection go there. Insert a further connection instead.';
+        end if;
+        if new.name <> old.name then
+            perform jetstream.connection_must_be_free(old.name);
+        end if;
+        new.updated_at := now();
+    end if;
+    return new;
+end
+$$;
+
+create or replace function jetstream.connections_before_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Not for the delete in connections_before_write.
+    if old.name = 'default' and pg_trigger_depth() = 1 then
+        raise exception 'connection "default" cannot be removed'
+            using errcode = 'foreign_key_violation',
+                  hint = 'Messages that name no connection go there. Switch it off with enabled = false instead.';
+    end if;
+    if old.name <> 'default' then
+        perform jetstream.connection_must_be_free(old.name);
+    end if;
+    return old;
+end
+$$;
+comment on function jetstream.connections_before_delete() is 'Refuses to remove the default connection, or one that is in use';
+
+-- Secrets go to the webhook's own server.
+create or replace function jetstream.url_origin(url text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select lower((regexp_match(url, '^(https?://[^/?#]+)', 'i'))[1])
+$$;
+comment on function jetstream.url_origin(text) is 'Scheme, host and port of a url, as they are written';
+
+drop function jetstream.webhook_headers(integer, jsonb);
+create function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r record;
+begin
+    -- An envelope says itself where to send it: whoever may publish one must not learn the secrets by it.
+    if strpos(webhook_headers.headers::text, '{{secret:') > 0 and not exists (
+            select from jetstream.webhooks w
+            where w.id = webhook_headers.webhook
+              and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_headers.url)) then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers);
+    if r.missing is not null then
+        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
+            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
+    end if;
+    return r.resolved;
+end
+$$;
+comment on function jetstream.webhook_headers(integer, jsonb, text) is
+    'Header values of an envelope with the secrets of the webhook in their places, for the worker that makes the call. An ERROR if there are secrets among them and the url is not of the webhook''s scheme, host and port
+webhook: webhooks.id
+headers: Headers as the envelope has them
+url: Where the call goes';
+
+-- Calls that are due later are not looked at.
+create or replace function jetstream.webhook_reclaim() returns integer
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+    with expired as (
+        select c.id from jetstream.webhook_calls c
+        where c.status = 'claimed' and c.lease_until < (select clock_timestamp())
+        for update skip locked
+    ), back as (
+        update jetstream.webhook_calls c
+        set status = case when c.attempts >= c.max_attempts then 'dead' else 'pending' end,
+            completed_at = case when c.attempts >= c.max_attempts then clock_timestamp() end,
+            error = format('worker %s did not come back within its lease', c.worker),
+            lease_until = null
+        from expired e where c.id = e.id
+        returning 1
+    )
+    select count(*)::integer from back
+$$;
+
+create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
+returns table (
+    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
+    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    c jetstream.webhook_calls;
+    r record;
+begin
+    if coalesce(btrim(webhook_claim.worker), '') = '' then
+        raise exception 'worker name is empty'
+            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
+    end if;
+    perform jetstream.webhook_reclaim();
+    for c in
+        with due as (
+            select k.id from jetstream.webhook_calls k
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
+            order by k.scheduled_at, k.id
+            limit webhook_claim.n
+            for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
+        )
+        select * from claimed k order by k.scheduled_at, k.id
+    loop
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers);
+        if r.missing is not null then
+            -- One call that cannot be made must not keep the others from the worker.
+            update jetstream.webhook_calls k
+            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
+                error = format('secret "%s" does not exist', r.missing)
+            where k.id = c.id;
+            continue;
+        end if;
+        return query
+            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
+                   c.max_attempts, c.lease_until
+            from jetstream.webhooks w where w.id = c.webhook;
+    end loop;
+end
+$$;
+
+create or replace function jetstream.webhook_cleanup(older_than interval default '30 days', keep_dead boolean default true)
+returns bigint
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with gone as (
+        delete from jetstream.webhook_calls c
+        where c.completed_at < (select clock_timestamp()) - $1 and (c.status = 'succeeded' or (c.status = 'dead' and not $2))
+        returning 1
+    )
+    , forgotten as (
+        delete from jetstream.webhook_dead_letters d where d.died_at < clock_timestamp() - $1 and not $2
+        returning 1
+    )
+    select (select count(*) from gone) + (select count(*) from forgotten)
+$$;
+
+create or replace function jetstream.measure() returns table (name text, labels jsonb, value double precision, kind text, help text)
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+with worker as materialized (
+    select w.*, exists (select from jetstream.control) as paused from jetstream.worker_status() w
+), connections as materialized (
+    select c.name, c.enabled, w.pid is not null as running,
+           (select l.value ->> 'state' from jsonb_array_elements(w.connections) l where l.value ->> 'name' = c.name) as state
+    from jetstream.connections c cross join worker w
+), of_worker as (
+    select v.* from worker w cross join lateral (values
+        ('worker_up', 'gauge', case when not pg_is_in_recovery() then (w.pid is not null)::int::double precision end,
+         'Whether a worker runs for this database; none on a standby'),
+        ('worker_paused', 'gauge', w.paused::int, 'Whether pause() holds it'),
+        ('worker_start_time_seconds', 'gauge', extract(epoch from w.started_at)::double precision,
+         'When it started, from when on its counters count, as Unix time'),
+        ('worker_last_cycle_time_seconds', 'gauge', extract(epoch from w.last_cycle_at)::double precision,
+         'When it last looked at the outbox, as Unix time'),
+        ('worker_claimed_total', 'counter', w.claimed, 'Messages claimed'),
+        ('worker_stored_total', 'counter', w.stored, 'Messages acknowledged by JetStream, duplicates included'),
+        ('worker_duplicates_total', 'counter', w.duplicates, 'Of these, those the stream had already'),
+        ('worker_retried_total', 'counter', w.retried, 'Failed attempts that another one follows'),
+        ('worker_dead_total', 'counter', w.dead, 'Messages that became dead letters'),
+        ('worker_cycles_total', 'counter', w.cycles, 'Transactions of the worker'),
+        ('worker_in_flight_messages', 'gauge', w.in_flight, 'Messages claimed and not settled'),
+        ('worker_in_flight_bytes', 'gauge', w.in_flight_bytes, 'Their size'),
+        ('worker_held_keys', 'gauge', w.held_keys, 'Keys held back by a failing or a crowding message')
+    ) as v (name, kind, value, help)
+), latency as (
+    select 'worker_latency_seconds_bucket' as name, jsonb_build_object('le', b.key) as labels, b.value::double precision as value
+    from worker w cross join jsonb_each_text(w.latency -> 'messages') b
+    union all
+    select 'worker_latency_seconds_sum', '{}', (w.latency ->> 'seconds')::double precision from worker w
+    union all
+    select 'worker_latency_seconds_count', '{}', (w.latency -> 'messages' ->> '+Inf')::double precision from worker w
+), of_database as (
+    select v.* from (values
+        ('outbox_owed_messages', 'gauge',
+         (select case when c.n < 1000 then c.n else greatest(c.n, pg_stat_get_live_tuples('jetstream.outbox'::regclass)) end
+          from (select count(*) as n from (select from jetstream.outbox o order by o.id limit 1000) o) c)::double precision,
+         'Messages owed: counted up to 1000, above that as PostgreSQL''s statistics have them'),
+        ('outbox_bytes', 'gauge', pg_total_relation_size('jetstream.outbox'),
+         'Size of the outbox with its indexes, room for further rows included'),
+        ('history_bytes', 'gauge',
+         (select sum(pg_total_relation_size(i.inhrelid)) from pg_inherits i where i.inhparent = 'jetstream.history'::regclass),
+         'Size of the history with its indexes'),
+        ('history_days_ahead', 'gauge',
+         (select count(*) from generate_series(1, 7) d
+          where to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC' + d * interval '1 day', 'YYYYMMDD'))
+                is not null),
+         'Of the coming seven days, those the history has a partition for'),
+        ('capture_queue_rows', 'gauge',
+         (select count(*) from (select from jetstream.capture_queue q order by q.txid limit 1000) q),
+         'Rows of captured changes that are not messages yet, counted up to 1000'),
+        ('capture_lag_seconds', 'gauge',
+         coalesce((select extract(epoch from clock_timestamp() - q.at)::double precision
+                   from jetstream.capture_queue q order by q.txid limit 1), 0),
+         'Age of the oldest of these; 0 if there are none'),
+        ('webhook_lag_seconds', 'gauge',
+         greatest(
+             (select extract(epoch from clock_timestamp() - c.scheduled_at)::double precision
+              from jetstream.webhook_calls c where c.status in ('pending', 'failed') order by c.scheduled_at limit 1),
+             (select extract(epoch from clock_timestamp() - c.lease_until)::double precision
+              from jetstream.webhook_calls c where c.status = 'claimed' order by c.lease_until limit 1),
+             0),
+         'How long the oldest call of the queue has been due, or its lease over with no worker to take it back; 0 if none is'),
+        ('webhook_dead_calls', 'gauge',
+         (select count(*) from (select from jetstream.webhook_calls c
+                                where c.completed_at > now() - interval '1 hour' and c.status = 'dead' limit 10000) c)
+         + (select count(*) from (select from jetstream.webhook_dead_letters d
+                                  where d.died_at > now() - interval '1 hour' limit 10000) d),
+         'Calls given up in the last hour, those of workers that consume from NATS included')
+    ) as v (name, kind, value, help)
+), of_connection as (
+    select v.name, v.kind, jsonb_build_object('connection', c.name) as labels, v.value, v.help
+    from connections c cross join lateral (values
+        ('connection_up', 'gauge',
+         case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
+              else (c.running and c.state = 'connected')::int::double precision end end,
+         'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
+        ('connection_lag_seconds', 'gauge', coalesce(extract(epoch from jetstream.lag(c.name))::double precision, 0),
+         'Age of the oldest message owed and due; 0 if none is'),
+        ('connection_failing_messages', 'gauge',
+         (select count(*) from (select o.attempts from jetstream.outbox o
+                                where o.connection = c.name and o.deliver_at is not null
+                                order by o.deliver_at limit 10000) o where o.attempts > 0),
+         'Messages that have failed and will be tried again, of the next 10000 that have a time')
+    ) as v (name, kind, value, help)
+), dead as (
+    -- From one connection to the next by the index, also those that are gone.
+    with recursive found (connection) as (
+        (select d.connection from jetstream.dead_letters d order by 1 limit 1)
+        union all
+        select (select d.connection from jetstream.dead_letters d where d.connection > f.connection order by 1 limit 1)
+        from found f where f.connection is not null
+    )
+    select jsonb_build_object('connection', c.connection) as labels,
+           (select count(*) from (select from jetstream.dead_letters d where d.connection = c.connection limit 10000) d) as value
+    from (select f.connection from found f where f.connection is not null
+          union select k.name from jetstream.connections k) c
+), failed as (
+    select jsonb_build_object('connection', c.name) as labels, count(h.connection) as value
+    from jetstream.connections c
+    left join (select h.connection from jetstream.history h
+               where not h.success and h.published_at > now() - interval '1 hour' limit 10000) h on h.connection = c.name
+    group by c.name
+), calls as (
+    select s.status, count(c.status) as value
+    from (values ('pending'), ('failed'), ('claimed')) s (status)
+    left join ((select c.status from jetstream.webhook_calls c where c.status in ('pending', 'failed')
+                order by c.scheduled_at limit 10000)
+               union all
+               (select c.status from jetstream.webhook_calls c where c.status = 'claimed' limit 10000)) c
+        on c.status = s.status
+    group by s.status
+), of_consumer as (
+    select v.name, v.kind, jsonb_build_object('stream', c.stream, 'consumer', c.consumer) as labels, v.value, v.help
+    from jetstream.consumers c cross join lateral (values
+        ('consumer_delivered_total', 'counter', c.delivered::double precision, 'Deliveries a webhook worker has dealt with'),
+        ('consumer_acknowledged_total', 'counter', c.acknowledged, 'Of these, those that succeeded'),
+        ('consumer_redelivered_total', 'counter', c.redelivered, 'Of these, those that were not the first of their message'),
+        ('consumer_pending_messages', 'gauge', c.pending, 'Messages that waited for it when it last reported')
+    ) as v (name, kind, value, help)
+), all_of_them (name, kind, labels, value, help) as (
+    select w.name, w.kind, '{}'::jsonb, w.value, w.help from of_worker w
+    union all
+    select l.name, 'histogram', l.labels, l.value, 'From the insert (or deliver_at, if later) to the acknowledgement' from latency l
+    union all
+    select d.name, d.kind, '{}', d.value, d.help from of_database d
+    union all
+    select c.name, c.kind, c.labels, c.value, c.help from of_connection c
+    union all
+    select 'connection_dead_letters', 'gauge', d.labels, d.value, 'Dead letters, counted up to 10000' from dead d
+    union all
+    select 'connection_failed_messages', 'gauge', f.labels, f.value,
+           'Messages given up in the last hour, as the history has them, counted up to 10000' from failed f
+    union all
+    select 'stream_sync_error', 'gauge', jsonb_build_object('connection', s.connection, 'stream', s.name),
+           (s.sync_error is not null)::int, 'Whether the server does not have the stream as asked; see streams.sync_error'
+    from jetstream.streams s
+    union all
+    select 'webhook_calls', 'gauge', jsonb_build_object('status', c.status), c.value,
+           'Calls of the queue that are not made yet, counted up to 10000 (pending and failed together)' from calls c
+    union all
+    select c.name, c.kind, c.labels, c.value, c.help from of_consumer c
+)
+select 'pg_jetstream_' || a.name as name, jsonb_build_object('database', current_database()) || a.labels as labels, a.value,
+       a.kind, a.help
+from all_of_them a
+where a.value is not null
+$$;
+
+revoke all on function jetstream.connection_must_be_free(text), jetstream.url_origin(text),
+    jetstream.webhook_headers(integer, jsonb, text) from public;
+grant execute on function jetstream.webhook_headers(integer, jsonb, text) to jetstream_webhook_worker;

@@ -88,9 +88,41 @@ comment on column jetstream.connections.enabled is 'false: closed, its messages 
 
 insert into jetstream.connections (name) values ('default');
 
+create function jetstream.connection_must_be_free(name text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '1s'
+as $$
+begin
+    -- A message that is being inserted names it too: its transaction is waited for, though not long, as whoever inserts
+    -- waits behind this.
+    begin
+        lock table jetstream.outbox in share mode;
+    exception when lock_not_available then
+        raise exception 'whether messages are owed to connection "%" cannot be seen: transactions that write to the outbox are open', $1
+            using errcode = 'lock_not_available', hint = 'Try again when they have ended.';
+    end;
+    if exists (select from jetstream.outbox o where o.connection = $1) then
+        raise exception 'connection "%" still has messages owed', $1
+            using errcode = 'foreign_key_violation',
+                  hint = 'Wait until they are published, or move them: update jetstream.outbox set connection = ... .';
+    elsif exists (select from jetstream.dead_letters d where d.connection = $1) then
+        raise exception 'connection "%" still has dead letters', $1
+            using errcode = 'foreign_key_violation', hint = 'Redrive or discard them first.';
+    elsif exists (select from jetstream.captures c where c.connection = $1)
+       or exists (select from jetstream.capture_queue q where q.connection = $1) then
+        raise exception 'connection "%" still has captures', $1
+            using errcode = 'foreign_key_violation',
+                  hint = 'See jetstream.captures: capture these tables with another connection, or end it with jetstream.uncapture; what is captured is published first.';
+    end if;
+end
+$$;
+comment on function jetstream.connection_must_be_free(text) is
+    'Raises an ERROR if messages, dead letters or captures name a connection';
+
 -- A restored dump brings its own "default" row: the one of create extension gives way as long as nobody changed it.
 create function jetstream.connections_before_write() returns trigger
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -106,10 +138,8 @@ begin
                 using errcode = 'foreign_key_violation',
                       hint = 'Messages that name no connection go there. Insert a further connection instead.';
         end if;
-        if new.name <> old.name and exists (select from jetstream.outbox o where o.connection = old.name) then
-            raise exception 'connection "%" still has messages owed', old.name
-                using errcode = 'foreign_key_violation',
-                      hint = 'Wait until they are published before renaming it.';
+        if new.name <> old.name then
+            perform jetstream.connection_must_be_free(old.name);
         end if;
         new.updated_at := now();
     end if;
@@ -122,7 +152,7 @@ create trigger connections_before_write before insert or update on jetstream.con
     for each row execute function jetstream.connections_before_write();
 
 create function jetstream.connections_before_delete() returns trigger
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -132,15 +162,13 @@ begin
             using errcode = 'foreign_key_violation',
                   hint = 'Messages that name no connection go there. Switch it off with enabled = false instead.';
     end if;
-    if exists (select from jetstream.outbox o where o.connection = old.name) then
-        raise exception 'connection "%" still has messages owed', old.name
-            using errcode = 'foreign_key_violation',
-                  hint = 'Wait until they are published, or move them: update jetstream.outbox set connection = ... .';
+    if old.name <> 'default' then
+        perform jetstream.connection_must_be_free(old.name);
     end if;
     return old;
 end
 $$;
-comment on function jetstream.connections_before_delete() is 'Refuses to remove the default connection, or one that messages are owed to';
+comment on function jetstream.connections_before_delete() is 'Refuses to remove the default connection, or one that is in use';
 
 create trigger connections_before_delete before delete on jetstream.connections
     for each row execute function jetstream.connections_before_delete();

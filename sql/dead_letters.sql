@@ -17,6 +17,7 @@ create table jetstream.dead_letters (
     reason text not null,
     created_at timestamptz not null,
     died_at timestamptz not null default clock_timestamp(),
+    unsure_since timestamptz,
     constraint dead_letters_pkey primary key (id)
 );
 comment on table jetstream.dead_letters is 'Messages given up, whole; redrive() puts one back, discard() drops it';
@@ -36,6 +37,7 @@ comment on column jetstream.dead_letters.attempts is 'Attempts made';
 comment on column jetstream.dead_letters.reason is 'Why it was given up';
 comment on column jetstream.dead_letters.created_at is 'When it was inserted into the outbox';
 comment on column jetstream.dead_letters.died_at is 'When it was given up';
+comment on column jetstream.dead_letters.unsure_since is 'An attempt went unanswered and may have been stored, though not before this time: redrive() has it looked for first';
 
 create index dead_letters_died_at on jetstream.dead_letters (died_at);
 comment on index jetstream.dead_letters_died_at is 'Recent dead letters';
@@ -57,10 +59,11 @@ begin
             using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
     end if;
     insert into jetstream.outbox as o
-        (connection, subject, payload, raw, headers, message_id, key, ttl, webhook, traceparent, created_at)
+        (connection, subject, payload, raw, headers, message_id, key, ttl, webhook, traceparent, unsure_since, created_at)
     values (d.connection, d.subject, d.payload, d.raw, d.headers,
             case when redrive.new_message_id then gen_random_uuid()::text else d.message_id end,
-            d.key, d.ttl, d.webhook, d.traceparent, clock_timestamp())
+            d.key, d.ttl, d.webhook, d.traceparent, case when not redrive.new_message_id then d.unsure_since end,
+            clock_timestamp())
     returning o.id into outbox_id;
     return outbox_id;
 end
@@ -76,20 +79,23 @@ language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
     with back as (
-        delete from jetstream.dead_letters l where jetstream.subject_matches(l.subject, $1) returning l.*
+        delete from jetstream.dead_letters l
+        where jetstream.subject_matches(l.subject, $1)
+          and exists (select from jetstream.connections c where c.name = l.connection)
+        returning l.*
     ), stored as (
         insert into jetstream.outbox (connection, subject, payload, raw, headers, message_id, key, ttl, webhook,
-            traceparent)
+            traceparent, unsure_since)
         select b.connection, b.subject, b.payload, b.raw, b.headers,
                case when $2 then gen_random_uuid()::text else b.message_id end, b.key, b.ttl, b.webhook,
-               b.traceparent
+               b.traceparent, case when not $2 then b.unsure_since end
         from back b order by b.outbox_id, b.id
         returning 1
     )
     select count(*) from stored;
 $$;
 comment on function jetstream.redrive_all(text, boolean) is
-    'Puts back all dead letters whose subject matches the pattern (NATS wildcards * and >), in their first order; returns how many
+    'Puts back all dead letters whose subject matches the pattern (NATS wildcards * and >), in their first order; returns how many. Those of a connection that does not exist stay
 subject_pattern: Subject, or pattern of subjects
 new_message_id: true: random message ids instead of their own';
 
@@ -99,11 +105,20 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     d jetstream.dead_letters;
+    told text;
 begin
     delete from jetstream.dead_letters l where l.id = discard.id returning l.* into d;
     if not found then
         raise exception 'dead letter % does not exist', discard.id
             using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
+    end if;
+    told := format('discarded by %s at %s; it had failed with: %s', session_user, now(), d.reason);
+    -- It has a row already, of when it died: a second one would count it twice.
+    update jetstream.history h set error = told
+    where not h.success and h.outbox_id = d.outbox_id and h.message_id = d.message_id
+      and h.published_at between d.died_at - interval '1 minute' and d.died_at + interval '1 minute';
+    if found or current_setting('pg_jetstream.history', true) = 'none' then
+        return d.outbox_id;
     end if;
     -- Where no worker has run yet, the history has no days.
     if to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC', 'YYYYMMDD')) is null then
@@ -112,7 +127,7 @@ begin
     insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key,
         webhook, error)
     values (clock_timestamp(), d.outbox_id, d.attempts, false, d.connection, d.subject, d.message_id, d.key,
-        d.webhook, format('discarded by %s; it had failed with: %s', session_user, d.reason));
+        d.webhook, told);
     return d.outbox_id;
 end
 $$;

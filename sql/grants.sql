@@ -83,7 +83,7 @@ grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, w
 grant select (published_at, outbox_id, sequence, webhook, attempts, latency_ms, success, duplicate, connection, subject,
     message_id, stream, key, error) on jetstream.history to jetstream_reader;
 grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, traceparent, attempts, reason,
-    created_at, died_at)
+    created_at, died_at, unsure_since)
     on jetstream.dead_letters to jetstream_reader;
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
@@ -170,7 +170,7 @@ grant execute on function
     to jetstream_admin;
 
 -- jetstream_webhook_worker: what makes the HTTP calls. It gets the secrets of the calls it makes.
-grant execute on function jetstream.webhook_claim(text, integer, interval), jetstream.webhook_headers(integer, jsonb)
+grant execute on function jetstream.webhook_claim(text, integer, interval), jetstream.webhook_headers(integer, jsonb, text)
     to jetstream_webhook_worker;
 grant execute on function
     jetstream.webhook_complete(bigint, integer, text, double precision, text, integer),

@@ -16,7 +16,8 @@ with worker as materialized (
     from jetstream.connections c cross join worker w
 ), of_worker as (
     select v.* from worker w cross join lateral (values
-        ('worker_up', 'gauge', (w.pid is not null)::int::double precision, 'Whether a worker runs for this database'),
+        ('worker_up', 'gauge', case when not pg_is_in_recovery() then (w.pid is not null)::int::double precision end,
+         'Whether a worker runs for this database; none on a standby'),
         ('worker_paused', 'gauge', w.paused::int, 'Whether pause() holds it'),
         ('worker_start_time_seconds', 'gauge', extract(epoch from w.started_at)::double precision,
          'When it started, from when on its counters count, as Unix time'),
@@ -63,10 +64,13 @@ with worker as materialized (
                    from jetstream.capture_queue q order by q.txid limit 1), 0),
          'Age of the oldest of these; 0 if there are none'),
         ('webhook_lag_seconds', 'gauge',
-         coalesce((select greatest(extract(epoch from clock_timestamp() - c.scheduled_at)::double precision, 0)
-                   from jetstream.webhook_calls c where c.status in ('pending', 'failed')
-                   order by c.scheduled_at limit 1), 0),
-         'How long the oldest call of the queue has been due; 0 if none is'),
+         greatest(
+             (select extract(epoch from clock_timestamp() - c.scheduled_at)::double precision
+              from jetstream.webhook_calls c where c.status in ('pending', 'failed') order by c.scheduled_at limit 1),
+             (select extract(epoch from clock_timestamp() - c.lease_until)::double precision
+              from jetstream.webhook_calls c where c.status = 'claimed' order by c.lease_until limit 1),
+             0),
+         'How long the oldest call of the queue has been due, or its lease over with no worker to take it back; 0 if none is'),
         ('webhook_dead_calls', 'gauge',
          (select count(*) from (select from jetstream.webhook_calls c
                                 where c.completed_at > now() - interval '1 hour' and c.status = 'dead' limit 10000) c)
@@ -78,9 +82,9 @@ with worker as materialized (
     select v.name, v.kind, jsonb_build_object('connection', c.name) as labels, v.value, v.help
     from connections c cross join lateral (values
         ('connection_up', 'gauge',
-         case when c.enabled then case when c.running and c.state is null then null
+         case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
               else (c.running and c.state = 'connected')::int::double precision end end,
-         'Whether the worker is connected; none for a connection that is not enabled'),
+         'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
         ('connection_lag_seconds', 'gauge', coalesce(extract(epoch from jetstream.lag(c.name))::double precision, 0),
          'Age of the oldest message owed and due; 0 if none is'),
         ('connection_failing_messages', 'gauge',

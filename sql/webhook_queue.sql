@@ -37,13 +37,31 @@ $$;
 comment on function jetstream.webhook_resolve(integer, jsonb) is
     'Header values with the secrets of the webhook in their places; missing names one that does not exist';
 
-create function jetstream.webhook_headers(webhook integer, headers jsonb) returns jsonb
+-- What is before the path: a secret goes to no other.
+create function jetstream.url_origin(url text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select lower((regexp_match(url, '^(https?://[^/?#]+)', 'i'))[1])
+$$;
+comment on function jetstream.url_origin(text) is 'Scheme, host and port of a url, as they are written';
+
+create function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     r record;
 begin
+    -- An envelope says itself where to send it: whoever may publish one must not learn the secrets by it.
+    if strpos(webhook_headers.headers::text, '{{secret:') > 0 and not exists (
+            select from jetstream.webhooks w
+            where w.id = webhook_headers.webhook
+              and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_headers.url)) then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
     select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers);
     if r.missing is not null then
         raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
@@ -52,10 +70,11 @@ begin
     return r.resolved;
 end
 $$;
-comment on function jetstream.webhook_headers(integer, jsonb) is
-    'Header values of an envelope with the secrets of the webhook in their places, for the worker that makes the call
+comment on function jetstream.webhook_headers(integer, jsonb, text) is
+    'Header values of an envelope with the secrets of the webhook in their places, for the worker that makes the call. An ERROR if there are secrets among them and the url is not of the webhook''s scheme, host and port
 webhook: webhooks.id
-headers: Headers as the envelope has them';
+headers: Headers as the envelope has them
+url: Where the call goes';
 
 create function jetstream.webhook_backoff(call jetstream.webhook_calls) returns interval
 language sql volatile
@@ -77,7 +96,7 @@ set enable_seqscan = off
 as $$
     with expired as (
         select c.id from jetstream.webhook_calls c
-        where c.status = 'claimed' and c.lease_until < clock_timestamp()
+        where c.status = 'claimed' and c.lease_until < (select clock_timestamp())
         for update skip locked
     ), back as (
         update jetstream.webhook_calls c
@@ -124,7 +143,7 @@ begin
     for c in
         with due as (
             select k.id from jetstream.webhook_calls k
-            where k.status in ('pending', 'failed') and k.scheduled_at <= clock_timestamp()
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
             order by k.scheduled_at, k.id
             limit webhook_claim.n
             for update skip locked
@@ -367,7 +386,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     with gone as (
         delete from jetstream.webhook_calls c
-        where c.completed_at < clock_timestamp() - $1 and (c.status = 'succeeded' or (c.status = 'dead' and not $2))
+        where c.completed_at < (select clock_timestamp()) - $1 and (c.status = 'succeeded' or (c.status = 'dead' and not $2))
         returning 1
     )
     , forgotten as (

@@ -200,6 +200,9 @@ fn shown_slot() -> (status::Slot, Option<String>) {
     if !status::preloaded() {
         return none("shared_preload_libraries does not contain pg_jetstream");
     }
+    if pg::in_recovery() {
+        return none("the server is a standby: a worker starts when it is promoted");
+    }
     let here = pg::my_database();
     let Some(number) = status::find(|slot| slot.database == here) else {
         return none("pg_jetstream.databases does not name this database");

@@ -25,6 +25,24 @@ pub use stored::Record;
 /// SPI failed in a way that is not an ERROR of its own: a defect of this module.
 pub type Result<T> = std::result::Result<T, SpiError>;
 
+/// What a claim came by.
+pub enum Found {
+    /// A row that may be claimed.
+    Free(Row),
+    /// The id of a row that somebody holds, or that is not to be claimed any more.
+    Held(i64),
+}
+
+impl Found {
+    /// `outbox.id`.
+    pub fn id(&self) -> i64 {
+        match self {
+            Found::Free(row) => row.message.id,
+            Found::Held(id) => *id,
+        }
+    }
+}
+
 /// A row of the outbox, claimed.
 pub struct Row {
     /// The message.
@@ -52,6 +70,8 @@ pub struct Seen {
 pub struct Failure<'a> {
     /// The message.
     pub message: &'a Message,
+    /// Transaction that inserted its row.
+    pub txid: u64,
     /// Attempts that have failed now.
     pub attempts: i32,
     /// Why.
@@ -108,7 +128,8 @@ impl Store {
     }
 
     /// Claims rows whose `deliver_at` has come, except those in flight.
-    pub fn claim_due(&mut self, lane: &str, in_flight: &[i64], limit: Visit<'_>) -> Result<Seen> {
+    pub fn claim_due(&mut self, lane: &str, in_flight: &[i64], mut limit: Visit<'_>) -> Result<Seen> {
+        limit.count_held = false;
         claim(self, |s| &s.due, &[lane.into(), in_flight.to_vec().into()], lane, limit)
     }
 
@@ -179,6 +200,7 @@ impl Store {
             failures.iter().map(|f| f.reason.as_str()).collect::<Vec<_>>().into(),
             failures.iter().map(|f| f.delay_ms).collect::<Vec<_>>().into(),
             failures.iter().map(|f| f.unsure_since).collect::<Vec<_>>().into(),
+            failures.iter().map(|f| f.txid as i64).collect::<Vec<_>>().into(),
         ];
         args.extend(flag.map(DatumWithOid::from));
         Spi::connect_mut(|client| {
@@ -200,10 +222,13 @@ impl Store {
 
 /// What a claim calls for each row, and how many it may visit.
 pub struct Visit<'a> {
-    /// Called for each row; `Break` ends the claim after it.
-    pub row: &'a mut dyn FnMut(Row) -> ControlFlow<()>,
+    /// Called for each row; `Break` ends the claim after it. Held ones are among them, so that a claim that is to go on
+    /// where this one ends does not stand before many of them for ever.
+    pub row: &'a mut dyn FnMut(Found) -> ControlFlow<()>,
     /// Most rows to visit.
     pub most: usize,
+    /// Whether held rows count as visited: not where each claim begins with the same ones.
+    pub count_held: bool,
     /// Rows it wants if it can take each: no more are read ahead.
     pub wanted: usize,
     /// Bytes after which no further row is read.
@@ -254,15 +279,14 @@ fn claim(
             let ended = full || step.len() < asked;
             let mut held = Held { touched, free: None };
             for row in step {
-                seen.rows += 1;
-                let row = match row {
-                    Fetched::Free(row) => row,
-                    Fetched::Touched(id) => match held.read(client, statements, id, &connection)? {
-                        Some(row) => row,
-                        None => continue,
-                    },
+                let found = match row {
+                    Fetched::Free(row) => Found::Free(row),
+                    Fetched::Touched(id) => held
+                        .read(client, statements, id, &connection)?
+                        .map_or(Found::Held(id), Found::Free),
                 };
-                if (visit.row)(row).is_break() {
+                seen.rows += usize::from(visit.count_held || matches!(found, Found::Free(_)));
+                if (visit.row)(found).is_break() {
                     return Ok(seen);
                 }
             }

@@ -55,6 +55,8 @@ struct Flight {
     message: Arc<Message>,
     /// Where its row stood when it was claimed.
     place: Place,
+    /// Transaction that inserted it: where ids begin anew, a row of this id may be another's.
+    txid: u64,
     due_at: i64,
     claimed_at: SystemTime,
     lane: usize,

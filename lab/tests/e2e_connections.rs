@@ -8,6 +8,7 @@ use e2e_support::{
     SOON, arrived, becomes, count_on, count_with, drained, eventually, exactly_once, insert, lab, worker,
 };
 use lab::Lab;
+use lab::lab::DATABASE;
 use lab::nats::NatsServer;
 
 /// Messages for another connection than `default`.
@@ -211,8 +212,40 @@ fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() 
 
     lab.sql("delete from jetstream.streams where connection = 'other'")
         .unwrap();
-    lab.sql("update jetstream.connections set name = 'renamed' where name = 'other'")
+    // It is kept as long as anything names it: dead letters, captures, and messages that are just being inserted.
+    let rename = "update jetstream.connections set name = 'renamed' where name = 'other'";
+    let remove = "delete from jetstream.connections where name = 'other'";
+    let stays = |code: &str| {
+        assert_eq!(lab.failure(rename).unwrap(), code);
+        assert_eq!(lab.failure(remove).unwrap(), code);
+    };
+    lab.sql("insert into jetstream.dead_letters (outbox_id, connection, subject, payload,
+                 message_id, attempts, reason, created_at) values (1, 'other', 't.dead', '1', 'dead', 1, 'test', now())")
         .unwrap();
+    stays("23503");
+    // Another connection's dead letters do not keep these from being redriven.
+    lab.sql(
+        "insert into jetstream.dead_letters (outbox_id, connection, subject, payload, message_id, attempts, reason,
+                 created_at) values (2, 'gone', 't.gone', '1', 'gone', 1, 'test', now())",
+    )
+    .unwrap();
+    assert_eq!(lab.value("select jetstream.redrive_all()").unwrap(), "1");
+    drained(&lab, SOON);
+    lab.sql("create table captured (id int primary key); select jetstream.capture('captured', connection => 'other')")
+        .unwrap();
+    stays("23503");
+    lab.sql("select jetstream.uncapture('captured')").unwrap();
+    drained(&lab, SOON);
+    let mut writer = lab.postgres.client(DATABASE).unwrap();
+    writer
+        .batch_execute("begin; select jetstream.publish('t.open', '1', connection => 'other')")
+        .unwrap();
+    stays("55P03");
+    writer.batch_execute("rollback").unwrap();
+
+    lab.sql("delete from jetstream.streams where connection = 'other'")
+        .unwrap();
+    lab.sql(rename).unwrap();
     lab.sql("delete from jetstream.connections where name = 'renamed'")
         .unwrap();
     assert_eq!(

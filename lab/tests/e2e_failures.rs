@@ -3,6 +3,9 @@
 
 mod e2e_support;
 
+use std::time::Duration;
+
+use async_nats::jetstream;
 use e2e_support::{SOON, arrived, becomes, drained, exactly_once, insert, lab, numbers, quick_lab, stream, synced};
 use lab::Lab;
 
@@ -138,6 +141,8 @@ fn no_stream_ends_in_a_dead_letter_and_every_way_back_works() {
         said.contains("discarded by postgres") && said.contains("no stream"),
         "{said}"
     );
+    let counted = "select failed from jetstream.publish_summary where subject = 'a.1'";
+    assert_eq!(lab.value(counted).unwrap(), "1", "it failed once");
     assert_eq!(lab.failure("select jetstream.discard(999999)").unwrap(), "P0002");
     assert_eq!(lab.failure("select jetstream.redrive(999999)").unwrap(), "P0002");
 
@@ -295,4 +300,47 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
     drained(&lab, SOON);
     assert_eq!(numbers(&lab, "S"), (1..=10).collect::<Vec<_>>());
     assert_eq!(lab.value("select jetstream.health() ->> 'healthy'").unwrap(), "true");
+}
+
+/// A message that was stored, of which no acknowledgement came, is given up; put back, it is found and not sent again,
+/// though the stream has forgotten its id.
+#[test]
+fn a_dead_letter_that_may_be_stored_is_looked_for_before_it_is_sent_again() {
+    let lab = lab(&[
+        ("pg_jetstream.ack_timeout", "300ms"),
+        ("pg_jetstream.max_attempts", "1"),
+    ]);
+    let set_no_ack = |no_ack: bool| {
+        lab.jetstream(async |context| {
+            let config = jetstream::stream::Config {
+                name: "MUTE".to_owned(),
+                subjects: vec!["mute.>".to_owned()],
+                duplicate_window: Duration::from_millis(500),
+                no_ack,
+                ..Default::default()
+            };
+            context.create_or_update_stream(config).await?;
+            Ok(())
+        })
+        .unwrap();
+    };
+    set_no_ack(true);
+    lab.sql("select jetstream.publish('mute.one', '{\"n\": 1}'), jetstream.publish('mute.all', '{\"n\": 2}')")
+        .unwrap();
+    becomes(
+        &lab,
+        "two dead letters",
+        "select count(*) from jetstream.dead_letters where reason like '%no acknowledgement%' and unsure_since < now()",
+        "2",
+    );
+    arrived(&lab, "MUTE", 2);
+    std::thread::sleep(Duration::from_secs(1));
+    set_no_ack(false);
+    lab.sql("select jetstream.redrive(id) from jetstream.dead_letters where subject = 'mute.one'")
+        .unwrap();
+    lab.sql("select jetstream.redrive_all('mute.all')").unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "MUTE", 1..=2);
+    let stored = "select count(*) from jetstream.history where success and sequence is not null";
+    assert_eq!(lab.value(stored).unwrap(), "2");
 }

@@ -3,7 +3,7 @@
 
 mod e2e_support;
 
-use e2e_support::{SOON, arrived, becomes, drained, exactly_once, insert, lab, numbers};
+use e2e_support::{SOON, arrived, becomes, drained, exactly_once, insert, lab, numbers, worker};
 use lab::Lab;
 use lab::lab::DATABASE;
 
@@ -195,4 +195,41 @@ fn the_history_of_one_message_is_found_by_its_outbox_id() {
         "21500",
     );
     assert_eq!(lab.sql(through_index).unwrap().concat().last().unwrap(), "1500");
+}
+
+/// The outbox is emptied while messages are on the wire, and its ids begin anew: what has taken their ids is not theirs.
+#[test]
+fn a_row_that_has_the_id_of_a_message_in_flight_goes_too() {
+    for settings in [&[][..], &[("pg_jetstream.history_payload", "on")]] {
+        let lab = lab(settings);
+        lab.nats.pause().unwrap();
+        lab.sql(&insert("s.old", 1, 100)).unwrap();
+        becomes(&lab, "in flight", "select in_flight from jetstream.status()", "100");
+        lab.sql("truncate jetstream.outbox restart identity").unwrap();
+        lab.sql(&insert("s.new", 101, 200)).unwrap();
+        assert_eq!(lab.value("select max(id) from jetstream.outbox").unwrap(), "100");
+        lab.nats.resume().unwrap();
+        arrived(&lab, "S", 200);
+        drained(&lab, SOON);
+        exactly_once(&lab, "S", 1..=200);
+    }
+}
+
+/// Where a row stood is no more a place of the table.
+#[test]
+fn a_table_that_was_rewritten_with_messages_in_flight_does_not_end_the_worker() {
+    let lab = lab(&[]);
+    lab.sql("alter table jetstream.outbox set (autovacuum_enabled = off)")
+        .unwrap();
+    let pid = worker(&lab);
+    lab.sql(&insert("s.x", 1, 20_000)).unwrap();
+    drained(&lab, SOON);
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.x", 20_001, 20_500)).unwrap();
+    becomes(&lab, "in flight", "select in_flight from jetstream.status()", "500");
+    lab.sql("vacuum full jetstream.outbox").unwrap();
+    lab.nats.resume().unwrap();
+    drained(&lab, SOON);
+    assert_eq!(worker(&lab), pid, "the same worker");
+    exactly_once(&lab, "S", 1..=20_500);
 }

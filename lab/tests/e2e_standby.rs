@@ -104,7 +104,13 @@ fn a_standby_is_quiet_and_a_promoted_one_goes_on() {
     std::thread::sleep(Duration::from_secs(1));
     assert!(!standby.log().contains("pg_jetstream"), "{}", standby.log());
     let told = standby.value("select last_error from jetstream.status()").unwrap();
-    assert!(!told.is_empty(), "a standby says why it does nothing");
+    assert!(told.contains("standby"), "it says why it does nothing: {told}");
+    let up = "select count(*) from jetstream.metrics where name like '%\\_up' and value is not null";
+    assert_eq!(
+        standby.value(up).unwrap(),
+        "0",
+        "nothing is amiss that an alert would tell"
+    );
 
     worker(&lab);
     lab.postgres.stop(Stop::Immediate).unwrap();

@@ -145,6 +145,39 @@ fn rows_somebody_holds_are_skipped_and_published_after_their_release() {
     exactly_once(&lab, "S", (1..=2_000).filter(|n| *n != 500 && *n != 505).chain([5_050]));
 }
 
+/// Of a bulk delete that is not done yet, or any lock of thousands of rows: what stands behind them goes, whether it is due
+/// at once or later.
+#[test]
+fn thousands_of_rows_somebody_holds_are_skipped() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&insert("s.locked", 1, 10_000)).unwrap();
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload, deliver_at)
+         select 's.later', jsonb_build_object('n', n), now() + n * interval '1 microsecond'
+         from generate_series(10001, 20000) n",
+    )
+    .unwrap();
+    let mut operator = lab.postgres.client(DATABASE).unwrap();
+    operator.batch_execute("begin").unwrap();
+    let held = operator.execute(
+        "delete from jetstream.outbox where (payload ->> 'n')::int % 10000 between 1 and 6000",
+        &[],
+    );
+    assert_eq!(held.unwrap(), 12_000);
+    lab.sql("select jetstream.resume()").unwrap();
+    arrived(&lab, "S", 8_000);
+    // They are not looked at over and over: the worker stands still, but for its looks at what is due.
+    let cycles = || lab.value("select cycles from jetstream.worker_status()").unwrap();
+    let before: i64 = cycles().parse().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let after: i64 = cycles().parse().unwrap();
+    assert!(after - before < 200, "{} cycles in two seconds", after - before);
+    operator.batch_execute("commit").unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (6_001..=10_000).chain(16_001..=20_000));
+}
+
 /// A lock that is let go without a change is noticed by the look once a minute.
 #[test]
 fn a_row_that_was_only_locked_is_found_by_the_sweep() {

@@ -239,12 +239,32 @@ fn a_secret_is_seen_by_the_worker_that_makes_the_call_alone() {
     assert_eq!(status(&lab, 1), ["dead", "1", "secret \"key\" does not exist", "0"]);
     let resolved: String = client
         .query_one(
-            "select jetstream.webhook_headers(2, '{\"Authorization\": \"Bearer {{secret:key}}\"}') ->> 'Authorization'",
+            "select jetstream.webhook_headers(2, '{\"Authorization\": \"Bearer {{secret:key}}\"}',
+                 'HTTPS://example.com/another?path') ->> 'Authorization'",
             &[],
         )
         .unwrap()
         .get(0);
     assert_eq!(resolved, format!("Bearer {SECRET}"));
+    // An envelope that somebody else has made names his own server.
+    let servers = [
+        "https://evil.example/nats",
+        "http://example.com/nats",
+        "https://example.com:8443/nats",
+        "https://example.com@evil.example/nats",
+        "https://example.com.evil.example/nats",
+        "https://example.com\\\\@evil.example/",
+        "//example.com/",
+    ];
+    for url in servers.iter().map(|url| format!("'{url}'")).chain(["null".to_owned()]) {
+        let asked = format!("select jetstream.webhook_headers(2, '{{\"X\": \"{{{{secret:key}}}}\"}}', {url})");
+        let refused = client.query(asked.as_str(), &[]).unwrap_err();
+        let error = refused.as_db_error().unwrap();
+        assert_eq!(error.code().code(), "PJ001", "{url}: {error}");
+        assert!(!error.message().contains("hunter2"));
+    }
+    let plain = "select jetstream.webhook_headers(2, '{\"X\": \"y\"}', 'https://evil.example/') ->> 'X'";
+    assert_eq!(client.query_one(plain, &[]).unwrap().get::<_, String>(0), "y");
 
     // In no table but its own, in no view, in nothing a function tells, and not in the log.
     let relations = lab.sql(
@@ -318,7 +338,10 @@ fn each_role_may_do_its_part() {
     .unwrap();
     for role in ["publisher", "reader", "admin", "worker"] {
         refused(role, claim);
-        refused(role, "select jetstream.webhook_headers(1, '{}')");
+        refused(
+            role,
+            "select jetstream.webhook_headers(1, '{}', 'https://example.com/')",
+        );
     }
     let init = "select jetstream.rule_nats_init()";
     as_role("admin", init).unwrap();

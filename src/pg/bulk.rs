@@ -99,11 +99,11 @@ impl Table {
         }
     }
 
-    /// Deletes the rows that stand at these places with these values of the `bigint` column `id`. Returns the ids of
-    /// those that it left: they have moved, or somebody holds them.
-    pub fn delete(&self, id: &CStr, rows: impl Iterator<Item = (Place, i64)>) -> Vec<i64> {
-        let Some(column) = self.column(id) else {
-            return rows.map(|(_, id)| id).collect();
+    /// Deletes the rows that stand at these places with these values of two columns of eight bytes. Returns the values
+    /// of those that it left: they have moved, or somebody holds them.
+    pub fn delete(&self, columns: [&CStr; 2], rows: impl Iterator<Item = (Place, (i64, i64))>) -> Vec<(i64, i64)> {
+        let (Some(first), Some(second)) = (self.column(columns[0]), self.column(columns[1])) else {
+            return rows.map(|(_, values)| values).collect();
         };
         // SAFETY: as in `ExecDelete` (nodeModifyTable.c), without triggers: a slot of the table's kind, the snapshot
         // that `transaction` has pushed, this transaction's command id. The row is looked at before it is deleted, for
@@ -114,18 +114,22 @@ impl Table {
                 (*(*relation).rd_tableam).tuple_fetch_row_version,
                 (*(*relation).rd_tableam).tuple_delete,
             ) else {
-                return rows.map(|(_, id)| id).collect();
+                return rows.map(|(_, values)| values).collect();
             };
+            // The table may have been rewritten since; it does not become shorter while it is open.
+            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
             let slot = pg_sys::table_slot_create(relation, ptr::null_mut());
             let snapshot = pg_sys::GetActiveSnapshot();
             let command = pg_sys::GetCurrentCommandId(true);
             let mut left = Vec::new();
-            for (place, id) in rows {
+            for (place, values) in rows {
                 let mut tid = place.item_pointer();
-                let found = pg_guard_ffi_boundary(|| fetch(relation, &mut tid, snapshot, slot)) && {
-                    pg_sys::slot_getsomeattrs_int(slot, column as i32);
-                    (*(*slot).tts_values.add(column - 1)).value() as i64 == id
-                };
+                let found =
+                    place.block < blocks && pg_guard_ffi_boundary(|| fetch(relation, &mut tid, snapshot, slot)) && {
+                        pg_sys::slot_getsomeattrs_int(slot, first.max(second) as i32);
+                        let value = |column: usize| (*(*slot).tts_values.add(column - 1)).value() as i64;
+                        (value(first), value(second)) == values
+                    };
                 let mut failure = pg_sys::TM_FailureData::default();
                 let deleted = found
                     && pg_guard_ffi_boundary(|| {
@@ -141,7 +145,7 @@ impl Table {
                         )
                     }) == pg_sys::TM_Result::TM_Ok;
                 if !deleted {
-                    left.push(id);
+                    left.push(values);
                 }
             }
             pg_sys::ExecDropSingleTupleTableSlot(slot);

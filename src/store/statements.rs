@@ -53,9 +53,9 @@ impl Statements {
             format!("select {COLUMNS}, {snapshot}, o.ctid from jetstream.outbox o where {condition}")
         };
         let in_lane = |condition: &str| claim("null::text", &format!("o.connection = $1 and {condition}"));
-        let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+        let unnest = "unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
         as u (id, acked_at, sequence, attempts, latency_ms, duplicate, connection, subject, message_id, stream, key, \
-            webhook)";
+            webhook, txid)";
         let record_args = [
             Oids::INT8ARRAYOID,
             Oids::INT8ARRAYOID,
@@ -69,6 +69,7 @@ impl Statements {
             Oids::TEXTARRAYOID,
             Oids::TEXTARRAYOID,
             Oids::INT4ARRAYOID,
+            Oids::INT8ARRAYOID,
         ];
         let columns = "published_at, outbox_id, sequence, attempts, latency_ms, success, duplicate, connection, \
         subject, message_id, stream, key, webhook";
@@ -78,6 +79,7 @@ impl Statements {
             Oids::INT8ARRAYOID,
             Oids::INT4ARRAYOID,
             Oids::TEXTARRAYOID,
+            Oids::INT8ARRAYOID,
             Oids::INT8ARRAYOID,
             Oids::INT8ARRAYOID,
         ];
@@ -134,8 +136,8 @@ impl Statements {
                 &[Oids::INT8ARRAYOID],
             )?,
             delete: make(
-                "delete from jetstream.outbox where id = any ($1)".into(),
-                &[Oids::INT8ARRAYOID],
+                format!("delete from jetstream.outbox o using unnest($1, $2) as u (id, txid) where {SAME}"),
+                &[Oids::INT8ARRAYOID, Oids::INT8ARRAYOID],
             )?,
             record: make(
                 format!("insert into jetstream.history ({columns}) select {values} from {unnest}"),
@@ -143,14 +145,15 @@ impl Statements {
             )?,
             record_payload: make(
                 format!(
-                    "with gone as (delete from jetstream.outbox where id = any ($1) returning id, payload, raw, headers) \
+                    "with gone as (delete from jetstream.outbox o using unnest($1, $13) as u (id, txid) where {SAME} \
+                         returning o.id, o.payload, o.raw, o.headers) \
                      insert into jetstream.history ({columns}, payload, raw, headers) \
                      select {values}, g.payload, g.raw, g.headers from {unnest} left join gone g on g.id = u.id"
                 ),
                 &record_args,
             )?,
-            retry: make(RETRY.into(), &failure_args)?,
-            bury: make(BURY.into(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
+            retry: make(format!("{RETRY} where {SAME}"), &failure_args)?,
+            bury: make(bury(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
             next_due: make(
                 "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
                  from jetstream.outbox o where o.connection = $1 and o.deliver_at is not null \
@@ -169,16 +172,24 @@ set attempts = u.attempts, last_error = u.reason, failed_at = clock_timestamp(),
     deliver_at = clock_timestamp() + u.delay * interval '1 millisecond',
     unsure_since = coalesce(o.unsure_since,
                             timestamptz '2000-01-01 00:00+00' + u.since * interval '1 microsecond')
-from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)
-where o.id = u.id";
+from unnest($1, $2, $3, $4, $5, $6) as u (id, attempts, reason, delay, since, txid)";
 
-const BURY: &str = "with u as (select * from unnest($1, $2, $3, $4, $5) as u (id, attempts, reason, delay, since)), \
-    gone as (delete from jetstream.outbox o using u where o.id = u.id \
-        returning o.id, o.connection, o.subject, o.payload, o.raw, o.headers, o.message_id, o.key, o.ttl, o.webhook, \
-                  o.traceparent, u.attempts, u.reason, o.created_at), \
-    letters as (insert into jetstream.dead_letters (outbox_id, connection, subject, payload, raw, headers, message_id, \
-            key, ttl, webhook, traceparent, attempts, reason, created_at) select * from gone) \
-    insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key, \
-            webhook, error) \
-        select clock_timestamp(), id, attempts, false, connection, subject, message_id, key, webhook, reason \
-        from gone where $6";
+/// The row `o` is still that of the message `u`: ids may have begun anew.
+const SAME: &str = "o.id = u.id and o.txid = u.txid::text::xid8";
+
+fn bury() -> String {
+    format!(
+        "with u as (select * from unnest($1, $2, $3, $4, $5, $6) as u (id, attempts, reason, delay, since, txid)), \
+         gone as (delete from jetstream.outbox o using u where {SAME} \
+             returning o.id, o.connection, o.subject, o.payload, o.raw, o.headers, o.message_id, o.key, o.ttl, o.webhook, \
+                       o.traceparent, u.attempts, u.reason, o.created_at, coalesce(o.unsure_since, \
+                           timestamptz '2000-01-01 00:00+00' + u.since * interval '1 microsecond')), \
+         letters as (insert into jetstream.dead_letters (outbox_id, connection, subject, payload, raw, headers, \
+                 message_id, key, ttl, webhook, traceparent, attempts, reason, created_at, unsure_since) \
+             select * from gone) \
+         insert into jetstream.history (published_at, outbox_id, attempts, success, connection, subject, message_id, key, \
+                 webhook, error) \
+             select clock_timestamp(), id, attempts, false, connection, subject, message_id, key, webhook, reason \
+             from gone where $7"
+    )
+}

@@ -19,6 +19,8 @@ pub struct Record<'a> {
     pub message: &'a Message,
     /// Where its row stood in the outbox when it was claimed.
     pub place: Place,
+    /// Transaction that inserted its row.
+    pub txid: u64,
     /// Stream that stored it.
     pub stream: &'a str,
     /// Its sequence there.
@@ -43,7 +45,8 @@ impl Store {
         let left = delete(records);
         if !left.is_empty() {
             Spi::connect_mut(|client| {
-                client.update(&self.statements(client)?.delete, None, &[left.into()])?;
+                let (ids, txids): (Vec<i64>, Vec<i64>) = left.into_iter().unzip();
+                client.update(&self.statements(client)?.delete, None, &[ids.into(), txids.into()])?;
                 Ok::<_, pgrx::spi::Error>(())
             })?;
         }
@@ -72,16 +75,17 @@ impl Store {
     }
 }
 
-/// Deletes from the outbox without a statement, if that is possible; returns the ids of those left.
-fn delete(records: &[Record<'_>]) -> Vec<i64> {
-    let rows = records.iter().map(|record| (record.place, record.message.id));
+/// Deletes from the outbox without a statement, if that is possible; returns id and transaction id of those left. Where
+/// the table was emptied and its ids began anew, a row of the same id is another message's.
+fn delete(records: &[Record<'_>]) -> Vec<(i64, i64)> {
+    let row = |record: &Record<'_>| (record.message.id, record.txid as i64);
     match Table::open(c"outbox") {
         Some(outbox) if outbox.is_plain(pg_sys::TRIGGER_TYPE_DELETE, c"outbox_changed") => {
-            let left = outbox.delete(c"id", rows);
+            let left = outbox.delete([c"id", c"txid"], records.iter().map(|r| (r.place, row(r))));
             outbox.close();
             left
         }
-        _ => rows.map(|(_, id)| id).collect(),
+        _ => records.iter().map(row).collect(),
     }
 }
 
@@ -152,7 +156,7 @@ fn row<'a>(record: &Record<'a>) -> [Value<'a>; 13] {
 }
 
 /// The records as parameters of the statements that insert them.
-fn columns(records: &[Record<'_>]) -> [Array; 12] {
+fn columns(records: &[Record<'_>]) -> [Array; 13] {
     let each = || records.iter();
     [
         Array::int8s(each().map(|r| Some(r.message.id))),
@@ -167,5 +171,6 @@ fn columns(records: &[Record<'_>]) -> [Array; 12] {
         Array::texts(each().map(|r| Some(r.stream))),
         Array::texts(each().map(|r| r.message.key.as_deref())),
         Array::int4s(each().map(|r| r.message.webhook)),
+        Array::int8s(each().map(|r| Some(r.txid as i64))),
     ]
 }

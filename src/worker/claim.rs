@@ -14,7 +14,7 @@ use crate::order::{Admit, End, Key, Lane as Way, MAX_PER_KEY};
 use crate::pg;
 use crate::relay::Command;
 use crate::snapshot::Snapshot;
-use crate::store::{Row, Visit, config};
+use crate::store::{Found, Visit, config};
 
 /// Most keys claimed one by one in a transaction.
 const KEYS_AT_ONCE: usize = 100;
@@ -23,6 +23,8 @@ const VISITS_PER_TAKE: usize = 4;
 
 /// When a message that is due and could not be claimed is looked at again.
 const DUE_AGAIN: Duration = Duration::from_millis(10);
+/// The pause before that, at least, in times of what the look took: somebody may hold thousands.
+const HELD_PAUSE: u32 = 9;
 
 /// What one transaction has claimed.
 #[derive(Default)]
@@ -110,9 +112,9 @@ impl Worker {
         }
         let (cursor, from) = (self.lanes[number].cursor, after);
         let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            let row = &mut |row: Row| {
-                after = Some(row.message.id);
-                (visit.row)(row)
+            let row = &mut |found: Found| {
+                after = Some(found.id());
+                (visit.row)(found)
             };
             store.claim_late(lane, cursor, &ended, from, Visit { row, ..visit })
         })?;
@@ -129,12 +131,14 @@ impl Worker {
             return Ok(());
         }
         let in_flight = self.delayed_in_flight(number);
+        let began = Instant::now();
         let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
             store.claim_due(lane, &in_flight, visit)
         })?;
         if exhausted && self.look_for_due(number)? {
             // It came due this moment, or somebody holds it.
-            self.lanes[number].next_due = Some(Instant::now() + DUE_AGAIN);
+            let pause = DUE_AGAIN.max(began.elapsed() * HELD_PAUSE);
+            self.lanes[number].next_due = Some(Instant::now() + pause);
         }
         Ok(())
     }
@@ -174,9 +178,9 @@ impl Worker {
             let mut last = None;
             let exhausted = self.visit(number, Way::Key, claimed, |store, lane, visit| {
                 let most = visit.most.min(MAX_PER_KEY / 2);
-                let row = &mut |row: Row| {
-                    last = Some(row.message.id);
-                    (visit.row)(row)
+                let row = &mut |found: Found| {
+                    last = Some(found.id());
+                    (visit.row)(found)
                 };
                 store.claim_by_key(lane, &key.key, from, Visit { row, most, ..visit })
             })?;
@@ -195,9 +199,9 @@ impl Worker {
         let (from, cursor) = (lane.sweep_from.unwrap_or(0), lane.cursor);
         let mut seen = Vec::new();
         let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            let row = &mut |row: Row| {
-                seen.push(row.message.id);
-                (visit.row)(row)
+            let row = &mut |found: Found| {
+                seen.push(found.id());
+                (visit.row)(found)
             };
             store.sweep(lane, from, cursor, Visit { row, ..visit })
         })?;
@@ -217,9 +221,9 @@ impl Worker {
         let mut snapshot = None;
         let start = cursor;
         self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            let row = &mut |row: Row| {
-                cursor = cursor.max(row.message.id);
-                (visit.row)(row)
+            let row = &mut |found: Found| {
+                cursor = cursor.max(found.id());
+                (visit.row)(found)
             };
             let seen = store.claim_in_order(lane, start, Visit { row, ..visit })?;
             snapshot.clone_from(&seen.snapshot);
@@ -259,7 +263,10 @@ impl Worker {
         );
         let checkpoint = self.checkpoint.number;
         let now = SystemTime::now();
-        let mut row = |row: Row| {
+        let mut row = |found: Found| {
+            let Found::Free(row) = found else {
+                return ControlFlow::Continue(());
+            };
             let id = row.message.id;
             if flights.contains_key(&id) {
                 return ControlFlow::Continue(());
@@ -300,6 +307,7 @@ impl Worker {
                 Flight {
                     message: row.message,
                     place: row.place,
+                    txid: row.txid,
                     due_at: row.due_at,
                     claimed_at: now,
                     lane: number,
@@ -319,6 +327,7 @@ impl Worker {
             Visit {
                 row: &mut row,
                 most,
+                count_held: true,
                 wanted,
                 bytes,
             },

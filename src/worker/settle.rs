@@ -113,6 +113,7 @@ impl Settlement {
 /// A message the relay has failed with.
 struct Failed {
     message: Arc<Message>,
+    txid: u64,
     error: RelayError,
     attempts: i32,
     began_at: SystemTime,
@@ -145,6 +146,7 @@ impl Worker {
                     records.push(Record {
                         message: &flight.message,
                         place: flight.place,
+                        txid: flight.txid,
                         stream,
                         sequence: *sequence as i64,
                         duplicate: *duplicate,
@@ -163,6 +165,7 @@ impl Worker {
                 Outcome::Failed(error) => {
                     let failed = Failed {
                         message: flight.message.clone(),
+                        txid: flight.txid,
                         error: error.clone(),
                         attempts: flight.message.attempts + 1,
                         began_at: flight.claimed_at,
@@ -360,6 +363,7 @@ fn reason(failed: &Failed) -> String {
 fn as_failure(failed: &Failed, reason: String, delay_ms: i64) -> Failure<'_> {
     Failure {
         message: &failed.message,
+        txid: failed.txid,
         attempts: failed.attempts,
         reason,
         delay_ms,
