@@ -1,5 +1,7 @@
 //! Messages of unknown outcome: on the wire of a connection that was lost, or sent by a worker before this one.
 
+use std::pin::pin;
+
 use tracing::{info, warn};
 
 use super::connect::{Refusal, Session, trouble};
@@ -81,7 +83,15 @@ impl Link {
                 },
             }
         };
-        match self.wait(reading).await {
+        let mut reading = pin!(reading);
+        let read = loop {
+            match self.wait(reading.as_mut()).await {
+                // Of no concern to a session that stands: what is read already is not read anew.
+                Err(Todo::Retry) => {}
+                read => break read,
+            }
+        };
+        match read {
             Ok(Ok(Some(tail))) => Ok(tail),
             Ok(Ok(None)) => {
                 self.blind = true;
@@ -94,6 +104,7 @@ impl Link {
             }
             Ok(Err(end)) => Err(end),
             Err(Todo::Reconnect) => Err(End::Again),
+            // An order to end, the only one left.
             Err(_) => Err(End::Closed),
         }
     }
