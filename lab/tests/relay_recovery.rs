@@ -3,13 +3,14 @@
 
 mod relay_support;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use async_nats::ConnectOptions;
 use lab::chaos::proxy::{Mode, Proxy};
-use lab::message::{ConnectionSpec, LinkState, Outcome};
+use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
 use lab::nats::NatsServer;
 use lab::relay::{Command, Plan};
-use relay_support::{Admin, PATIENCE, Rig, api_requests, limits, message, spec};
+use relay_support::{Admin, PATIENCE, Rig, api_requests, limits, message, spec, stream_spec};
 use tokio::runtime::Runtime;
 
 fn proxied(server: &NatsServer) -> (Runtime, Proxy, String) {
@@ -68,4 +69,89 @@ fn another_connection_that_is_added_does_not_disturb_one_that_recovers() {
     assert!(matches!(rig.outcome(1), Outcome::Stored { duplicate: true, .. }));
     assert!(matches!(rig.outcome(2), Outcome::Stored { duplicate: false, .. }));
     assert_eq!(proxy.accepted(), 1, "what was begun was gone on with");
+}
+
+/// The users of a server: one that may do everything, and the relay's, that may not publish to `deny`.
+fn users(deny: &str) -> String {
+    format!(
+        "authorization {{ users: [
+            {{ user: admin, password: a }}
+            {{ user: relay, password: r, permissions: {{ publish: {{ deny: [{deny}] }} }} }}
+        ] }}"
+    )
+}
+
+fn admin_of(server: &NatsServer) -> Admin {
+    let options = ConnectOptions::with_user_and_password("admin".into(), "a".into());
+    Admin::with(options, &server.url())
+}
+
+fn relay_of(server: &NatsServer) -> ConnectionSpec {
+    spec(&server.url().replace("nats://", "nats://relay:r@"))
+}
+
+/// A stream that forgets message ids at once.
+fn forgetful(admin: &Admin) {
+    admin.create_with("S", "s.>", |config| config.duplicate_window = WINDOW);
+}
+
+const WINDOW: Duration = Duration::from_millis(200);
+
+/// A message that an earlier worker sent without hearing of it, stored longer ago than the stream remembers its id.
+fn stored_unheard(admin: &Admin, id: i64) -> Message {
+    let message = message(id, "s.a");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", message.message_id.as_str());
+    admin.runtime.block_on(async {
+        let ack = admin.js.publish_with_headers("s.a", headers, message.payload.clone());
+        ack.await.unwrap().await.unwrap();
+    });
+    std::thread::sleep(2 * WINDOW);
+    Message {
+        unsure_since: Some(SystemTime::now() - Duration::from_secs(10)),
+        ..message
+    }
+}
+
+#[track_caller]
+fn found(rig: &Rig, id: i64) {
+    let outcome = rig.outcome(id);
+    assert!(matches!(outcome, Outcome::Stored { duplicate: true, .. }), "{outcome:?}");
+}
+
+#[test]
+fn an_account_that_may_not_change_streams_still_looks_into_them() {
+    let users = users("\"$JS.API.STREAM.UPDATE.>\"");
+    let server = NatsServer::builder().extra(users).start().unwrap();
+    let admin = admin_of(&server);
+    forgetful(&admin);
+    let mut rig = Rig::connected(limits(), relay_of(&server));
+    let wanted = stream_spec("S", "s.>,t.>");
+    assert!(rig.relay.send(Command::Streams(vec![wanted])));
+    rig.until("the stream cannot be changed", |rig| {
+        rig.synced.last().is_some_and(|one| one.1.is_some())
+    });
+    rig.publish_and_wait([stored_unheard(&admin, 1)]);
+    found(&rig, 1);
+    assert_eq!(admin.count("S"), 1);
+}
+
+#[test]
+fn an_account_that_may_not_read_streams_publishes_and_looks_once_it_may() {
+    let listing = users("\"$JS.API.STREAM.LIST\"");
+    let mut server = NatsServer::builder().extra(listing).start().unwrap();
+    let admin = admin_of(&server);
+    forgetful(&admin);
+    let mut rig = Rig::connected(limits(), relay_of(&server));
+    rig.publish_and_wait([stored_unheard(&admin, 1)]);
+    assert!(matches!(rig.outcome(1), Outcome::Stored { .. }));
+    server.rewrite(users("nothing")).unwrap();
+    server.reload().unwrap();
+    rig.links.clear();
+    assert!(rig.relay.send(Command::Reconnect("default".into())));
+    rig.wait_state(LinkState::Connected);
+    let before = admin.count("S");
+    rig.publish_and_wait([stored_unheard(&admin, 2)]);
+    found(&rig, 2);
+    assert_eq!(admin.count("S"), before + 1);
 }

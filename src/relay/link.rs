@@ -82,7 +82,7 @@ pub(super) struct Link {
     pub(super) closing: Option<Instant>,
     pub(super) orders: UnboundedReceiver<Order>,
     pub(super) reporter: Reporter,
-    /// The account may not read its streams.
+    /// The account of the present session may not read its streams.
     pub(super) blind: bool,
     /// The present session has stored something.
     pub(super) proved: bool,
@@ -128,6 +128,8 @@ impl Link {
         self.show(LinkState::Connecting, String::new());
         while let Some(mut session) = self.connected(&mut backoff).await {
             let since = Instant::now();
+            // It may have been given the right since.
+            self.blind = false;
             let end = match self.recover(&mut session).await {
                 Ok(()) => publish::serve(&mut self, session).await,
                 Err(end) => end,

@@ -234,7 +234,9 @@ impl Serving<'_> {
 
     fn server_error(&mut self, text: String) -> Result<(), End> {
         if let Some(subject) = wire::denied(&text, "Publish") {
-            self.link.blind |= subject.starts_with("$JS.API.");
+            if recover::needs(&subject) && !self.looked_for.is_empty() {
+                self.link.blinded();
+            }
             self.publish_denied(&subject, &text);
         } else if wire::denied(&text, "Subscription").is_some_and(|subject| subject.starts_with(&self.session.inbox)) {
             return Err(End::Refused(RelayError::Connection(format!(

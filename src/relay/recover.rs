@@ -65,6 +65,20 @@ fn hash(message_id: &str) -> u128 {
     half(0) << 64 | half(1)
 }
 
+/// Whether a request with this subject is one without which tails cannot be read.
+pub(super) fn needs(subject: &str) -> bool {
+    const REQUESTS: [&str; 5] = [
+        "STREAM.LIST",
+        "STREAM.INFO.",
+        "STREAM.MSG.GET.",
+        "CONSUMER.CREATE.",
+        "CONSUMER.MSG.NEXT.",
+    ];
+    subject
+        .strip_prefix("$JS.API.")
+        .is_some_and(|request| REQUESTS.iter().any(|needed| request.starts_with(needed)))
+}
+
 /// The subjects of messages, each once.
 pub(super) fn subjects(messages: &[Arc<Message>]) -> Vec<String> {
     let distinct: BTreeSet<&str> = messages.iter().map(|message| message.subject.as_str()).collect();
@@ -240,6 +254,12 @@ async fn read_range(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_denied_matters_if_it_is_for_reading() {
+        assert!(needs("$JS.API.STREAM.LIST") && needs("$JS.API.CONSUMER.CREATE.S.name.s.>"));
+        assert!(!needs("$JS.API.STREAM.UPDATE.S") && !needs("$JS.API.CONSUMER.DELETE.S.name") && !needs("s.a"));
+    }
 
     #[test]
     fn an_id_is_found_once_and_only_for_older_messages() {

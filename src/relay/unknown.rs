@@ -76,7 +76,7 @@ impl Link {
         let reading = async {
             tokio::select! {
                 tail = recover::read(&client, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
-                refusal = trouble(events, &label) => match refusal {
+                refusal = trouble(events, &label, recover::needs) => match refusal {
                     Ok(()) => Ok(None),
                     Err(Refusal::Passing(reason)) => Err(End::Lost(reason)),
                     Err(Refusal::Lasting(error)) => Err(End::Refused(error)),
@@ -94,18 +94,24 @@ impl Link {
         match read {
             Ok(Ok(Some(tail))) => Ok(tail),
             Ok(Ok(None)) => {
-                self.blind = true;
-                warn!(
-                    target: "pg_jetstream",
-                    connection = &*self.spec.name,
-                    "the account may not read its streams: what was on the wire is published again unseen"
-                );
+                self.blinded();
                 Ok(Tail::default())
             }
             Ok(Err(end)) => Err(end),
             Err(Todo::Reconnect) => Err(End::Again),
             // An order to end, the only one left.
             Err(_) => Err(End::Closed),
+        }
+    }
+
+    /// The account may not read its streams.
+    pub(super) fn blinded(&mut self) {
+        if !std::mem::replace(&mut self.blind, true) {
+            warn!(
+                target: "pg_jetstream",
+                connection = &*self.spec.name,
+                "the account may not read its streams: what was on the wire is published again unseen"
+            );
         }
     }
 }
