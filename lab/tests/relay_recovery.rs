@@ -6,23 +6,11 @@ mod relay_support;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::ConnectOptions;
-use lab::chaos::proxy::{Mode, Proxy};
+use lab::chaos::proxy::Mode;
 use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
 use lab::nats::NatsServer;
 use lab::relay::{Command, Plan};
-use relay_support::{Admin, PATIENCE, Rig, api_requests, limits, message, spec, stream_spec};
-use tokio::runtime::Runtime;
-
-fn proxied(server: &NatsServer) -> (Runtime, Proxy, String) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let proxy = Proxy::start(runtime.handle(), &[server.port()]).unwrap();
-    let url = proxy.urls().remove(0);
-    (runtime, proxy, url)
-}
+use relay_support::{Admin, PATIENCE, Rig, api_requests, limits, message, proxied, spec, stream_spec};
 
 /// What a worker leaves behind that sent to `s.>`.
 fn plan() -> Plan {
@@ -62,7 +50,9 @@ fn another_connection_that_is_added_does_not_disturb_one_that_recovers() {
     };
     assert!(rig.relay.send(Command::Connections(vec![slow, other])));
     rig.until("the other one is connected", |rig| {
-        rig.links.iter().any(|link| link.0 == "other" && link.1 == LinkState::Connected)
+        rig.links
+            .iter()
+            .any(|link| link.0 == "other" && link.1 == LinkState::Connected)
     });
     proxy.set(Mode::Pass);
     rig.wait_settled(2);
@@ -116,7 +106,10 @@ fn stored_unheard(admin: &Admin, id: i64) -> Message {
 #[track_caller]
 fn found(rig: &Rig, id: i64) {
     let outcome = rig.outcome(id);
-    assert!(matches!(outcome, Outcome::Stored { duplicate: true, .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome, Outcome::Stored { duplicate: true, .. }),
+        "{outcome:?}"
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::subject;
 /// Most acks taken before their outcomes are reported and the window is filled again.
 const BATCH: usize = 512;
 
-/// A probe that comes back later than this says that the server had stopped for a while.
+/// A probe that comes back later than this says that the server had stopped for a while, or that the link is slow.
 const PROMPT: Duration = Duration::from_millis(250);
 
 /// How long a stream's `max_msg_size` is believed.
@@ -245,14 +245,15 @@ impl Serving<'_> {
     }
 
     /// The server answers. If it does so at once, the acks that were due when it was asked will not come any more;
-    /// if it had stopped, it has had no time to send them.
+    /// if it had stopped, it has had no time to send them, and gets it once: a link may always be slow.
     fn probe_back(&mut self, number: Option<u64>) {
         let Some(probe) = self.probe.take_if(|probe| Some(probe.number) == number) else {
             return;
         };
         let now = Instant::now();
         let limit = self.link.limits.ack_timeout;
-        if now - probe.sent > PROMPT.min(limit / 2) {
+        let had_more_time = self.window.oldest().is_some_and(|sent| sent < self.clock_start);
+        if now - probe.sent > PROMPT.min(limit / 2) && !had_more_time {
             self.clock_start = now;
             return;
         }

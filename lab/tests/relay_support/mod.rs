@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::stream;
 use async_nats::{Client, ConnectOptions, HeaderMap, jetstream};
 use futures_util::StreamExt;
+use lab::chaos::proxy::Proxy;
 use lab::message::{Auth, ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec, Tls};
 use lab::nats::NatsServer;
 use lab::relay::{Command, Limits, Relay, Report};
@@ -80,6 +81,18 @@ pub fn keyed(id: i64, subject: &str, key: &str) -> Message {
         key: Some(key.to_owned()),
         ..message(id, subject)
     }
+}
+
+/// A proxy to the server, its address, and what it runs in.
+pub fn proxied(server: &NatsServer) -> (Runtime, Proxy, String) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let proxy = Proxy::start(runtime.handle(), &[server.port()]).unwrap();
+    let url = proxy.urls().remove(0);
+    (runtime, proxy, url)
 }
 
 /// Requests to JetStream's API that the server has answered.
