@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::ConnectOptions;
 use lab::chaos::proxy::Mode;
+use lab::error::RelayError;
 use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
 use lab::nats::NatsServer;
 use lab::relay::{Command, Plan};
@@ -80,6 +81,15 @@ fn relay_of(server: &NatsServer) -> ConnectionSpec {
     spec(&server.url().replace("nats://", "nats://relay:r@"))
 }
 
+/// Changes what the relay's user may not publish to.
+fn deny(server: &mut NatsServer, subjects: &str) {
+    let reloads = |server: &NatsServer| server.log().matches("Reloaded server configuration").count();
+    let before = reloads(server);
+    server.rewrite(users(subjects)).unwrap();
+    server.reload().unwrap();
+    lab::wait_until(PATIENCE, "the server has reloaded", || Ok(reloads(server) > before)).unwrap();
+}
+
 /// A stream that forgets message ids at once.
 fn forgetful(admin: &Admin) {
     admin.create_with("S", "s.>", |config| config.duplicate_window = WINDOW);
@@ -100,6 +110,23 @@ fn stored_unheard(admin: &Admin, id: i64) -> Message {
     Message {
         unsure_since: Some(SystemTime::now() - Duration::from_secs(10)),
         ..message
+    }
+}
+
+/// The message as a worker publishes it again after this failure.
+fn again(message: Message, error: &RelayError) -> Message {
+    let since = SystemTime::now() - Duration::from_secs(10);
+    Message {
+        unsure_since: error.is_unsure().then_some(since),
+        ..message
+    }
+}
+
+#[track_caller]
+fn denied(rig: &Rig, id: i64) -> RelayError {
+    match rig.outcome(id) {
+        Outcome::Failed(error @ RelayError::Denied { .. }) => error,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -138,8 +165,7 @@ fn an_account_that_may_not_read_streams_publishes_and_looks_once_it_may() {
     let mut rig = Rig::connected(limits(), relay_of(&server));
     rig.publish_and_wait([stored_unheard(&admin, 1)]);
     assert!(matches!(rig.outcome(1), Outcome::Stored { .. }));
-    server.rewrite(users("nothing")).unwrap();
-    server.reload().unwrap();
+    deny(&mut server, "nothing");
     rig.links.clear();
     assert!(rig.relay.send(Command::Reconnect("default".into())));
     rig.wait_state(LinkState::Connected);
@@ -147,4 +173,58 @@ fn an_account_that_may_not_read_streams_publishes_and_looks_once_it_may() {
     rig.publish_and_wait([stored_unheard(&admin, 2)]);
     found(&rig, 2);
     assert_eq!(admin.count("S"), before + 1);
+}
+
+#[test]
+fn what_was_stored_before_a_right_was_taken_away_is_not_stored_again_when_it_is_given_back() {
+    let mut server = NatsServer::builder().extra(users("nothing")).start().unwrap();
+    let admin = admin_of(&server);
+    forgetful(&admin);
+    let (_runtime, proxy, url) = proxied(&server);
+    let mut rig = Rig::connected(limits(), spec(&url.replace("nats://", "nats://relay:r@")));
+    // Its ack does not come; the next one is denied.
+    proxy.set(Mode::DropAcks);
+    rig.publish([message(1, "s.a")]);
+    lab::wait_until(PATIENCE, "the ack is swallowed", || Ok(proxy.swallowed() > 0)).unwrap();
+    proxy.set(Mode::Pass);
+    deny(&mut server, "s.a");
+    rig.publish([message(2, "s.a")]);
+    rig.wait_settled(2);
+    let errors = [denied(&rig, 1), denied(&rig, 2)];
+    deny(&mut server, "nothing");
+    std::thread::sleep(2 * WINDOW);
+    rig.clear();
+    rig.publish_and_wait([1, 2].map(|id| again(message(id, "s.a"), &errors[id as usize - 1])));
+    assert_eq!(admin.message_ids("S"), ["m1", "m2"]);
+    found(&rig, 1);
+    assert_eq!(proxy.accepted(), 1, "a session that goes on");
+}
+
+#[test]
+fn what_is_never_permitted_is_not_looked_for_where_each_has_its_subject() {
+    let server = NatsServer::builder().extra(users("\"s.>\"")).start().unwrap();
+    let admin = admin_of(&server);
+    forgetful(&admin);
+    let mut rig = Rig::connected(limits(), relay_of(&server));
+    let of_its_own = |id| message(id, &format!("s.{id}"));
+    let asked = api_requests(&server);
+    rig.publish_and_wait((1..=100).map(of_its_own));
+    let errors: Vec<RelayError> = (1..=100).map(|id| denied(&rig, id)).collect();
+    rig.clear();
+    rig.publish_and_wait((1..=100).map(|id| again(of_its_own(id), &errors[id as usize - 1])));
+    for id in 1..=100 {
+        denied(&rig, id);
+    }
+    assert_eq!(api_requests(&server), asked);
+    // Of several with one subject nobody knows: they are looked for, all at once.
+    rig.clear();
+    rig.publish_and_wait((1..=100).map(|id| message(id, "s.a")));
+    let errors: Vec<RelayError> = (1..=100).map(|id| denied(&rig, id)).collect();
+    assert!(errors[0].is_unsure());
+    rig.clear();
+    rig.publish_and_wait((1..=100).map(|id| again(message(id, "s.a"), &errors[id as usize - 1])));
+    for id in 1..=100 {
+        denied(&rig, id);
+    }
+    assert!(api_requests(&server) - asked < 20);
 }

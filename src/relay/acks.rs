@@ -185,7 +185,10 @@ impl Serving<'_> {
         name
     }
 
-    /// The server denied publishing to the subject: no ack will come for what is on the wire there.
+    /// The server denied publishing to the subject: what is on the wire there is given up.
+    ///
+    /// Each denial is of one message, and does not say of which. If there was more than one, the right may have been taken
+    /// away between them, and the earlier ones are stored.
     pub(super) fn publish_denied(&mut self, subject: &str, detail: &str) {
         if let Some(number) = subject
             .strip_prefix(&self.session.inbox)
@@ -195,13 +198,18 @@ impl Serving<'_> {
             return self.probe_back(number.parse().ok());
         }
         let prefix = self.link.spec.subject_prefix.as_deref();
-        for message in self
+        let denied = self
             .window
-            .take_where(|slot| wire::subject(prefix, &slot.message.subject) == subject)
-        {
+            .take_where(|slot| wire::subject(prefix, &slot.message.subject) == subject);
+        let candidates = self.denials_to_come.remove(subject).unwrap_or(0) + denied.len();
+        if candidates > 1 {
+            self.denials_to_come.insert(subject.to_owned(), candidates - 1);
+        }
+        for message in denied {
             let error = RelayError::Denied {
                 subject: subject.to_owned(),
                 detail: detail.to_owned(),
+                maybe_stored: candidates > 1,
             };
             self.fail(&message, error);
         }

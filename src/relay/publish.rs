@@ -85,6 +85,8 @@ pub(super) struct Serving<'a> {
     last_error: Option<String>,
     /// Messages of which an earlier attempt may have been stored, being looked for.
     looked_for: Vec<Arc<Message>>,
+    /// For subjects that were denied, how many denials of messages given up since may still come.
+    pub(super) denials_to_come: HashMap<String, usize>,
 }
 
 /// Publishes until the session ends. What was on the wire then is in `link.unknown`; the rest waits in its queue.
@@ -107,6 +109,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         unmade: HashMap::new(),
         last_error: None,
         looked_for: Vec::new(),
+        denials_to_come: HashMap::new(),
     };
     serving.link.show(LinkState::Connected, serving.session.server.clone());
     serving.keep_streams();
