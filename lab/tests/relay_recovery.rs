@@ -3,9 +3,11 @@
 
 mod relay_support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::ConnectOptions;
+use async_nats::jetstream::stream::RetentionPolicy;
 use lab::chaos::proxy::Mode;
 use lab::error::RelayError;
 use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
@@ -227,4 +229,90 @@ fn what_is_never_permitted_is_not_looked_for_where_each_has_its_subject() {
         denied(&rig, id);
     }
     assert!(api_requests(&server) - asked < 20);
+}
+
+/// Stores these on `s.a` as an earlier worker did, and waits until the stream has forgotten their ids.
+fn stored_before(server: &NatsServer, ids: std::ops::RangeInclusive<i64>) {
+    Rig::connected(limits(), spec(&server.url())).publish_and_wait(ids.map(|id| message(id, "s.a")));
+    std::thread::sleep(2 * WINDOW);
+}
+
+#[test]
+fn of_what_is_found_only_what_is_asked_for_is_kept_and_not_longer_than_it_is_owed() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    stored_before(&server, 1..=5);
+    let mut rig = Rig::new(limits());
+    let plan = Plan {
+        message_ids: Some(Arc::new([1, 3, 4].map(|id| format!("m{id}")).into())),
+        ..plan()
+    };
+    assert!(rig.relay.send(Command::Recover("default".into(), plan)));
+    rig.connect(spec(&server.url()));
+    rig.publish_and_wait([1, 2, 3].map(|id| message(id, "s.a")));
+    assert_eq!(admin.count("S"), 6, "the second was not asked for");
+    for id in [1, 3] {
+        found(&rig, id);
+    }
+    assert!(rig.relay.send(Command::Recovered("default".into())));
+    rig.publish_and_wait([message(4, "s.a")]);
+    assert_eq!(admin.count("S"), 7);
+    // Before the tail is read, nothing of it is needed any more.
+    rig.clear();
+    assert!(rig.relay.send(Command::Recover("default".into(), self::plan())));
+    let again = ConnectionSpec {
+        connect_timeout: Duration::from_secs(3),
+        ..spec(&server.url())
+    };
+    server.pause().unwrap();
+    rig.connect(again);
+    assert!(rig.relay.send(Command::Recovered("default".into())));
+    rig.publish([message(5, "s.a")]);
+    server.resume().unwrap();
+    rig.wait_settled(1);
+    assert_eq!(admin.count("S"), 8);
+}
+
+/// Messages that clients have sent to the server: each message of a work queue is asked for alone.
+fn sent(server: &NatsServer) -> u64 {
+    let report: serde_json::Value = serde_json::from_str(&server.monitor("/varz").unwrap()).unwrap();
+    report["in_msgs"].as_u64().unwrap()
+}
+
+#[test]
+fn a_work_queue_is_read_no_further_back_than_to_the_oldest_message_owed() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create_with("S", "s.>", |config| {
+        config.duplicate_window = WINDOW;
+        config.retention = RetentionPolicy::WorkQueue;
+    });
+    stored_before(&server, 1..=3000);
+    stored_before(&server, 3000..=3000);
+    let recovered = |since| {
+        let plan = Plan {
+            since: Some(since),
+            ..plan()
+        };
+        let asked = sent(&server);
+        let mut rig = Rig::new(limits());
+        assert!(rig.relay.send(Command::Recover("default".into(), plan)));
+        rig.connect(spec(&server.url()));
+        rig.wait_state(LinkState::Connected);
+        (sent(&server) - asked, rig)
+    };
+    let (asked, _) = recovered(SystemTime::now() + Duration::from_secs(120));
+    assert!(asked < 200, "{asked}");
+    let (asked, mut rig) = recovered(SystemTime::now() - Duration::from_secs(60));
+    assert!(asked > 3000, "{asked}");
+    rig.publish_and_wait([1, 3000].map(|id| message(id, "s.a")));
+    for id in [1, 3000] {
+        found(&rig, id);
+    }
+    let sequence = |id| match rig.outcome(id) {
+        Outcome::Stored { sequence, .. } => sequence,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((sequence(1), sequence(3000)), (1, 3000), "of two copies the first");
 }

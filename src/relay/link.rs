@@ -34,6 +34,8 @@ pub(super) enum Order {
     Publish(Vec<Arc<Message>>),
     /// The failure of a message of this key is known.
     Resume(String),
+    /// Nothing is owed any more of what was owed when the connection was opened.
+    Recovered,
     /// The connection's streams, all of them.
     Streams(Vec<StreamSpec>),
     Limits(Limits),
@@ -234,6 +236,7 @@ impl Link {
         match order {
             Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.push(message)),
             Some(Order::Resume(key)) => self.queue.open(&key),
+            Some(Order::Recovered) => self.forget_tail(),
             Some(Order::Limits(limits)) => self.limits = limits,
             Some(Order::Streams(streams)) => {
                 self.streams = streams;

@@ -310,6 +310,7 @@ impl Serving<'_> {
         let plan = Plan {
             since: self.looked_for.iter().filter_map(|message| message.unsure_since).min(),
             filtered: subjects.len() <= MAX_FILTERS,
+            message_ids: recover::message_ids(&self.looked_for),
             subjects,
             up_to: i64::MAX,
             ..Plan::default()

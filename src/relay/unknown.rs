@@ -15,10 +15,10 @@ impl Link {
     /// unknown, and puts the rest back ahead of everything newer, with the same message ids.
     pub(super) async fn recover(&mut self, session: &mut Session) -> Result<(), End> {
         if let Some(plan) = self.plan.clone() {
-            self.tail = self.read_tail(session, &plan).await?;
-            self.plan = None;
-            for (stream, position) in plan.positions {
-                self.safe.entry(stream).or_insert(position);
+            let tail = self.read_tail(session, &plan).await?;
+            // Unless all it was for has been settled in the meantime.
+            if self.end_plan() {
+                self.tail = tail;
             }
             for message in self
                 .queue
@@ -39,6 +39,7 @@ impl Link {
             since: self.unknown_since,
             filtered: false,
             up_to: i64::MAX,
+            message_ids: recover::message_ids(&self.unknown),
         };
         let mut tail = self.read_tail(session, &plan).await?;
         let unknown = std::mem::take(&mut self.unknown);
@@ -102,6 +103,22 @@ impl Link {
             // An order to end, the only one left.
             Err(_) => Err(End::Closed),
         }
+    }
+
+    /// What was owed when the connection was opened is settled: what was found for it is of no use, and what has not been
+    /// read need not be.
+    pub(super) fn forget_tail(&mut self) {
+        self.tail = Tail::default();
+        self.end_plan();
+    }
+
+    /// Nothing is left to be read for the plan; its positions are the link's. False if there is no plan.
+    fn end_plan(&mut self) -> bool {
+        let Some(plan) = self.plan.take() else { return false };
+        for (stream, position) in plan.positions {
+            self.safe.entry(stream).or_insert(position);
+        }
+        true
     }
 
     /// The account may not read its streams.
