@@ -55,6 +55,8 @@ pub enum RelayError {
         subject: String,
         /// The server's words.
         detail: String,
+        /// The right may have been taken away after the message was stored.
+        maybe_stored: bool,
     },
     /// JetStream answered with an error.
     #[error("JetStream refused the message: {description} (code {code}, error {err_code})")]
@@ -120,6 +122,10 @@ impl RelayError {
 
     /// Whether the message may have been stored all the same.
     pub fn is_unsure(&self) -> bool {
-        matches!(self, RelayError::AckTimeout { .. } | RelayError::NotLookedUp(_))
+        match self {
+            RelayError::AckTimeout { .. } | RelayError::NotLookedUp(_) => true,
+            RelayError::Denied { maybe_stored, .. } => *maybe_stored,
+            _ => false,
+        }
     }
 }

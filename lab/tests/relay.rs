@@ -310,7 +310,15 @@ fn a_denied_subject_fails_at_once_and_alone() {
     ]);
     rig.wait_settled(4);
     match error_of(rig.outcome(2)) {
-        RelayError::Denied { subject, detail } => {
+        RelayError::Denied {
+            subject,
+            detail,
+            maybe_stored,
+        } => {
+            assert!(
+                !maybe_stored,
+                "the only one of its subject: nothing is to be looked for"
+            );
             assert_eq!(subject, "s.no");
             assert!(detail.contains("Permissions Violation"), "{detail}");
         }

@@ -6,19 +6,29 @@ mod relay_support;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use lab::chaos::proxy::Mode;
 use lab::error::RelayError;
 use lab::message::{ConnectionSpec, LinkState, Message, Outcome};
 use lab::nats::{NatsServer, free_port};
 use lab::relay::{Command, Limits};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use relay_support::{Admin, Rig, keyed, limits, message, spec};
+use relay_support::{Admin, Rig, keyed, limits, message, proxied, spec};
 
 fn quick_acks() -> Limits {
     Limits {
         ack_timeout: Duration::from_millis(800),
         ..limits()
     }
+}
+
+/// Somebody listens on `quiet.>`, so that it is not "no responders", but nobody acknowledges.
+fn silent_listener(admin: &Admin) -> async_nats::Subscriber {
+    admin.runtime.block_on(async {
+        let listener = admin.client.subscribe("quiet.>").await.unwrap();
+        admin.client.flush().await.unwrap();
+        listener
+    })
 }
 
 /// Every message was reported stored, once, and stands in the stream once.
@@ -53,12 +63,7 @@ fn an_ack_that_does_not_come_from_a_server_that_answers_is_a_failure_of_the_mess
     let server = NatsServer::start().unwrap();
     let admin = Admin::new(&server.url());
     admin.create("S", "s.>");
-    // Somebody listens, so that it is not "no responders", but nobody acknowledges.
-    let _listener = admin.runtime.block_on(async {
-        let listener = admin.client.subscribe("quiet.>").await.unwrap();
-        admin.client.flush().await.unwrap();
-        listener
-    });
+    let _listener = silent_listener(&admin);
     let mut rig = Rig::connected(quick_acks(), spec(&server.url()));
     rig.publish([keyed(1, "quiet.a", "k"), keyed(2, "s.a", "k"), message(3, "s.a")]);
     rig.wait_settled(3);
@@ -87,6 +92,34 @@ fn an_ack_that_does_not_come_from_a_server_that_answers_is_a_failure_of_the_mess
     rig.publish([keyed(1, "quiet.a", "k")]);
     rig.wait_settled(1);
     assert!(matches!(rig.outcome(1), Outcome::Stored { .. }));
+}
+
+#[test]
+fn an_ack_that_does_not_come_over_a_slow_link_is_a_failure_of_the_message_too() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create("S", "s.>");
+    let _listener = silent_listener(&admin);
+    let (_runtime, proxy, url) = proxied(&server);
+    let mut rig = Rig::connected(quick_acks(), spec(&url));
+    // A round trip takes longer than the answer of a server that has not stopped.
+    proxy.set(Mode::Delay(Duration::from_millis(200)));
+    for round in 0..2 {
+        rig.clear();
+        let start = Instant::now();
+        rig.publish([message(1, "quiet.a"), message(2, "s.a")]);
+        rig.wait_settled(2);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(4), "round {round}: {took:?}");
+        assert!(
+            matches!(rig.outcome(1), Outcome::Failed(RelayError::AckTimeout { .. })),
+            "{:?}",
+            rig.outcome(1)
+        );
+        assert!(matches!(rig.outcome(2), Outcome::Stored { .. }));
+    }
+    assert_eq!(rig.links.last().unwrap().1, LinkState::Connected);
+    assert_eq!(proxy.accepted(), 1);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use lab::error::RelayError;
 use lab::message::{LinkState, Outcome, StreamSpec};
 use lab::nats::NatsServer;
 use lab::relay::Command;
-use relay_support::{Admin, Rig, limits, message, spec, stream_spec};
+use relay_support::{Admin, Rig, api_requests, limits, message, spec, stream_spec};
 
 fn set(rig: &mut Rig, specs: Vec<StreamSpec>) -> Vec<(i64, Option<String>)> {
     rig.synced.clear();
@@ -86,18 +86,9 @@ fn changed_where_different_keeping_what_is_not_managed() {
     assert!(config.allow_rollup);
     assert_eq!(admin.count("S"), 1);
     // Nothing to do is done without asking for an update, and reported all the same.
-    let updates = || server.monitor("/jsz").unwrap();
-    let api_total = |body: String| {
-        let rest = body.split("\"total\": ").nth(1).unwrap().to_owned();
-        rest.split(|c: char| !c.is_ascii_digit())
-            .next()
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
-    let before = api_total(updates());
+    let before = api_requests(&server);
     assert_eq!(set(&mut rig, vec![wanted]), [(1, None)]);
-    assert_eq!(api_total(updates()) - before, 1);
+    assert_eq!(api_requests(&server) - before, 1);
 }
 
 #[test]

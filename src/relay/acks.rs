@@ -19,7 +19,7 @@ use crate::subject;
 /// Most acks taken before their outcomes are reported and the window is filled again.
 const BATCH: usize = 512;
 
-/// A probe that comes back later than this says that the server had stopped for a while.
+/// A probe that comes back later than this says that the server had stopped for a while, or that the link is slow.
 const PROMPT: Duration = Duration::from_millis(250);
 
 /// How long a stream's `max_msg_size` is believed.
@@ -185,7 +185,10 @@ impl Serving<'_> {
         name
     }
 
-    /// The server denied publishing to the subject: no ack will come for what is on the wire there.
+    /// The server denied publishing to the subject: what is on the wire there is given up.
+    ///
+    /// Each denial is of one message, and does not say of which. If there was more than one, the right may have been taken
+    /// away between them, and the earlier ones are stored.
     pub(super) fn publish_denied(&mut self, subject: &str, detail: &str) {
         if let Some(number) = subject
             .strip_prefix(&self.session.inbox)
@@ -195,13 +198,18 @@ impl Serving<'_> {
             return self.probe_back(number.parse().ok());
         }
         let prefix = self.link.spec.subject_prefix.as_deref();
-        for message in self
+        let denied = self
             .window
-            .take_where(|slot| wire::subject(prefix, &slot.message.subject) == subject)
-        {
+            .take_where(|slot| wire::subject(prefix, &slot.message.subject) == subject);
+        let candidates = self.denials_to_come.remove(subject).unwrap_or(0) + denied.len();
+        if candidates > 1 {
+            self.denials_to_come.insert(subject.to_owned(), candidates - 1);
+        }
+        for message in denied {
             let error = RelayError::Denied {
                 subject: subject.to_owned(),
                 detail: detail.to_owned(),
+                maybe_stored: candidates > 1,
             };
             self.fail(&message, error);
         }
@@ -245,14 +253,15 @@ impl Serving<'_> {
     }
 
     /// The server answers. If it does so at once, the acks that were due when it was asked will not come any more;
-    /// if it had stopped, it has had no time to send them.
+    /// if it had stopped, it has had no time to send them, and gets it once: a link may always be slow.
     fn probe_back(&mut self, number: Option<u64>) {
         let Some(probe) = self.probe.take_if(|probe| Some(probe.number) == number) else {
             return;
         };
         let now = Instant::now();
         let limit = self.link.limits.ack_timeout;
-        if now - probe.sent > PROMPT.min(limit / 2) {
+        let had_more_time = self.window.oldest().is_some_and(|sent| sent < self.clock_start);
+        if now - probe.sent > PROMPT.min(limit / 2) && !had_more_time {
             self.clock_start = now;
             return;
         }

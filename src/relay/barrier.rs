@@ -88,7 +88,7 @@ async fn accepted(client: &Client, subject: &str) -> Result<Option<u64>, String>
     let reply = client
         .send_request(subject.to_owned(), request)
         .await
-        .map_err(|error| format!("its leader does not answer: {error}"))?;
+        .map_err(|error| format!("its leader does not answer for subject \"{subject}\": {error}"))?;
     if reply.status == Some(StatusCode::NO_RESPONDERS) {
         return Err("nobody answers for it".to_owned());
     }

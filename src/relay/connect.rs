@@ -208,7 +208,7 @@ async fn check_jetstream(
 ) -> Result<(), Refusal> {
     let answer = tokio::select! {
         answer = jsapi::call(client, "INFO", &Value::Null) => answer,
-        refusal = trouble(events, label) => return refusal,
+        refusal = trouble(events, label, |subject| subject == "$JS.API.INFO") => return refusal,
     };
     match answer {
         Ok(_) => Ok(()),
@@ -228,13 +228,17 @@ async fn check_jetstream(
     }
 }
 
-/// Ends when the server denies the question for JetStream, or goes away.
-pub(super) async fn trouble(events: &mut UnboundedReceiver<Event>, label: &str) -> Result<(), Refusal> {
+/// Ends when the server denies a request to one of the subjects we ask, or goes away.
+pub(super) async fn trouble(
+    events: &mut UnboundedReceiver<Event>,
+    label: &str,
+    ours: impl Fn(&str) -> bool,
+) -> Result<(), Refusal> {
     let mut reason = "connection lost".to_owned();
     loop {
         match events.recv().await {
             Some(Event::ServerError(ServerError::Other(text))) => {
-                if wire::denied(&text, "Publish").is_some_and(|subject| subject.starts_with("$JS.API.")) {
+                if wire::denied(&text, "Publish").is_some_and(|subject| ours(&subject)) {
                     return Ok(());
                 }
                 if wire::denied(&text, "Subscription").is_some() {

@@ -90,6 +90,7 @@ impl Hub {
         match command {
             Command::Connections(specs) => self.set_connections(specs),
             Command::Recover(name, plan) => drop(self.plans.insert(name, plan)),
+            Command::Recovered(name) => self.order(&name, Order::Recovered),
             Command::Resume { connection, key } => self.order(&connection, Order::Resume(key)),
             Command::Reconnect(name) => self.order(&name, Order::Reconnect),
             Command::Streams(specs) => self.set_streams(specs),

@@ -34,6 +34,8 @@ pub(super) enum Order {
     Publish(Vec<Arc<Message>>),
     /// The failure of a message of this key is known.
     Resume(String),
+    /// Nothing is owed any more of what was owed when the connection was opened.
+    Recovered,
     /// The connection's streams, all of them.
     Streams(Vec<StreamSpec>),
     Limits(Limits),
@@ -82,7 +84,7 @@ pub(super) struct Link {
     pub(super) closing: Option<Instant>,
     pub(super) orders: UnboundedReceiver<Order>,
     pub(super) reporter: Reporter,
-    /// The account may not read its streams.
+    /// The account of the present session may not read its streams.
     pub(super) blind: bool,
     /// The present session has stored something.
     pub(super) proved: bool,
@@ -128,6 +130,8 @@ impl Link {
         self.show(LinkState::Connecting, String::new());
         while let Some(mut session) = self.connected(&mut backoff).await {
             let since = Instant::now();
+            // It may have been given the right since.
+            self.blind = false;
             let end = match self.recover(&mut session).await {
                 Ok(()) => publish::serve(&mut self, session).await,
                 Err(end) => end,
@@ -232,6 +236,7 @@ impl Link {
         match order {
             Some(Order::Publish(messages)) => messages.into_iter().for_each(|message| self.push(message)),
             Some(Order::Resume(key)) => self.queue.open(&key),
+            Some(Order::Recovered) => self.forget_tail(),
             Some(Order::Limits(limits)) => self.limits = limits,
             Some(Order::Streams(streams)) => {
                 self.streams = streams;

@@ -69,6 +69,9 @@ pub enum Command {
     /// What the connection may have sent before: read the tails of its streams when it is connected, and settle what is
     /// there. To be sent before the [`Command::Connections`] that opens it.
     Recover(Arc<str>, Plan),
+    /// Nothing up to [`Plan::up_to`] is owed any more that this connection may have sent before: what was found for it is
+    /// forgotten.
+    Recovered(Arc<str>),
     /// The failure of a message of this key has been taken in: what is published from now on knows of it. What came
     /// between the failure and this is held back.
     Resume {

@@ -1,6 +1,6 @@
 //! Where to begin in the streams: up to where each is settled, and what else may hold messages of ours.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +37,8 @@ pub struct Plan {
     pub filtered: bool,
     /// Highest `outbox.id` whose outcome may be unknown.
     pub up_to: i64,
+    /// The message ids asked for; none if they are too many to name: then every one found is kept.
+    pub message_ids: Option<Arc<HashSet<String>>>,
 }
 
 /// A stream we have published to and that a page of the list names as missing.

@@ -85,6 +85,8 @@ pub(super) struct Serving<'a> {
     last_error: Option<String>,
     /// Messages of which an earlier attempt may have been stored, being looked for.
     looked_for: Vec<Arc<Message>>,
+    /// For subjects that were denied, how many denials of messages given up since may still come.
+    pub(super) denials_to_come: HashMap<String, usize>,
 }
 
 /// Publishes until the session ends. What was on the wire then is in `link.unknown`; the rest waits in its queue.
@@ -107,6 +109,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         unmade: HashMap::new(),
         last_error: None,
         looked_for: Vec::new(),
+        denials_to_come: HashMap::new(),
     };
     serving.link.show(LinkState::Connected, serving.session.server.clone());
     serving.keep_streams();
@@ -234,7 +237,9 @@ impl Serving<'_> {
 
     fn server_error(&mut self, text: String) -> Result<(), End> {
         if let Some(subject) = wire::denied(&text, "Publish") {
-            self.link.blind |= subject.starts_with("$JS.API.");
+            if recover::needs(&subject) && !self.looked_for.is_empty() {
+                self.link.blinded();
+            }
             self.publish_denied(&subject, &text);
         } else if wire::denied(&text, "Subscription").is_some_and(|subject| subject.starts_with(&self.session.inbox)) {
             return Err(End::Refused(RelayError::Connection(format!(
@@ -305,6 +310,7 @@ impl Serving<'_> {
         let plan = Plan {
             since: self.looked_for.iter().filter_map(|message| message.unsure_since).min(),
             filtered: subjects.len() <= MAX_FILTERS,
+            message_ids: recover::message_ids(&self.looked_for),
             subjects,
             up_to: i64::MAX,
             ..Plan::default()

@@ -3,8 +3,9 @@
 //! A duplicate window drops what was sent twice within it. A crash or an outage may last longer; then only the stream
 //! itself knows what it holds.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, consumer::DeliverPolicy, consumer::pull::OrderedConfig};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tracing::debug;
 
 use super::barrier;
@@ -32,6 +34,8 @@ const FAR_BEHIND: u64 = 20_000;
 pub(super) struct Tail {
     found: HashMap<u128, (Arc<str>, u64)>,
     up_to: i64,
+    /// See [`Plan::message_ids`].
+    wanted: Option<Arc<HashSet<String>>>,
 }
 
 impl Tail {
@@ -49,9 +53,17 @@ impl Tail {
     }
 
     fn insert(&mut self, message_id: &str, stream: &Arc<str>, sequence: u64) {
+        if self.wanted.as_ref().is_some_and(|wanted| !wanted.contains(message_id)) {
+            return;
+        }
         // The first copy is the one that counts.
         self.found
             .entry(hash(message_id))
+            .and_modify(|found| {
+                if found.0 == *stream {
+                    found.1 = found.1.min(sequence);
+                }
+            })
             .or_insert_with(|| (stream.clone(), sequence));
     }
 }
@@ -65,10 +77,30 @@ fn hash(message_id: &str) -> u128 {
     half(0) << 64 | half(1)
 }
 
+/// Whether a request with this subject is one without which tails cannot be read.
+pub(super) fn needs(subject: &str) -> bool {
+    const REQUESTS: [&str; 5] = [
+        "STREAM.LIST",
+        "STREAM.INFO.",
+        "STREAM.MSG.GET.",
+        "CONSUMER.CREATE.",
+        "CONSUMER.MSG.NEXT.",
+    ];
+    subject
+        .strip_prefix("$JS.API.")
+        .is_some_and(|request| REQUESTS.iter().any(|needed| request.starts_with(needed)))
+}
+
 /// The subjects of messages, each once.
 pub(super) fn subjects(messages: &[Arc<Message>]) -> Vec<String> {
     let distinct: BTreeSet<&str> = messages.iter().map(|message| message.subject.as_str()).collect();
     distinct.into_iter().map(str::to_owned).collect()
+}
+
+/// The ids of messages.
+pub(super) fn message_ids(messages: &[Arc<Message>]) -> Option<Arc<HashSet<String>>> {
+    let ids = messages.iter().map(|message| message.message_id.clone());
+    Some(Arc::new(ids.collect()))
 }
 
 /// Reads the tails that `plan` asks for.
@@ -83,6 +115,7 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
     let mut tail = Tail {
         found: HashMap::new(),
         up_to: plan.up_to,
+        wanted: plan.message_ids.clone(),
     };
     for info in streams(client, plan)
         .await
@@ -105,6 +138,7 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
             debug!(target: "pg_jetstream", stream = &*name, found = tail.len() - before, "tail read");
         }
     }
+    tail.wanted = None;
     Ok(tail)
 }
 
@@ -195,7 +229,7 @@ async fn read_stream(
     let begin = (reached + 1)
         .max(first(info, &from))
         .max(last.saturating_sub(FAR_BEHIND));
-    read_range(&stream, name, begin..=last, tail).await
+    read_range(&stream, name, begin..=last, None, tail).await
 }
 
 /// Reads messages by sequence, which takes nothing from a work queue. What was consumed already cannot be found.
@@ -211,16 +245,22 @@ async fn read_one_by_one(
         .await
         .map_err(|error| error.to_string())?;
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
-    read_range(&stream, name, first(info, &from)..=last, tail).await
+    let since = match &from {
+        DeliverPolicy::ByStartTime { start_time } => Some(*start_time),
+        _ => None,
+    };
+    read_range(&stream, name, first(info, &from)..=last, since, tail).await
 }
 
+/// Reads backwards: the sequence of the first message stored since a time is not known.
 async fn read_range(
     stream: &jetstream::stream::Stream,
     name: &Arc<str>,
-    range: std::ops::RangeInclusive<u64>,
+    range: RangeInclusive<u64>,
+    since: Option<OffsetDateTime>,
     tail: &mut Tail,
 ) -> Result<(), String> {
-    let mut reads = futures_util::stream::iter(range)
+    let mut reads = futures_util::stream::iter(range.rev())
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(64);
     while let Some(read) = reads.next().await {
@@ -230,6 +270,9 @@ async fn read_range(
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
             Err(error) => return Err(error.to_string()),
         };
+        if since.is_some_and(|since| message.time < since) {
+            break;
+        }
         if let Some(id) = message.headers.get(async_nats::header::NATS_MESSAGE_ID) {
             tail.insert(id.as_str(), name, message.sequence);
         }
@@ -242,16 +285,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_denied_matters_if_it_is_for_reading() {
+        assert!(needs("$JS.API.STREAM.LIST") && needs("$JS.API.CONSUMER.CREATE.S.name.s.>"));
+        assert!(!needs("$JS.API.STREAM.UPDATE.S") && !needs("$JS.API.CONSUMER.DELETE.S.name") && !needs("s.a"));
+    }
+
+    #[test]
     fn an_id_is_found_once_and_only_for_older_messages() {
         let mut tail = Tail {
             up_to: 5,
             ..Tail::default()
         };
-        tail.insert("m", &"S".into(), 3);
-        tail.insert("m", &"S".into(), 4);
+        for (stream, sequence) in [("S", 4), ("S", 3), ("S", 5), ("T", 1)] {
+            tail.insert("m", &stream.into(), sequence);
+        }
         assert_eq!(tail.take(6, "m"), None);
         assert_eq!(tail.take(5, "other"), None);
         assert_eq!(tail.take(5, "m"), Some(("S".into(), 3)));
         assert_eq!(tail.take(5, "m"), None);
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_kept() {
+        let mut tail = Tail {
+            up_to: 5,
+            wanted: Some(Arc::new(HashSet::from(["m1".to_owned()]))),
+            ..Tail::default()
+        };
+        for id in ["m1", "m2", "m3"] {
+            tail.insert(id, &"S".into(), 1);
+        }
+        assert_eq!(tail.len(), 1);
+        assert!(tail.take(1, "m1").is_some());
     }
 }

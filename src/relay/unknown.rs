@@ -1,5 +1,7 @@
 //! Messages of unknown outcome: on the wire of a connection that was lost, or sent by a worker before this one.
 
+use std::pin::pin;
+
 use tracing::{info, warn};
 
 use super::connect::{Refusal, Session, trouble};
@@ -13,10 +15,10 @@ impl Link {
     /// unknown, and puts the rest back ahead of everything newer, with the same message ids.
     pub(super) async fn recover(&mut self, session: &mut Session) -> Result<(), End> {
         if let Some(plan) = self.plan.clone() {
-            self.tail = self.read_tail(session, &plan).await?;
-            self.plan = None;
-            for (stream, position) in plan.positions {
-                self.safe.entry(stream).or_insert(position);
+            let tail = self.read_tail(session, &plan).await?;
+            // Unless all it was for has been settled in the meantime.
+            if self.end_plan() {
+                self.tail = tail;
             }
             for message in self
                 .queue
@@ -37,6 +39,7 @@ impl Link {
             since: self.unknown_since,
             filtered: false,
             up_to: i64::MAX,
+            message_ids: recover::message_ids(&self.unknown),
         };
         let mut tail = self.read_tail(session, &plan).await?;
         let unknown = std::mem::take(&mut self.unknown);
@@ -74,27 +77,58 @@ impl Link {
         let reading = async {
             tokio::select! {
                 tail = recover::read(&client, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
-                refusal = trouble(events, &label) => match refusal {
+                refusal = trouble(events, &label, recover::needs) => match refusal {
                     Ok(()) => Ok(None),
                     Err(Refusal::Passing(reason)) => Err(End::Lost(reason)),
                     Err(Refusal::Lasting(error)) => Err(End::Refused(error)),
                 },
             }
         };
-        match self.wait(reading).await {
+        let mut reading = pin!(reading);
+        let read = loop {
+            match self.wait(reading.as_mut()).await {
+                // Of no concern to a session that stands: what is read already is not read anew.
+                Err(Todo::Retry) => {}
+                read => break read,
+            }
+        };
+        match read {
             Ok(Ok(Some(tail))) => Ok(tail),
             Ok(Ok(None)) => {
-                self.blind = true;
-                warn!(
-                    target: "pg_jetstream",
-                    connection = &*self.spec.name,
-                    "the account may not read its streams: what was on the wire is published again unseen"
-                );
+                self.blinded();
                 Ok(Tail::default())
             }
             Ok(Err(end)) => Err(end),
             Err(Todo::Reconnect) => Err(End::Again),
+            // An order to end, the only one left.
             Err(_) => Err(End::Closed),
+        }
+    }
+
+    /// What was owed when the connection was opened is settled: what was found for it is of no use, and what has not been
+    /// read need not be.
+    pub(super) fn forget_tail(&mut self) {
+        self.tail = Tail::default();
+        self.end_plan();
+    }
+
+    /// Nothing is left to be read for the plan; its positions are the link's. False if there is no plan.
+    fn end_plan(&mut self) -> bool {
+        let Some(plan) = self.plan.take() else { return false };
+        for (stream, position) in plan.positions {
+            self.safe.entry(stream).or_insert(position);
+        }
+        true
+    }
+
+    /// The account may not read its streams.
+    pub(super) fn blinded(&mut self) {
+        if !std::mem::replace(&mut self.blind, true) {
+            warn!(
+                target: "pg_jetstream",
+                connection = &*self.spec.name,
+                "the account may not read its streams: what was on the wire is published again unseen"
+            );
         }
     }
 }

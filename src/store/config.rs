@@ -207,6 +207,9 @@ pub fn last_outbox_id() -> SpiResult<i64> {
     Ok(Spi::get_one("select last_value from jetstream.outbox_id_seq")?.unwrap_or(0))
 }
 
+/// Most messages owed of which recovery is told the ids; of more it keeps every id it finds.
+const MOST_NAMED: usize = 100_000;
+
 /// What an earlier worker, or an earlier connection of this one, may have sent to a connection without our knowing what
 /// became of it; `None` if nothing that is due is owed.
 pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
@@ -219,6 +222,9 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
             and o.deliver_at <= (select clock_timestamp()) order by o.connection, o.deliver_at, o.id limit 100000)) s";
     const POSITIONS: &str = "select p.stream, p.last_sequence, p.updated_at from jetstream.positions p \
         where p.connection = $1";
+    // Of all that is owed, also what does not look as if it had been sent.
+    const MESSAGE_IDS: &str = "select array_agg(s.message_id) from (select o.message_id from jetstream.outbox o \
+        where o.connection = $1 order by o.connection, o.deliver_at, o.id limit $2) s";
     let up_to = last_outbox_id()?;
     Spi::connect_mut(|client| {
         let oldest = client.update(OLDEST, None, &[connection.into()])?.first();
@@ -235,7 +241,12 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
                 positions.insert(Arc::from(stream), Position { sequence, at });
             }
         }
+        let ids = client
+            .update(MESSAGE_IDS, None, &[connection.into(), (MOST_NAMED as i64 + 1).into()])?
+            .first();
+        let ids = ids.get_one::<Vec<String>>()?.unwrap_or_default();
         Ok(Some(Plan {
+            message_ids: (ids.len() <= MOST_NAMED).then(|| Arc::new(ids.into_iter().collect())),
             positions,
             subjects,
             since: since.map(|at| micros::to_time(at.into())),

@@ -321,6 +321,7 @@ impl Worker {
             }
             if !config::is_owed(&lane.name, up_to, micros::from_time(due_by))? {
                 lane.unsettled = None;
+                self.relay.send(Command::Recovered(lane.name.clone()));
             }
         }
         Ok(())

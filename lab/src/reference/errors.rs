@@ -46,6 +46,7 @@ pub(super) fn reasons() -> Vec<(String, &'static str, &'static str)> {
         RelayError::Denied {
             subject: subject(),
             detail: "Permissions Violation".into(),
+            maybe_stored: false,
         },
         RelayError::Refused {
             code: 503,

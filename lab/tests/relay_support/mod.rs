@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::stream;
 use async_nats::{Client, ConnectOptions, HeaderMap, jetstream};
 use futures_util::StreamExt;
+use lab::chaos::proxy::Proxy;
 use lab::message::{Auth, ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec, Tls};
+use lab::nats::NatsServer;
 use lab::relay::{Command, Limits, Relay, Report};
 use tokio::runtime::Runtime;
 
@@ -81,6 +83,24 @@ pub fn keyed(id: i64, subject: &str, key: &str) -> Message {
     }
 }
 
+/// A proxy to the server, its address, and what it runs in.
+pub fn proxied(server: &NatsServer) -> (Runtime, Proxy, String) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let proxy = Proxy::start(runtime.handle(), &[server.port()]).unwrap();
+    let url = proxy.urls().remove(0);
+    (runtime, proxy, url)
+}
+
+/// Requests to JetStream's API that the server has answered.
+pub fn api_requests(server: &NatsServer) -> u64 {
+    let report: serde_json::Value = serde_json::from_str(&server.monitor("/jsz").unwrap()).unwrap();
+    report["api"]["total"].as_u64().unwrap()
+}
+
 /// A relay and everything it has reported.
 pub struct Rig {
     pub relay: Relay,
@@ -127,6 +147,15 @@ impl Rig {
             self.relay
                 .send(Command::Publish(messages.into_iter().map(Arc::new).collect()))
         );
+    }
+
+    /// Publishes these and waits for the outcome of each.
+    #[track_caller]
+    pub fn publish_and_wait(&mut self, messages: impl IntoIterator<Item = Message>) {
+        let messages: Vec<_> = messages.into_iter().collect();
+        let count = self.settled.len() + messages.len();
+        self.publish(messages);
+        self.wait_settled(count);
     }
 
     fn keep(&mut self, report: Report) {
