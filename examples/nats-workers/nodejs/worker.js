@@ -73,7 +73,7 @@ async function attempt(message) {
       if (message.headers?.has(name)) headers[name] = message.headers.get(name);
     }
     for (const [name, value] of Object.entries(await withSecrets(database, state, asked))) {
-      headers[name.toLowerCase()] = String(value);
+      headers[name.toLowerCase()] = value;
     }
     headers['idempotency-key'] = messageId(message);
     const { status, retryAfter } = await call({ ...asked, headers });

@@ -9,6 +9,7 @@ pub mod answers;
 pub mod endpoint;
 pub mod graceful;
 pub mod queue;
+pub mod secrets;
 pub mod thousand;
 pub mod throughput;
 
