@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use lab::paths::Paths;
 use lab::tools;
-use worker_support::{Kind, answers, build, graceful, queue, repository, secrets, thousand, throughput};
+use worker_support::{Kind, answers, build, graceful, queue, repository, secrets, silence, thousand, throughput};
 
 /// `examples/webhook-worker`, built as these tests are.
 static RUST: LazyLock<Kind> = LazyLock::new(|| {
@@ -112,6 +112,11 @@ fn rust_a_database_that_refuses() {
 }
 
 #[test]
+fn rust_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&RUST);
+}
+
+#[test]
 fn rust_health_and_metrics() {
     answers::health_readiness_and_metrics(&RUST);
 }
@@ -162,6 +167,11 @@ fn nodejs_a_database_that_refuses() {
 }
 
 #[test]
+fn nodejs_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&NODEJS);
+}
+
+#[test]
 fn nodejs_health_and_metrics() {
     answers::health_readiness_and_metrics(&NODEJS);
 }
@@ -209,6 +219,11 @@ fn go_redirects_take_no_secrets_along() {
 #[test]
 fn go_a_database_that_refuses() {
     secrets::a_database_that_refuses_costs_no_attempt(&GO);
+}
+
+#[test]
+fn go_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&GO);
 }
 
 #[test]

@@ -107,7 +107,7 @@ func (w *worker) shared(ctx context.Context) (jetstream.Consumer, error) {
 	defer cancel()
 	_, err := w.js.CreateStream(ctx, jetstream.StreamConfig{
 		Name: w.config.deadLetterStream, Subjects: []string{w.config.deadLetterSubject + ".>"},
-		Description: "Calls of webhooks that were given up",
+		Description: "Calls of webhooks that were given up", MaxAge: w.config.deadLetterMaxAge,
 	})
 	if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		w.consumer, err = w.js.CreateOrUpdateConsumer(ctx, w.config.stream, jetstream.ConsumerConfig{

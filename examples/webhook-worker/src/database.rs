@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{Json, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -12,7 +13,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::envelope::{Headers, RawHeaders};
 use crate::stats::Tally;
 
-/// Longest wait for a connection or an answer.
+/// Longest wait for an answer, the connection included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a statement has no result.
@@ -117,7 +118,8 @@ impl Database {
             config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()));
         }
         config.application_name(format!("webhook-worker {worker}"));
-        config.connect_timeout(PATIENCE);
+        // For TCP alone, and for each of several servers: the others are asked within the limit of the statement.
+        config.connect_timeout(PATIENCE / 4);
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let tls = rustls::ClientConfig::builder()
@@ -248,13 +250,16 @@ impl Database {
     }
 
     async fn query(&self, text: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
-        let client = self.client().await?;
-        match tokio::time::timeout(PATIENCE, client.query_typed(text, parameters)).await {
+        let end = Instant::now() + PATIENCE;
+        let late = || DatabaseError::Away(format!("no answer within {PATIENCE:?}"));
+        let client = timeout_at(end, self.client()).await.map_err(|_| late())??;
+        match timeout_at(end, client.query_typed(text, parameters)).await {
             Ok(rows) => Ok(rows?),
             Err(_) => {
                 // Whatever it does there: the next statement has a connection of its own.
-                self.client.lock().await.take();
-                Err(DatabaseError::Away(format!("no answer within {PATIENCE:?}")))
+                let mut slot = self.client.lock().await;
+                slot.take_if(|known| Arc::ptr_eq(known, &client));
+                Err(late())
             }
         }
     }

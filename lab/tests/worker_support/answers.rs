@@ -44,6 +44,15 @@ pub fn end(
     (place.endpoint.by_key(), place.dead())
 }
 
+/// How long the dead letter stream keeps what is in it.
+fn dead_letters_last(place: &Place) -> Duration {
+    let age = place.lab.jetstream(async |context| {
+        let mut stream = context.get_stream("WEBHOOKS_DEAD").await?;
+        Ok(stream.info().await?.config.max_age)
+    });
+    age.unwrap()
+}
+
 /// Method, body, headers, secrets, trace; the envelope of three fields; no body with GET.
 pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     let place = place(kind);
@@ -117,6 +126,7 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     let get = one("get");
     assert_eq!((get.method.as_str(), get.body.len()), ("GET", 0));
     assert_eq!(one("bare").method, "POST");
+    assert_eq!(dead_letters_last(&place), Duration::from_secs(30 * 86_400));
 }
 
 /// Addresses that are private are refused by number, by name and behind a redirect, and answers are read to a bound.
@@ -257,7 +267,7 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     }
     publish(&place, "nobody", r#"{"webhook_url": "http://127.0.0.1:1/"}"#, "{}");
     publish(&place, "fine", &format!(r#"{{"webhook_url": "{url}"}}"#), "{}");
-    let worker = place.worker("w", &[("BACKOFF_BASE_MS", "200")]);
+    let worker = place.worker("w", &[("BACKOFF_BASE_MS", "200"), ("DEAD_LETTER_MAX_AGE_MS", "90000")]);
     let (calls, dead) = end(&place, worker, unreadable.len() as u64 + 5);
     assert_eq!(calls.keys().collect::<Vec<_>>(), ["fine"]);
     let reasons: Vec<_> = dead
@@ -279,6 +289,7 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     );
     assert_eq!(view.unwrap(), "nosecret 1 true");
     assert_eq!(place.shown_as_dead().len(), dead.len());
+    assert_eq!(dead_letters_last(&place), Duration::from_secs(90));
 }
 
 /// `/health`, `/ready` and `/metrics`; not ready while NATS or the database is away.

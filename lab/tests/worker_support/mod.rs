@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod graceful;
 pub mod queue;
 pub mod secrets;
+pub mod silence;
 pub mod thousand;
 pub mod throughput;
 
