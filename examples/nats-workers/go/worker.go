@@ -293,13 +293,9 @@ func (w *worker) withSecrets(ctx context.Context, asked envelope) (headers map[s
 	if err != nil || !strings.Contains(string(text), "{{secret:") {
 		return nil, err
 	}
-	target, err := url.Parse(asked.URL)
-	if err != nil {
-		return nil, impossible{err}
-	}
 	for {
 		limited, cancel := context.WithTimeout(ctx, patience)
-		row := w.database.QueryRow(limited, "select jetstream.webhook_headers($1, $2, $3)", asked.Webhook, text, target.String())
+		row := w.database.QueryRow(limited, "select jetstream.webhook_headers($1, $2, $3)", asked.Webhook, text, asked.URL)
 		err := row.Scan(&headers)
 		cancel()
 		var refused *pgconn.PgError

@@ -62,7 +62,7 @@ export async function withSecrets(database, state, { url, webhook, headers }) {
   while (!state.stopping) {
     try {
       const text = 'select jetstream.webhook_headers($1, $2, $3) as headers';
-      const { rows } = await database.query(text, [webhook, headers, new URL(url).href]);
+      const { rows } = await database.query(text, [webhook, headers, url]);
       return rows[0].headers;
     } catch (error) {
       if (DENIED.includes(error.code)) throw new Impossible(error.message);

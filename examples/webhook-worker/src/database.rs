@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Url;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{Json, ToSql, Type};
@@ -140,12 +139,12 @@ impl Database {
     }
 
     /// Headers with the secrets of the webhook in their places, for a call of this url.
-    pub async fn headers(&self, webhook: Option<i32>, headers: &Headers, url: &Url) -> Result<Headers, DatabaseError> {
+    pub async fn headers(&self, webhook: Option<i32>, headers: &Headers, url: &str) -> Result<Headers, DatabaseError> {
         let text = "select jetstream.webhook_headers($1, $2, $3)";
         let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
             (&webhook, Type::INT4),
             (&Json(headers), Type::JSONB),
-            (&url.as_str(), Type::TEXT),
+            (&url, Type::TEXT),
         ];
         let rows = self.query(text, parameters).await?;
         let Json(resolved): Json<Headers> = first(&rows)?.try_get(0)?;

@@ -152,7 +152,9 @@ async fn attempt(app: &App, delivery: &Delivery<'_>) -> End {
 /// Header values with their secrets. While the database cannot give them the message is held, so that no attempt is used up.
 async fn secrets(app: &App, envelope: &Envelope) -> Result<Headers, DatabaseError> {
     loop {
-        let asked = app.database.headers(envelope.webhook, &envelope.headers, &envelope.url);
+        let asked = app
+            .database
+            .headers(envelope.webhook, &envelope.headers, &envelope.url_text);
         match asked.await {
             Err(error) if !error.denies_secrets() => {
                 warn!("waiting for a secret: {error}");

@@ -55,6 +55,8 @@ struct Wire<'a> {
 pub struct Envelope {
     /// Where to.
     pub url: Url,
+    /// The same as it was written, which the database compares with `webhooks.url`.
+    pub url_text: String,
     /// How.
     pub method: Method,
     /// Headers as given, secrets by name.
@@ -94,6 +96,7 @@ impl Envelope {
                 Ok((name.clone(), text))
             })
             .collect::<Result<_, _>>()?;
+        let url_text = url.to_owned();
         let url = Url::parse(url).map_err(|error| EnvelopeError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(EnvelopeError::Url(format!("{} is not http or https", url.scheme())));
@@ -102,6 +105,7 @@ impl Envelope {
         let body = if known == Method::GET { None } else { body };
         Ok(Self {
             url,
+            url_text,
             method: known,
             headers,
             body,

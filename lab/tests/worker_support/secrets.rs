@@ -82,8 +82,9 @@ pub fn secrets_go_to_the_webhooks_own_server(kind: &Kind) {
             None => assert_eq!(calls[&id].len(), 1),
         }
     }
-    let refused = format!("secrets of webhook {webhook} are not sent to http://127.0.0.2:{port}");
     let reason = header(&dead["strange-0"], "Dead-Letter-Reason");
+    let refused = format!("secrets of webhook {webhook} are not sent to ");
+    assert!(reason.contains(&format!("//127.0.0.2:{port}")), "{reason}");
     assert!(reason.contains(&refused), "{reason}");
 }
 
