@@ -6,7 +6,7 @@ mod e2e_support;
 
 use std::time::Duration;
 
-use console_support::{TOKEN, console, get, http, repository};
+use console_support::{TOKEN, console, console_at, get, http, repository};
 use e2e_support::{SOON, becomes, connection, drained, eventually, insert, quick_lab};
 use lab::paths::Paths;
 use lab::{Lab, debs, tools};
@@ -234,6 +234,38 @@ fn how_long_a_look_takes() {
             println!("{path}: {:.1} ms", before.elapsed().as_secs_f64() * 1000.0);
         }
     }
+}
+
+/// A database that accepts connections and says nothing, as a frozen server does.
+#[test]
+fn a_silent_database_is_told_of_and_keeps_nobody_waiting() {
+    let lab = quick_lab(Lab::builder());
+    // What is never accepted is connected all the same.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!(
+        "postgresql://reader@{}/{}",
+        silent.local_addr().unwrap(),
+        lab::lab::DATABASE
+    );
+    let (mut console, port) = console_at(&lab, &url, None);
+    std::thread::scope(|scope| {
+        for path in ["/api/overview", "/api/overview", "/metrics"] {
+            scope.spawn(move || {
+                let begin = std::time::Instant::now();
+                let answer = get(port, path);
+                assert!(
+                    answer.status >= 500 && answer.body.contains("no answer within"),
+                    "{answer:?}"
+                );
+                // They wait for one connection, side by side.
+                assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+            });
+        }
+    });
+    let mut in_flight = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    std::io::Write::write_all(&mut in_flight, b"GET /api/overview HTTP/1.0\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    console.terminate(Duration::from_secs(15));
 }
 
 #[test]

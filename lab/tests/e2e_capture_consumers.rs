@@ -224,9 +224,9 @@ fn a_key_value_bucket_follows_a_table() {
     synced(&lab, "KV_products");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/capture/cache_invalidation.sql");
     lab.sql(&fs::read_to_string(file).unwrap()).unwrap();
-    lab.sql("insert into products values (1, 'tea', 2.50), (2, 'pot', 20)")
+    lab.sql("insert into products values (1, 'tea', 2.50), (2, 'pot', 20), (3, 'cup', 4)")
         .unwrap();
-    lab.sql("update products set price = 3 where id = 1; delete from products where id = 2")
+    lab.sql("update products set price = 3 where id = 1; delete from products where id = 2; update products set id = 4 where id = 3")
         .unwrap();
     settled(&lab, SOON);
     let mut last = std::collections::BTreeMap::new();
@@ -237,5 +237,8 @@ fn a_key_value_bucket_follows_a_table() {
         last["$KV.products.1"].json().unwrap(),
         serde_json::json!({"id": 1, "name": "tea", "price": 3})
     );
-    assert_eq!(last["$KV.products.2"].header("KV-Operation"), Some("DEL"));
+    assert_eq!(last["$KV.products.4"].json().unwrap()["name"], "cup");
+    for gone in ["$KV.products.2", "$KV.products.3"] {
+        assert_eq!(last[gone].header("KV-Operation"), Some("DEL"), "{gone}");
+    }
 }

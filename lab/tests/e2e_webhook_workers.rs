@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use lab::paths::Paths;
 use lab::tools;
-use worker_support::{Kind, answers, build, graceful, queue, repository, thousand, throughput};
+use worker_support::{Kind, answers, build, graceful, queue, repository, secrets, silence, thousand, throughput};
 
 /// `examples/webhook-worker`, built as these tests are.
 static RUST: LazyLock<Kind> = LazyLock::new(|| {
@@ -97,6 +97,26 @@ fn rust_what_cannot_be_called() {
 }
 
 #[test]
+fn rust_secrets_go_to_their_own_server() {
+    secrets::secrets_go_to_the_webhooks_own_server(&RUST);
+}
+
+#[test]
+fn rust_redirects_take_no_secrets_along() {
+    secrets::a_redirect_takes_no_secrets_to_another_server(&RUST);
+}
+
+#[test]
+fn rust_a_database_that_refuses() {
+    secrets::a_database_that_refuses_costs_no_attempt(&RUST);
+}
+
+#[test]
+fn rust_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&RUST);
+}
+
+#[test]
 fn rust_health_and_metrics() {
     answers::health_readiness_and_metrics(&RUST);
 }
@@ -129,6 +149,26 @@ fn nodejs_private_addresses() {
 #[test]
 fn nodejs_what_cannot_be_called() {
     answers::what_cannot_be_called_is_dead_with_its_reason(&NODEJS);
+}
+
+#[test]
+fn nodejs_secrets_go_to_their_own_server() {
+    secrets::secrets_go_to_the_webhooks_own_server(&NODEJS);
+}
+
+#[test]
+fn nodejs_redirects_take_no_secrets_along() {
+    secrets::a_redirect_takes_no_secrets_to_another_server(&NODEJS);
+}
+
+#[test]
+fn nodejs_a_database_that_refuses() {
+    secrets::a_database_that_refuses_costs_no_attempt(&NODEJS);
+}
+
+#[test]
+fn nodejs_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&NODEJS);
 }
 
 #[test]
@@ -167,6 +207,26 @@ fn go_what_cannot_be_called() {
 }
 
 #[test]
+fn go_secrets_go_to_their_own_server() {
+    secrets::secrets_go_to_the_webhooks_own_server(&GO);
+}
+
+#[test]
+fn go_redirects_take_no_secrets_along() {
+    secrets::a_redirect_takes_no_secrets_to_another_server(&GO);
+}
+
+#[test]
+fn go_a_database_that_refuses() {
+    secrets::a_database_that_refuses_costs_no_attempt(&GO);
+}
+
+#[test]
+fn go_silent_database() {
+    silence::a_silent_database_keeps_no_worker_from_ending(&GO);
+}
+
+#[test]
 fn go_health_and_metrics() {
     answers::health_readiness_and_metrics(&GO);
 }
@@ -174,6 +234,11 @@ fn go_health_and_metrics() {
 #[test]
 fn rust_queue() {
     queue::the_queue_is_drained_by_lease_without_nats(&RUST);
+}
+
+#[test]
+fn rust_queue_that_refuses() {
+    queue::a_database_that_refuses_makes_no_call_twice(&RUST);
 }
 
 #[test]

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{Json, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::metrics::Metric;
 
-/// Longest wait for a connection or an answer.
+/// Longest wait for an answer, the connection included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Each part of the overview is the beginning of an index, which the planner does not know of a table without statistics.
 const READ_OPTIONS: &str = "-c search_path=pg_catalog -c default_transaction_read_only=on -c jit=off \
@@ -69,7 +70,8 @@ impl Database {
             config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()));
         }
         config.application_name("pg_jetstream console");
-        config.connect_timeout(PATIENCE);
+        // For TCP alone, and for each of several servers: the others are asked within the limit of the statement.
+        config.connect_timeout(PATIENCE / 4);
         Ok(Self {
             reader: Connection::new(config.clone(), READ_OPTIONS),
             writer: Connection::new(config, WRITE_OPTIONS),
@@ -147,13 +149,16 @@ impl Connection {
     }
 
     async fn query(&self, text: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
-        let client = self.client().await?;
-        match tokio::time::timeout(PATIENCE, client.query_typed(text, parameters)).await {
+        let end = Instant::now() + PATIENCE;
+        let late = || DatabaseError::Away(format!("no answer within {PATIENCE:?}"));
+        let client = timeout_at(end, self.client()).await.map_err(|_| late())??;
+        match timeout_at(end, client.query_typed(text, parameters)).await {
             Ok(rows) => Ok(rows?),
             Err(_) => {
                 // Whatever it does there: the next statement has a connection of its own.
-                self.client.lock().await.take();
-                Err(DatabaseError::Away(format!("no answer within {PATIENCE:?}")))
+                let mut slot = self.client.lock().await;
+                slot.take_if(|known| Arc::ptr_eq(known, &client));
+                Err(late())
             }
         }
     }

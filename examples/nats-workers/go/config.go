@@ -24,7 +24,8 @@ type config struct {
 	retryAfterCap               time.Duration
 	requestTimeout              int // milliseconds
 	deadLetterStream            string
-	deadLetterSubject           string // begins that of each dead letter
+	deadLetterSubject           string        // begins that of each dead letter
+	deadLetterMaxAge            time.Duration // 0: for ever
 	allowedNetworks             []netip.Prefix
 	maxResponseBytes            int64
 	statsInterval               time.Duration
@@ -72,6 +73,7 @@ func readConfig() (c config, err error) {
 		shutdownTimeout:  milliseconds("SHUTDOWN_TIMEOUT_MS", 30_000, 0, 3_600_000),
 	}
 	c.deadLetterStream = text("DEAD_LETTER_STREAM", c.stream+"_DEAD")
+	c.deadLetterMaxAge = milliseconds("DEAD_LETTER_MAX_AGE_MS", 2_592_000_000, 0, 315_360_000_000)
 	c.deadLetterSubject = text("DEAD_LETTER_SUBJECT", "dead_letters."+c.stream)
 	if listen, set := os.LookupEnv("HTTP_LISTEN"); set {
 		c.httpListen = listen

@@ -16,6 +16,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+const (
+	// Limit for the last report, whatever the database does.
+	lastReport = 5 * time.Second
+	// Limit for what is left to send to NATS, and for closing the connections to the database.
+	farewell = 2 * time.Second
+)
+
 func main() {
 	c, err := readConfig()
 	if err != nil {
@@ -43,11 +50,18 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	database, err := pgxpool.New(context.Background(), c.databaseURL)
+	pool, err := pgxpool.ParseConfig(c.databaseURL)
 	if err != nil {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
-	defer database.Close()
+	if pool.ConnConfig.ConnectTimeout == 0 {
+		pool.ConnConfig.ConnectTimeout = patience / 2
+	}
+	database, err := pgxpool.NewWithConfig(context.Background(), pool)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	defer within(farewell, database.Close)
 
 	w := &worker{config: c, js: js, database: database, client: newClient(c)}
 	w.statistics = newStatistics(c, database, w.waiting)
@@ -71,18 +85,35 @@ func run(ctx context.Context, c config) error {
 	reporting.Go(func() { w.statistics.run(reports) })
 
 	<-ctx.Done()
-	done := make(chan struct{})
-	go func() { pulls.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(c.shutdownTimeout):
+	if !within(c.shutdownTimeout, pulls.Wait) {
 		log.Printf("calls still in flight after %v are left to the other workers", c.shutdownTimeout)
 	}
 	endReports()
-	reporting.Wait()
+	if !within(lastReport, reporting.Wait) {
+		log.Printf("the last report did not reach the database within %v", lastReport)
+	}
 	// Acknowledgements that are still in the buffer.
-	_ = connection.FlushTimeout(2 * time.Second)
+	_ = connection.FlushTimeout(farewell)
 	return nil
+}
+
+// within does something for as long as it may take, and tells whether it came to its end.
+func within(limit time.Duration, do func()) bool {
+	done := make(chan struct{})
+	go func() { do(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}
+
+// answers finds out whether the database does.
+func (w *worker) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	return w.database.Ping(ctx)
 }
 
 // pages: /health while the process runs, /ready while it can work, /metrics for Prometheus.
@@ -95,7 +126,7 @@ func (w *worker) pages(ctx context.Context, connection *nats.Conn) http.Handler 
 			http.Error(out, "stopping", http.StatusServiceUnavailable)
 		} else if !connection.IsConnected() {
 			http.Error(out, "not connected to NATS", http.StatusServiceUnavailable)
-		} else if err := w.database.Ping(request.Context()); err != nil {
+		} else if err := w.answers(request.Context()); err != nil {
 			http.Error(out, fmt.Sprintf("database: %v", err), http.StatusServiceUnavailable)
 		} else {
 			fmt.Fprintln(out, "ready")

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,9 +24,14 @@ import (
 
 const (
 	// How long one pull waits for a message; stopping an idle worker takes as long.
-	pullWait                = 2 * time.Second
-	sqlstateUndefinedObject = "42704"
+	pullWait = 2 * time.Second
+	// Longest wait for an answer of the database.
+	patience = 10 * time.Second
 )
+
+// The answers to a question for secrets that stay: there is none of that name (undefined_object), or they are not sent to
+// this url. All else is of the database's state, and somebody mends it.
+var denied = []string{"42704", "PJ001"}
 
 type worker struct {
 	config     config
@@ -40,12 +46,44 @@ type worker struct {
 
 // The call a message asks for.
 type envelope struct {
-	URL       string            `json:"webhook_url"`
-	Data      json.RawMessage   `json:"data"`
-	Headers   map[string]string `json:"headers"`
-	Method    string            `json:"method"`
-	TimeoutMS int               `json:"timeout_ms"`
-	Webhook   *int32            `json:"webhook_id"`
+	URL       string                `json:"webhook_url"`
+	Data      json.RawMessage       `json:"data"`
+	Headers   map[string]headerText `json:"headers"`
+	Method    string                `json:"method"`
+	TimeoutMS int                   `json:"timeout_ms"`
+	Webhook   *int32                `json:"webhook_id"`
+}
+
+// The text of a header value: a string as it is, a number or a boolean as it was written, those of a list with commas
+// between them.
+type headerText string
+
+func (h *headerText) UnmarshalJSON(data []byte) error {
+	switch data[0] {
+	case '"':
+		return json.Unmarshal(data, (*string)(h))
+	case '[':
+		var list []json.RawMessage
+		if err := json.Unmarshal(data, &list); err != nil {
+			return err
+		}
+		texts := make([]string, len(list))
+		for n, each := range list {
+			var text headerText
+			if each[0] == '[' {
+				return errors.New("a header is a list of lists")
+			} else if err := text.UnmarshalJSON(each); err != nil {
+				return err
+			}
+			texts[n] = string(text)
+		}
+		*h = headerText(strings.Join(texts, ", "))
+	case '{', 'n':
+		return errors.New("a header is neither text nor number nor boolean")
+	default:
+		*h = headerText(data)
+	}
+	return nil
 }
 
 // Why a call did not go well, and whether (and when) to try again.
@@ -69,7 +107,7 @@ func (w *worker) shared(ctx context.Context) (jetstream.Consumer, error) {
 	defer cancel()
 	_, err := w.js.CreateStream(ctx, jetstream.StreamConfig{
 		Name: w.config.deadLetterStream, Subjects: []string{w.config.deadLetterSubject + ".>"},
-		Description: "Calls of webhooks that were given up",
+		Description: "Calls of webhooks that were given up", MaxAge: w.config.deadLetterMaxAge,
 	})
 	if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		w.consumer, err = w.js.CreateOrUpdateConsumer(ctx, w.config.stream, jetstream.ConsumerConfig{
@@ -204,9 +242,6 @@ func (w *worker) request(ctx context.Context, message jetstream.Msg, id string) 
 	if err != nil {
 		return answer{}, err
 	}
-	if asked.Headers, err = w.withSecrets(ctx, asked); err != nil {
-		return answer{}, err
-	}
 	headers := http.Header{"Content-Type": {"application/json"}}
 	for name, values := range message.Headers() {
 		if strings.EqualFold(name, "traceparent") || strings.EqualFold(name, "tracestate") {
@@ -214,6 +249,18 @@ func (w *worker) request(ctx context.Context, message jetstream.Msg, id string) 
 		}
 	}
 	for name, value := range asked.Headers {
+		headers.Set(name, string(value))
+	}
+	headers.Set("Idempotency-Key", id)
+	// Before the database is asked, which cannot read all of what HTTP cannot carry, and would be asked forever.
+	if err := checkHeaders(headers); err != nil {
+		return answer{}, err
+	}
+	resolved, err := w.withSecrets(ctx, asked)
+	if err != nil {
+		return answer{}, err
+	}
+	for name, value := range resolved {
 		headers.Set(name, value)
 	}
 	headers.Set("Idempotency-Key", id)
@@ -239,24 +286,27 @@ func (w *worker) read(data []byte) (envelope, error) {
 	return asked, nil
 }
 
-// withSecrets puts secrets in their places: in the envelope they stand by name, only the database has their values.
+// withSecrets gives the headers with secrets in their places, none if they have no secrets: in the envelope they stand by
+// name, only the database has their values.
 func (w *worker) withSecrets(ctx context.Context, asked envelope) (headers map[string]string, err error) {
 	text, err := json.Marshal(asked.Headers)
 	if err != nil || !strings.Contains(string(text), "{{secret:") {
-		return asked.Headers, err
+		return nil, err
 	}
 	for {
-		row := w.database.QueryRow(ctx, "select jetstream.webhook_headers($1, $2)", asked.Webhook, text)
+		limited, cancel := context.WithTimeout(ctx, patience)
+		row := w.database.QueryRow(limited, "select jetstream.webhook_headers($1, $2, $3)", asked.Webhook, text, asked.URL)
 		err := row.Scan(&headers)
+		cancel()
 		var refused *pgconn.PgError
 		if err == nil {
 			return headers, nil
-		} else if errors.As(err, &refused) && refused.Code == sqlstateUndefinedObject {
+		} else if errors.As(err, &refused) && slices.Contains(denied, refused.Code) {
 			return nil, cannot("%s", refused.Message)
 		} else if ctx.Err() != nil {
 			return nil, errors.New("the worker stopped before the database gave the secrets")
 		}
-		// A database that is away uses up no attempt.
+		// A database that cannot give them uses up no attempt.
 		log.Printf("no secrets from the database: %v", err)
 		time.Sleep(time.Second)
 	}

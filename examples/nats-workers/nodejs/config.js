@@ -50,6 +50,7 @@ export const config = {
   requestTimeoutMs: number('REQUEST_TIMEOUT_MS', 30_000, 1, 3_600_000),
   deadLetterStream: text('DEAD_LETTER_STREAM', `${stream}_DEAD`),
   deadLetterSubject: text('DEAD_LETTER_SUBJECT', `dead_letters.${stream}`),
+  deadLetterMaxAgeMs: number('DEAD_LETTER_MAX_AGE_MS', 2_592_000_000, 0, 315_360_000_000),
   allowedNetworks: networks('ALLOW_PRIVATE_ADDRESSES'),
   maxResponseBytes: number('MAX_RESPONSE_BYTES', 65_536, 0, 1_073_741_824),
   statsIntervalMs: number('STATS_INTERVAL_MS', 10_000, 10, 3_600_000),

@@ -49,7 +49,7 @@ async function stored(js, subject, data, headers) {
 function webhookOf(message) {
   try {
     const { webhook_id: webhook } = message.json();
-    return Number.isInteger(webhook) ? webhook : null;
+    return webhook === (webhook | 0) ? webhook : null;
   } catch {
     return null;
   }

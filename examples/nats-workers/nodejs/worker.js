@@ -12,10 +12,14 @@ import { Statistics } from './statistics.js';
 
 // How long one pull waits for a message; stopping an idle worker takes as long.
 const PULL_MS = 2_000;
+// Limit for the last report, whatever the database does.
+const LAST_REPORT_MS = 5_000;
 const STREAM_NAME_IN_USE = 10058;
 
 const state = { connected: false, stopping: false };
-const database = new pg.Pool({ connectionString: config.databaseUrl, max: 4, connectionTimeoutMillis: 5_000 });
+const database = new pg.Pool({
+  connectionString: config.databaseUrl, max: 4, connectionTimeoutMillis: 5_000, query_timeout: 10_000,
+});
 database.on('error', (error) => console.error(`database: ${error.message}`));
 const statistics = new Statistics(database, pending);
 let js;
@@ -44,7 +48,7 @@ async function sharedConsumer() {
   try {
     await manager.streams.add({
       name: config.deadLetterStream, subjects: [`${config.deadLetterSubject}.>`],
-      description: 'Calls of webhooks that were given up',
+      description: 'Calls of webhooks that were given up', max_age: nanos(config.deadLetterMaxAgeMs),
     });
   } catch (error) {
     if (!(error instanceof JetStreamApiError && error.code === STREAM_NAME_IN_USE)) throw error;
@@ -73,7 +77,7 @@ async function attempt(message) {
       if (message.headers?.has(name)) headers[name] = message.headers.get(name);
     }
     for (const [name, value] of Object.entries(await withSecrets(database, state, asked))) {
-      headers[name.toLowerCase()] = String(value);
+      headers[name.toLowerCase()] = value;
     }
     headers['idempotency-key'] = messageId(message);
     const { status, retryAfter } = await call({ ...asked, headers });
@@ -145,7 +149,8 @@ if (nats) {
   await stopped;
   state.stopping = true;
   await Promise.race([work, sleep(config.shutdownMs)]);
-  await statistics.end();
+  const late = sleep(LAST_REPORT_MS).then(() => console.error('the last report did not reach the database in time'));
+  await Promise.race([statistics.end(), late]);
   await Promise.race([nats.drain(), sleep(2_000)]);
 }
 process.exit(0);

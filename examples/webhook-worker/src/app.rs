@@ -9,13 +9,18 @@ use async_nats::jetstream::consumer::PullConsumer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::client::Client;
 use crate::config::Config;
 use crate::database::{Database, DeadLetter};
 use crate::stats::Stats;
 use crate::{consume, observe, queue, report, stream};
+
+/// Limit for the last report, whatever the database does.
+const LAST_REPORT: Duration = Duration::from_secs(5);
+/// Limit for each of the last things: what is given back, and what is left to send to NATS.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The shared part of a worker.
 pub struct App {
@@ -139,9 +144,11 @@ pub async fn run(config: Config) -> Result<(), String> {
     app.stop.cancel();
     finish(&app, &mut parts).await;
     app.closed.cancel();
-    let _ = reporter.await;
+    if tokio::time::timeout(LAST_REPORT, reporter).await.is_err() {
+        error!("the last report did not reach the database within {LAST_REPORT:?}");
+    }
     if let Some(nats) = &app.nats
-        && let Err(error) = tokio::time::timeout(Duration::from_secs(5), nats.client().drain()).await
+        && let Err(error) = tokio::time::timeout(FAREWELL, nats.client().drain()).await
     {
         warn!("NATS: the connection was not drained: {error}");
     }
@@ -165,10 +172,10 @@ async fn finish(app: &App, parts: &mut TaskTracker) {
         );
         app.abandon.cancel();
         app.tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(2), app.tasks.wait()).await;
+        let _ = tokio::time::timeout(FAREWELL, app.tasks.wait()).await;
     }
     if let Some(nats) = &app.nats {
-        let _ = tokio::time::timeout(Duration::from_secs(5), nats.client().flush()).await;
+        let _ = tokio::time::timeout(FAREWELL, nats.client().flush()).await;
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::redirect::{Attempt, Policy};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Response, Url};
 
 use crate::address::{Guard, Refused};
@@ -17,6 +17,14 @@ use crate::outcome::{Outcome, retry_after};
 
 /// Most redirects that are followed.
 const REDIRECTS: usize = 5;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Sent on when a redirect leads to another server; what else a webhook's headers hold is for the first one alone.
+const FOR_ANY_SERVER: [HeaderName; 4] = [
+    CONTENT_TYPE,
+    IDEMPOTENCY_KEY,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
 
 /// What a call led to.
 #[derive(Debug)]
@@ -47,7 +55,9 @@ impl Client {
             // A proxy would make the connection, to addresses that nobody here has checked.
             .no_proxy()
             .dns_resolver(Arc::new(Resolver(guard.clone())))
-            .redirect(policy(guard.clone()))
+            // Followed by `send`, which looks at each address and leaves what is not for another server.
+            .redirect(Policy::none())
+            .referer(false)
             .connect_timeout(Duration::from_secs(10))
             .build()?;
         Ok(Self {
@@ -86,21 +96,50 @@ impl Client {
         timeout: Duration,
     ) -> Result<Response, Outcome> {
         let give_up = |reason: String| Outcome::GiveUp { reason };
-        check(&self.guard, &envelope.url).map_err(|refused| give_up(refused.to_string()))?;
+        let end = Instant::now() + timeout;
         let mut headers = envelope::http_headers(&envelope.headers).map_err(|error| give_up(error.to_string()))?;
         headers.extend(trace);
         let key = HeaderValue::from_str(message_id).map_err(|_| give_up("message id is no header value".to_owned()))?;
-        headers.insert("idempotency-key", key);
-        let mut request = self.http.request(envelope.method.clone(), envelope.url.clone());
-        request = request.headers(headers).timeout(timeout);
-        if let Some(body) = &envelope.body {
-            request = request.body(body.clone());
+        headers.insert(IDEMPOTENCY_KEY, key);
+        let mut url = envelope.url.clone();
+        for _ in 0..=REDIRECTS {
+            check(&self.guard, &url).map_err(|refused| give_up(refused.to_string()))?;
+            let mut request = self.http.request(envelope.method.clone(), url.clone());
+            request = request.headers(headers.clone());
+            request = request.timeout(end.saturating_duration_since(Instant::now()));
+            if let Some(body) = &envelope.body {
+                request = request.body(body.clone());
+            }
+            let response = request.send().await.map_err(outcome_of)?;
+            let Some(next) = redirect(&url, &response) else {
+                return Ok(response);
+            };
+            if next.origin() != url.origin() {
+                headers = for_any_server(&headers);
+            }
+            url = next;
         }
-        request.send().await.map_err(outcome_of)
+        Err(give_up(format!("more than {REDIRECTS} redirects")))
     }
 }
 
-/// What an error of the client means: refused addresses, endless redirects and requests that cannot be made stay so.
+/// Where a redirect leads, if the answer is one that is followed: 307 and 308 keep method and body; the others would make
+/// another call of it, and are answers like any other.
+fn redirect(url: &Url, response: &Response) -> Option<Url> {
+    if !matches!(response.status().as_u16(), 307 | 308) {
+        return None;
+    }
+    let next = url.join(header(response, LOCATION.as_str())?).ok()?;
+    matches!(next.scheme(), "http" | "https").then_some(next)
+}
+
+/// Of the headers of a call, those that any server may see.
+fn for_any_server(headers: &HeaderMap) -> HeaderMap {
+    let kept = headers.iter().filter(|(name, _)| FOR_ANY_SERVER.contains(name));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// What an error of the client means: refused addresses and requests that cannot be made stay so.
 fn outcome_of(error: reqwest::Error) -> Outcome {
     let error = error.without_url();
     let mut chain = Vec::new();
@@ -118,7 +157,7 @@ fn outcome_of(error: reqwest::Error) -> Outcome {
         next = cause.source();
     }
     let reason = chain.join(": ");
-    if error.is_redirect() || error.is_builder() {
+    if error.is_builder() {
         Outcome::GiveUp { reason }
     } else {
         Outcome::Retry { reason, after: None }
@@ -152,21 +191,6 @@ fn check(guard: &Guard, url: &Url) -> Result<(), Refused> {
         Ok(address) if !guard.permits(address) => Err(Refused(host.to_owned())),
         _ => Ok(()),
     }
-}
-
-/// 307 and 308 keep method and body; the others would make another call of it, and are answers like any other.
-fn policy(guard: Guard) -> Policy {
-    Policy::custom(move |attempt: Attempt| {
-        if !matches!(attempt.status().as_u16(), 307 | 308) {
-            attempt.stop()
-        } else if attempt.previous().len() > REDIRECTS {
-            attempt.error("too many redirects")
-        } else if let Err(refused) = check(&guard, attempt.url()) {
-            attempt.error(refused)
-        } else {
-            attempt.follow()
-        }
-    })
 }
 
 /// The system's names, less the addresses that may not be called: the connection is made to one that was checked.

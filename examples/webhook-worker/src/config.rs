@@ -75,6 +75,9 @@ pub struct Config {
     /// Begins the subject of dead letters; dead_letters.<STREAM_NAME> if left out
     #[arg(long, env, default_value = "")]
     pub dead_letter_subject: String,
+    /// Age after which the stream made for dead letters drops them, milliseconds; 0: never
+    #[arg(long, env, default_value_t = 2_592_000_000)]
+    pub dead_letter_max_age_ms: u64,
     /// Statistics are reported as often, and after every 100 messages; milliseconds
     #[arg(long, env, default_value_t = 10_000, value_parser = value_parser!(u64).range(10..))]
     pub stats_interval_ms: u64,
@@ -136,6 +139,11 @@ impl Config {
     /// After this time the server gives a message to another worker.
     pub fn ack_wait(&self) -> Duration {
         Duration::from_millis(self.ack_wait_ms)
+    }
+
+    /// Age after which dead letters are dropped; zero: never.
+    pub fn dead_letter_max_age(&self) -> Duration {
+        Duration::from_millis(self.dead_letter_max_age_ms)
     }
 
     /// How long calls in flight may take after SIGTERM.

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{Json, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::envelope::{Headers, RawHeaders};
 use crate::stats::Tally;
 
-/// Longest wait for a connection or an answer.
+/// Longest wait for an answer, the connection included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a statement has no result.
@@ -26,13 +27,25 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether the same statement would fail again.
-    pub fn lasting(&self) -> bool {
-        // Class 57 is a server that stops, 53 one without resources, 08 a connection; 40 is a conflict, 55P03 a lock.
-        match self {
-            Self::Refused(code, _) => !["57", "53", "08", "40"].contains(&&code[..2]) && code != "55P03",
-            Self::Away(_) => false,
-        }
+    /// Whether no further question gets the secrets of this call: there is none of that name (`undefined_object`), or they
+    /// are not sent to its url (`PJ001`). All else is of the database's state, and somebody mends it.
+    pub fn denies_secrets(&self) -> bool {
+        self.has_code(&["42704", "PJ001"])
+    }
+
+    /// Whether the call of the queue is another worker's, has ended, or is gone.
+    pub fn disowns_call(&self) -> bool {
+        self.has_code(&["55000", "42704"])
+    }
+
+    /// Whether these very values are refused (`data_exception`, `integrity_constraint_violation`).
+    pub fn refuses_values(&self) -> bool {
+        self.has_code(&["22", "23"])
+    }
+
+    /// SQLSTATEs, or classes of them.
+    fn has_code(&self, codes: &[&str]) -> bool {
+        matches!(self, Self::Refused(code, _) if codes.iter().any(|begin| code.starts_with(begin)))
     }
 }
 
@@ -74,7 +87,7 @@ pub struct Claimed {
     /// HTTP method.
     pub method: String,
     /// Headers, secrets in their places.
-    pub headers: Map<String, Value>,
+    pub headers: RawHeaders,
     /// Body.
     pub payload: Option<String>,
     /// Limit for the call.
@@ -104,7 +117,8 @@ impl Database {
             config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()));
         }
         config.application_name(format!("webhook-worker {worker}"));
-        config.connect_timeout(PATIENCE);
+        // For TCP alone, and for each of several servers: the others are asked within the limit of the statement.
+        config.connect_timeout(PATIENCE / 4);
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let tls = rustls::ClientConfig::builder()
@@ -124,17 +138,16 @@ impl Database {
         self.query("select 1", &[]).await.map(drop)
     }
 
-    /// Headers with the secrets of the webhook in their places.
-    pub async fn headers(
-        &self,
-        webhook: Option<i32>,
-        headers: &Map<String, Value>,
-    ) -> Result<Map<String, Value>, DatabaseError> {
-        let text = "select jetstream.webhook_headers($1, $2)";
-        let rows = self
-            .query(text, &[(&webhook, Type::INT4), (&Json(headers), Type::JSONB)])
-            .await?;
-        let Json(resolved): Json<Map<String, Value>> = first(&rows)?.try_get(0)?;
+    /// Headers with the secrets of the webhook in their places, for a call of this url.
+    pub async fn headers(&self, webhook: Option<i32>, headers: &Headers, url: &str) -> Result<Headers, DatabaseError> {
+        let text = "select jetstream.webhook_headers($1, $2, $3)";
+        let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
+            (&webhook, Type::INT4),
+            (&Json(headers), Type::JSONB),
+            (&url, Type::TEXT),
+        ];
+        let rows = self.query(text, parameters).await?;
+        let Json(resolved): Json<Headers> = first(&rows)?.try_get(0)?;
         Ok(resolved)
     }
 
@@ -236,13 +249,16 @@ impl Database {
     }
 
     async fn query(&self, text: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
-        let client = self.client().await?;
-        match tokio::time::timeout(PATIENCE, client.query_typed(text, parameters)).await {
+        let end = Instant::now() + PATIENCE;
+        let late = || DatabaseError::Away(format!("no answer within {PATIENCE:?}"));
+        let client = timeout_at(end, self.client()).await.map_err(|_| late())??;
+        match timeout_at(end, client.query_typed(text, parameters)).await {
             Ok(rows) => Ok(rows?),
             Err(_) => {
                 // Whatever it does there: the next statement has a connection of its own.
-                self.client.lock().await.take();
-                Err(DatabaseError::Away(format!("no answer within {PATIENCE:?}")))
+                let mut slot = self.client.lock().await;
+                slot.take_if(|known| Arc::ptr_eq(known, &client));
+                Err(late())
             }
         }
     }
@@ -283,7 +299,7 @@ fn first(rows: &[Row]) -> Result<&Row, DatabaseError> {
 }
 
 fn claimed(row: &Row) -> Result<Claimed, tokio_postgres::Error> {
-    let Json(headers): Json<Map<String, Value>> = row.try_get(3)?;
+    let Json(headers): Json<RawHeaders> = row.try_get(3)?;
     let timeout: i32 = row.try_get(5)?;
     Ok(Claimed {
         id: row.try_get(0)?,

@@ -10,7 +10,7 @@ use tracing::{debug, error, warn};
 use crate::app::App;
 use crate::client::Answer;
 use crate::database::{DatabaseError, DeadLetter};
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Headers};
 use crate::outcome::Outcome;
 use crate::{observe, stream};
 
@@ -149,11 +149,14 @@ async fn attempt(app: &App, delivery: &Delivery<'_>) -> End {
     }
 }
 
-/// Header values with their secrets. While the database is away the message is held, so that no attempt is used up.
-async fn secrets(app: &App, envelope: &Envelope) -> Result<serde_json::Map<String, serde_json::Value>, DatabaseError> {
+/// Header values with their secrets. While the database cannot give them the message is held, so that no attempt is used up.
+async fn secrets(app: &App, envelope: &Envelope) -> Result<Headers, DatabaseError> {
     loop {
-        match app.database.headers(envelope.webhook, &envelope.headers).await {
-            Err(error) if !error.lasting() => {
+        let asked = app
+            .database
+            .headers(envelope.webhook, &envelope.headers, &envelope.url_text);
+        match asked.await {
+            Err(error) if !error.denies_secrets() => {
                 warn!("waiting for a secret: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
@@ -189,7 +192,7 @@ async fn give_up(app: &App, context: &Context, delivery: &Delivery<'_>, dead: De
     }
     match app.database.dead_letter(&dead).await {
         Ok(()) => {}
-        Err(error) if error.lasting() => error!("the database does not take the report: {error}"),
+        Err(error) if error.refuses_values() => error!("the database does not take the report: {error}"),
         Err(_) => app.report_later(dead),
     }
     send(delivery.message, AckKind::Term).await;

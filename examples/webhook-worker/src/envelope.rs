@@ -1,5 +1,6 @@
 //! The message on the wire: which call to make.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,10 +8,14 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 /// Headers that belong to the connection, and are not the envelope's to set.
 const NOT_OURS: [&str; 4] = ["connection", "content-length", "host", "transfer-encoding"];
+
+/// Header values as JSON, exactly as they were written.
+pub type RawHeaders = BTreeMap<String, Box<RawValue>>;
+/// Header values as text.
+pub type Headers = BTreeMap<String, String>;
 
 /// Why an envelope cannot be read. None of the texts shows a header's value, which may be a secret.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -36,7 +41,7 @@ struct Wire<'a> {
     #[serde(default, borrow)]
     data: Option<&'a RawValue>,
     #[serde(default)]
-    headers: Option<Map<String, Value>>,
+    headers: Option<RawHeaders>,
     #[serde(default)]
     method: Option<String>,
     #[serde(default)]
@@ -50,10 +55,12 @@ struct Wire<'a> {
 pub struct Envelope {
     /// Where to.
     pub url: Url,
+    /// The same as it was written, which the database compares with `webhooks.url`.
+    pub url_text: String,
     /// How.
     pub method: Method,
-    /// Headers as given: names to strings, numbers or booleans.
-    pub headers: Map<String, Value>,
+    /// Headers as given, secrets by name.
+    pub headers: Headers,
     /// JSON, exactly as it was written; none for GET.
     pub body: Option<Bytes>,
     /// Limit for the call.
@@ -72,7 +79,7 @@ impl Envelope {
         let wire: Wire = serde_json::from_slice(payload).map_err(|error| EnvelopeError::Shape(error.to_string()))?;
         let method = wire.method.as_deref().unwrap_or("POST");
         let body = wire.data.map(|data| Bytes::copy_from_slice(data.get().as_bytes()));
-        let mut envelope = Self::new(&wire.webhook_url, method, wire.headers.unwrap_or_default(), body)?;
+        let mut envelope = Self::new(&wire.webhook_url, method, &wire.headers.unwrap_or_default(), body)?;
         envelope.timeout = wire.timeout_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
         envelope.webhook = wire.webhook_id;
         // What HTTP cannot carry is told before a call is tried; secrets are checked where they are stored.
@@ -81,12 +88,15 @@ impl Envelope {
     }
 
     /// From the parts, wherever they come from.
-    pub fn new(
-        url: &str,
-        method: &str,
-        headers: Map<String, Value>,
-        body: Option<Bytes>,
-    ) -> Result<Self, EnvelopeError> {
+    pub fn new(url: &str, method: &str, headers: &RawHeaders, body: Option<Bytes>) -> Result<Self, EnvelopeError> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| {
+                let text = text(value).ok_or_else(|| EnvelopeError::Header(name.clone()))?;
+                Ok((name.clone(), text))
+            })
+            .collect::<Result<_, _>>()?;
+        let url_text = url.to_owned();
         let url = Url::parse(url).map_err(|error| EnvelopeError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(EnvelopeError::Url(format!("{} is not http or https", url.scheme())));
@@ -95,6 +105,7 @@ impl Envelope {
         let body = if known == Method::GET { None } else { body };
         Ok(Self {
             url,
+            url_text,
             method: known,
             headers,
             body,
@@ -105,28 +116,40 @@ impl Envelope {
 
     /// Whether a header refers to a secret, which the database puts in place.
     pub fn needs_secrets(&self) -> bool {
-        self.headers
-            .values()
-            .any(|value| value.as_str().is_some_and(|text| text.contains("{{secret:")))
+        self.headers.values().any(|text| text.contains("{{secret:"))
+    }
+}
+
+/// The text of a header value: a string as it is, a number or a boolean as it was written, those of a list with commas
+/// between them. None for anything else.
+fn text(value: &RawValue) -> Option<String> {
+    let json = value.get();
+    match json.as_bytes().first() {
+        Some(b'[') => {
+            let list: Vec<&RawValue> = serde_json::from_str(json).ok()?;
+            let texts = list.into_iter().map(|value| match value.get().starts_with('[') {
+                true => None,
+                false => text(value),
+            });
+            Some(texts.collect::<Option<Vec<_>>>()?.join(", "))
+        }
+        Some(b'"') => serde_json::from_str(json).ok(),
+        Some(b'{' | b'n') | None => None,
+        Some(_) => Some(json.to_owned()),
     }
 }
 
 /// Headers as HTTP carries them, with `Content-Type: application/json` unless they name another.
-pub fn http_headers(headers: &Map<String, Value>) -> Result<HeaderMap, EnvelopeError> {
+pub fn http_headers(headers: &Headers) -> Result<HeaderMap, EnvelopeError> {
     let mut map = HeaderMap::with_capacity(headers.len() + 4);
     map.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    for (name, value) in headers {
+    for (name, text) in headers {
         let wrong = || EnvelopeError::Header(name.clone());
         let key: HeaderName = name.parse().map_err(|_| wrong())?;
         if NOT_OURS.contains(&key.as_str()) {
             continue;
         }
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(_) | Value::Bool(_) => value.to_string(),
-            _ => return Err(wrong()),
-        };
-        map.insert(key, HeaderValue::from_str(&text).map_err(|_| wrong())?);
+        map.insert(key, HeaderValue::from_str(text).map_err(|_| wrong())?);
     }
     Ok(map)
 }
@@ -134,6 +157,7 @@ pub fn http_headers(headers: &Map<String, Value>) -> Result<HeaderMap, EnvelopeE
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -159,6 +183,25 @@ mod tests {
             (&HeaderValue::from_static("1"), &HeaderValue::from_static("text/plain"))
         );
         assert!(!headers.contains_key("host"));
+    }
+
+    #[test]
+    fn header_values_are_sent_as_their_text() {
+        let text =
+            br#"{"webhook_url": "http://a", "headers": {"S": "a\"b", "N": 1.50, "B": 9007199254740993, "T": true,
+            "L": ["a", 2.0, false, "{{secret:token}}"], "E": []}}"#;
+        let envelope = Envelope::parse(text).unwrap();
+        let expected = [
+            ("B", "9007199254740993"),
+            ("E", ""),
+            ("L", "a, 2.0, false, {{secret:token}}"),
+            ("N", "1.50"),
+            ("S", "a\"b"),
+            ("T", "true"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(envelope.headers, Headers::from(expected));
+        assert!(envelope.needs_secrets());
     }
 
     #[test]
@@ -199,7 +242,14 @@ mod tests {
             error(r#"{"webhook_url": "http://a", "method": "BREW IT"}"#),
             EnvelopeError::Method("BREW IT".into())
         );
-        for headers in [r#"{"X": "a\r\nB: c"}"#, r#"{"a b": "c"}"#, r#"{"X": {}}"#] {
+        for headers in [
+            r#"{"X": "a\r\nB: c"}"#,
+            r#"{"a b": "c"}"#,
+            r#"{"X": {}}"#,
+            r#"{"X": null}"#,
+            r#"{"X": ["a", {}]}"#,
+            r#"{"X": [["a"]]}"#,
+        ] {
             let text = format!(r#"{{"webhook_url": "http://a", "headers": {headers}}}"#);
             assert!(matches!(error(&text), EnvelopeError::Header(_)), "{headers}");
         }

@@ -20,7 +20,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
-    match config.complete().and_then(|config| runtime.block_on(app::run(config))) {
+    let result = config.complete().and_then(|config| runtime.block_on(app::run(config)));
+    // A name that is still being resolved would be waited for.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

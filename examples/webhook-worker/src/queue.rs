@@ -64,7 +64,7 @@ async fn handle(app: &App, call: &Claimed, lease_end: Instant) {
     loop {
         match tell(app, call, &answer).await {
             Ok(()) => return,
-            Err(error) if !error.lasting() && Instant::now() < lease_end && !app.abandon.is_cancelled() => {
+            Err(error) if !error.disowns_call() && Instant::now() < lease_end && !app.abandon.is_cancelled() => {
                 warn!("cannot say how call {} went: {error}", call.id);
                 tokio::time::sleep(PAUSE).await;
             }
@@ -79,7 +79,7 @@ async fn attempt(app: &App, call: &Claimed, lease_end: Instant) -> Answer {
         .payload
         .as_ref()
         .map(|text| bytes::Bytes::copy_from_slice(text.as_bytes()));
-    let envelope = match Envelope::new(&call.url, &call.method, call.headers.clone(), body) {
+    let envelope = match Envelope::new(&call.url, &call.method, &call.headers, body) {
         Ok(envelope) => envelope,
         Err(error) => {
             return Answer {

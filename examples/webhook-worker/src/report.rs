@@ -44,11 +44,18 @@ pub async fn run(app: Arc<App>) {
 
 /// Makes one report; what does not arrive is part of the next one.
 async fn report(app: &App, active: bool) -> bool {
-    for dead in app.take_unreported() {
+    let mut unreported = app.take_unreported().into_iter();
+    while let Some(dead) = unreported.next() {
         match app.database.dead_letter(&dead).await {
             Ok(()) => {}
-            Err(error) if error.lasting() => error!("the database does not take the report: {error}"),
-            Err(_) => app.report_later(dead),
+            Err(error) if error.refuses_values() => error!("the database does not take the report: {error}"),
+            Err(error) => {
+                warn!("cannot report: {error}");
+                std::iter::once(dead)
+                    .chain(unreported)
+                    .for_each(|dead| app.report_later(dead));
+                return false;
+            }
         }
     }
     let pending = match app.consumer() {

@@ -49,8 +49,8 @@ pub async fn prepare(context: &Context, config: &Config) -> Result<PullConsumer,
             name: config.dead_letter_stream.clone(),
             subjects: vec![format!("{}.>", config.dead_letter_subject)],
             storage: StorageType::File,
-            // A dead letter that is published again because its worker died meanwhile is known by its id.
-            duplicate_window: Duration::from_secs(120).max(config.ack_wait() * 4),
+            max_age: config.dead_letter_max_age(),
+            duplicate_window: duplicate_window(config),
             ..StreamConfig::default()
         })
         .await
@@ -91,6 +91,16 @@ pub async fn prepare(context: &Context, config: &Config) -> Result<PullConsumer,
         );
     }
     Ok(consumer)
+}
+
+/// How long a dead letter that is published again, because its worker died meanwhile, is known by its id. The server takes
+/// none longer than the age of the messages.
+fn duplicate_window(config: &Config) -> Duration {
+    let window = Duration::from_secs(120).max(config.ack_wait() * 4);
+    match config.dead_letter_max_age() {
+        Duration::ZERO => window,
+        age => window.min(age),
+    }
 }
 
 /// Whether every subject that matches `narrow` matches `wide` too.

@@ -56,6 +56,16 @@ impl Program {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(&mut self, limit: Duration) {
+        lab::process::signal(self.child.id(), nix::sys::signal::Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + limit;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it does not end within {limit:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Drop for Program {
@@ -101,10 +111,15 @@ pub fn console(lab: &Lab, token: Option<&str>) -> (Program, u16) {
          end $$"
     ))
     .unwrap();
+    console_at(lab, &database_url(lab, role), token)
+}
+
+/// The console of the database at this url.
+pub fn console_at(lab: &Lab, url: &str, token: Option<&str>) -> (Program, u16) {
     let port = free_port().unwrap();
     let mut command = Command::new(console_binary());
     command
-        .env("DATABASE_URL", database_url(lab, role))
+        .env("DATABASE_URL", url)
         .env("HTTP_LISTEN", format!("127.0.0.1:{port}"));
     match token {
         Some(token) => command.env("CONSOLE_TOKEN", token),

@@ -22,7 +22,7 @@ fn place(kind: &Kind) -> Place<'_> {
 }
 
 /// Publishes an envelope as anybody may, with this message id and these headers.
-fn publish(place: &Place, id: &str, envelope: &str, headers: &str) {
+pub fn publish(place: &Place, id: &str, envelope: &str, headers: &str) {
     let envelope = envelope.replace('\'', "''");
     place
         .lab
@@ -33,7 +33,7 @@ fn publish(place: &Place, id: &str, envelope: &str, headers: &str) {
 }
 
 /// Waits for all messages to end, stops the worker, and returns the requests and the dead letters.
-fn end(
+pub fn end(
     place: &Place,
     mut worker: Worker,
     count: u64,
@@ -42,6 +42,15 @@ fn end(
     worker.terminate();
     worker.ended(Duration::from_secs(20));
     (place.endpoint.by_key(), place.dead())
+}
+
+/// How long the dead letter stream keeps what is in it.
+fn dead_letters_last(place: &Place) -> Duration {
+    let age = place.lab.jetstream(async |context| {
+        let mut stream = context.get_stream("WEBHOOKS_DEAD").await?;
+        Ok(stream.info().await?.config.max_age)
+    });
+    age.unwrap()
 }
 
 /// Method, body, headers, secrets, trace; the envelope of three fields; no body with GET.
@@ -77,8 +86,15 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
         &format!(r#"{{"webhook_url": "{}"}}"#, place.endpoint.url("/bare")),
         "{}",
     );
+    let values = r#"{"X-Number": 1.50, "X-Large": 9007199254740993, "X-Boolean": true, "X-List": ["a", 2.0, false]}"#;
+    publish(
+        &place,
+        "values",
+        &format!(r#"{{"webhook_url": "{url}", "headers": {values}}}"#),
+        "{}",
+    );
     let worker = place.worker("w", &[]);
-    let (calls, dead) = end(&place, worker, 4);
+    let (calls, dead) = end(&place, worker, 5);
     assert_eq!(dead.keys().collect::<Vec<_>>(), [""; 0]);
     let one = |key: &str| {
         assert_eq!(calls[key].len(), 1, "{key}");
@@ -102,9 +118,15 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     assert_eq!(header(&three, "traceparent"), trace);
     assert_eq!(header(&three, "tracestate"), "a=b");
     assert_eq!(header(&three, "x-event-type"), "user.created");
+    let values = one("values");
+    assert_eq!(
+        ["x-number", "x-large", "x-boolean", "x-list"].map(|name| header(&values, name)),
+        ["1.50", "9007199254740993", "true", "a, 2.0, false"]
+    );
     let get = one("get");
     assert_eq!((get.method.as_str(), get.body.len()), ("GET", 0));
     assert_eq!(one("bare").method, "POST");
+    assert_eq!(dead_letters_last(&place), Duration::from_secs(30 * 86_400));
 }
 
 /// Addresses that are private are refused by number, by name and behind a redirect, and answers are read to a bound.
@@ -216,25 +238,44 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
             format!(r#"{{"webhook_url": "{url}", "headers": {{"X": "a\r\nB: c"}}}}"#),
         ),
         ("headers", format!(r#"{{"webhook_url": "{url}", "headers": [1]}}"#)),
+        (
+            "object",
+            format!(r#"{{"webhook_url": "{url}", "headers": {{"X": {{}}}}}}"#),
+        ),
+        (
+            "null",
+            format!(r#"{{"webhook_url": "{url}", "headers": {{"X": null}}}}"#),
+        ),
+        (
+            "nested",
+            format!(r#"{{"webhook_url": "{url}", "headers": {{"X": [["a"]]}}}}"#),
+        ),
+        (
+            "id",
+            format!(r#"{{"webhook_url": "{url}", "webhook_id": 3000000000, "headers": {{"X": "{{{{secret:a}}}}"}}}}"#),
+        ),
     ];
     for (id, envelope) in &unreadable {
         publish(&place, id, envelope, "{}");
     }
-    place
-        .lab
-        .sql("select jetstream.publish_raw('webhooks.by.hand', '\\xff00fe', message_id => 'bytes')")
-        .unwrap();
+    // What the database cannot read must not be asked of it again and again.
+    let nul = format!(r#"{{"webhook_url": "{url}", "headers": {{"X": "{{{{secret:a}}}}\u0000"}}}}"#);
+    let nul = format!("convert_to('{nul}', 'UTF8')");
+    for (id, bytes) in [("bytes", r"'\xff00fe'"), ("nul", &nul)] {
+        let publish = format!("select jetstream.publish_raw('webhooks.by.hand', {bytes}, message_id => '{id}')");
+        place.lab.sql(&publish).unwrap();
+    }
     publish(&place, "nobody", r#"{"webhook_url": "http://127.0.0.1:1/"}"#, "{}");
     publish(&place, "fine", &format!(r#"{{"webhook_url": "{url}"}}"#), "{}");
-    let worker = place.worker("w", &[("BACKOFF_BASE_MS", "200")]);
-    let (calls, dead) = end(&place, worker, unreadable.len() as u64 + 4);
+    let worker = place.worker("w", &[("BACKOFF_BASE_MS", "200"), ("DEAD_LETTER_MAX_AGE_MS", "90000")]);
+    let (calls, dead) = end(&place, worker, unreadable.len() as u64 + 5);
     assert_eq!(calls.keys().collect::<Vec<_>>(), ["fine"]);
     let reasons: Vec<_> = dead
         .iter()
         .map(|(id, message)| (id, header(message, "Dead-Letter-Reason")))
         .collect();
     println!("{reasons:#?}");
-    assert_eq!(dead.len(), unreadable.len() + 3);
+    assert_eq!(dead.len(), unreadable.len() + 4);
     for (id, message) in &dead {
         let attempts = if id == "nobody" { "3" } else { "1" };
         assert_eq!(header(message, "Dead-Letter-Attempts"), attempts, "{id}");
@@ -248,6 +289,7 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     );
     assert_eq!(view.unwrap(), "nosecret 1 true");
     assert_eq!(place.shown_as_dead().len(), dead.len());
+    assert_eq!(dead_letters_last(&place), Duration::from_secs(90));
 }
 
 /// `/health`, `/ready` and `/metrics`; not ready while NATS or the database is away.

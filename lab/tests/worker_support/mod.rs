@@ -9,6 +9,8 @@ pub mod answers;
 pub mod endpoint;
 pub mod graceful;
 pub mod queue;
+pub mod secrets;
+pub mod silence;
 pub mod thousand;
 pub mod throughput;
 

@@ -100,6 +100,35 @@ fn check_retry_after(place: &Place, calls: &BTreeMap<String, Vec<Seen>>) {
     assert!(early.len() <= IN_HAND, "due before Retry-After, seconds: {early:?}");
 }
 
+/// What came of a call is told again while the database refuses to hear it, and the call is not made a second time.
+pub fn a_database_that_refuses_makes_no_call_twice(kind: &Kind) {
+    let place = Place::new(kind, Endpoint::start([]));
+    let webhook = place.webhook("queue", None, "publish_mode = 'queue'");
+    let name = "jetstream.webhook_complete(bigint, integer, text, double precision, text, integer)";
+    let rename = |from: &str, to: &str| {
+        let name = name.replace("webhook_complete", from);
+        place.lab.sql(&format!("alter function {name} rename to {to}")).unwrap();
+    };
+    rename("webhook_complete", "hidden");
+    let call = format!("select jetstream.webhook_call({webhook}, '{{}}', message_id => 'one')");
+    place.lab.sql(&call).unwrap();
+    let variables = [("NATS_URL", ""), ("QUEUE_ENABLED", "true"), ("QUEUE_LEASE_MS", "20000")];
+    let mut worker = place.worker("w", &variables);
+    eventually(&place.lab, LONG, "told twice", || {
+        Ok(worker.log().matches("cannot say how call").count() >= 2)
+    });
+    rename("hidden", "webhook_complete");
+    shows(
+        &place.lab,
+        "the call's end",
+        "select status || ' ' || attempts from jetstream.webhook_calls",
+        "succeeded 1",
+    );
+    worker.terminate();
+    worker.ended(Duration::from_secs(20));
+    assert_eq!(place.endpoint.count(), 1);
+}
+
 /// Mode `both`: the call is made from the queue and from NATS, and the endpoint sees one key.
 pub fn mode_both_calls_twice_with_one_key(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([]));
