@@ -264,7 +264,7 @@ impl Worker {
             if flights.contains_key(&id) {
                 return ControlFlow::Continue(());
             }
-            if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| !view.has_ended(row.txid)) {
+            if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| is_younger(row.txid, view)) {
                 match way {
                     Way::Insert => {
                         lane.pending.insert(row.txid);
@@ -380,6 +380,12 @@ impl Worker {
         }
         self.lanes = lanes;
     }
+}
+
+/// Whether the transaction had not ended at that view. Of a row that can be seen only: an id that no transaction has had
+/// came with it from another cluster, and this one may never reach it.
+fn is_younger(xid: u64, view: &Snapshot) -> bool {
+    !view.has_ended(xid) && xid < pg::next_xid()
 }
 
 /// Lanes as they are to be for these connections: known ones keep how far they have come.
