@@ -287,7 +287,7 @@ impl Worker {
                     if self.outcomes.is_empty() {
                         self.outcomes_since = Instant::now();
                     }
-                    self.hold_failed_keys(&outcomes);
+                    self.hold_keys(&outcomes);
                     self.outcomes.extend(outcomes);
                 }
                 Ok(Report::Link {

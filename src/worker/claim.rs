@@ -58,9 +58,6 @@ impl Worker {
                 self.claim_lane(number, claimed)?;
             }
         }
-        if !claimed.rejoin.is_empty() {
-            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
-        }
         if claimed.messages.is_empty() && self.flights.is_empty() {
             self.follow_sequence()?;
         }
@@ -132,6 +129,10 @@ impl Worker {
         let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
             store.claim_due(lane, &in_flight, visit)
         })?;
+        // Before the claim by key, which passes over what has a `deliver_at` and does not look there again.
+        if !claimed.rejoin.is_empty() {
+            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
+        }
         if exhausted && self.look_for_due(number)? {
             // It came due this moment, or somebody holds it.
             self.lanes[number].next_due = Some(Instant::now() + DUE_AGAIN);
@@ -373,9 +374,9 @@ impl Worker {
     /// Takes back a claim whose transaction was rolled back.
     pub(super) fn undo(&mut self, claimed: Claimed, lanes: Vec<Lane>) {
         for message in &claimed.messages {
-            self.flights.remove(&message.id);
+            let due = self.flights.remove(&message.id).is_some_and(|flight| flight.delayed);
             if let Some(key) = key_of(message) {
-                self.keys.ended(&key, message.id, End::Back);
+                self.keys.ended(&key, message.id, End::back(due));
             }
         }
         self.lanes = lanes;

@@ -168,7 +168,7 @@ impl Worker {
                         began_at: flight.claimed_at,
                     };
                     match error.class() {
-                        Class::PermanentForConnection => End::Back,
+                        Class::PermanentForConnection => End::back(flight.delayed),
                         Class::Transient if failed.attempts < self.settings.max_attempts => {
                             retries.push(failed);
                             End::Again
@@ -179,10 +179,10 @@ impl Worker {
                         }
                     }
                 }
-                Outcome::HeldBack => End::Back,
+                Outcome::HeldBack => End::back(flight.delayed),
                 Outcome::Released => {
                     settlement.released.push(settled.id);
-                    End::Back
+                    End::back(flight.delayed)
                 }
             };
             settlement.ended.push((settled.id, end));
@@ -207,16 +207,29 @@ impl Worker {
         Ok(settlement)
     }
 
-    /// Holds the keys of failed messages before anything else of them is claimed, then lets the relay take them again.
-    pub(super) fn hold_failed_keys(&mut self, outcomes: &[Settled]) {
-        for settled in outcomes
-            .iter()
-            .filter(|settled| matches!(settled.outcome, Outcome::Failed(_)))
-        {
-            let Some(key) = self.flights.get(&settled.id).and_then(|flight| key_of(&flight.message)) else {
+    /// Holds the keys of messages that failed or were given back before anything else of them is claimed; of the failed
+    /// ones the relay takes messages again then.
+    pub(super) fn hold_keys(&mut self, outcomes: &[Settled]) {
+        let held = |settled: &&Settled| matches!(settled.outcome, Outcome::Failed(_) | Outcome::Released);
+        for settled in outcomes.iter().filter(held) {
+            let Some(flight) = self.flights.get(&settled.id) else {
                 continue;
             };
-            self.keys.block(key.clone(), settled.id, settled.id.saturating_add(1));
+            let Some(key) = key_of(&flight.message) else {
+                continue;
+            };
+            if matches!(settled.outcome, Outcome::Released) {
+                if !flight.delayed {
+                    self.keys.give_back(&key, settled.id);
+                }
+                continue;
+            }
+            // One found by `deliver_at` may lie beyond messages of its key that have not been claimed yet.
+            let last = match flight.delayed {
+                true => settled.id.min(self.lanes[flight.lane].cursor),
+                false => settled.id,
+            };
+            self.keys.block(key.clone(), settled.id, last.saturating_add(1));
             self.relay.send(Command::Resume {
                 connection: key.connection,
                 key: key.key,
@@ -257,7 +270,7 @@ impl Worker {
             lane.in_flight -= 1;
             lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
-            if *end == End::Again {
+            if matches!(end, End::Again | End::StillDue) {
                 lane.next_due = None;
             }
             match key_of(&flight.message) {
