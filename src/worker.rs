@@ -4,6 +4,7 @@
 //! what is in the tables.
 
 mod begin;
+mod checkpoint;
 mod claim;
 mod lane;
 mod link;
@@ -58,7 +59,7 @@ struct Flight {
     due_at: i64,
     claimed_at: SystemTime,
     lane: usize,
-    /// Checkpoint it has to be settled for; see `settle`.
+    /// Checkpoint of its lane that it has to be settled for.
     checkpoint: u64,
     /// Found by `deliver_at`.
     delayed: bool,
@@ -88,7 +89,6 @@ struct Worker {
     paused: bool,
     /// Commits do not wake this worker.
     resting: bool,
-    checkpoint: settle::Checkpoint,
     next_sweep: Instant,
     next_maintenance: Instant,
     /// Maintenances made.
@@ -132,7 +132,6 @@ impl Worker {
             careful: false,
             paused: false,
             resting: false,
-            checkpoint: settle::Checkpoint::default(),
             next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
             rounds: 0,

@@ -258,7 +258,7 @@ impl Worker {
             &mut self.flights,
             &mut self.lanes[number],
         );
-        let checkpoint = self.checkpoint.number;
+        let checkpoint = lane.checkpoint.number;
         let now = SystemTime::now();
         let mut row = |row: Row| {
             let id = row.message.id;
