@@ -53,6 +53,15 @@ pub enum End {
     Again,
     /// It was not tried and is owed as before.
     Back,
+    /// The same of a message that was found by `deliver_at`, which it still has.
+    StillDue,
+}
+
+impl End {
+    /// Of a message that was not tried; `due` says that it was found by `deliver_at`.
+    pub fn back(due: bool) -> End {
+        if due { End::StillDue } else { End::Back }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -118,14 +127,25 @@ impl Keys {
             }
             End::Again => self.block(key.clone(), id, id.saturating_add(1)),
             End::Back => {
-                let held = self.held.entry(key.clone()).or_insert_with(|| Held {
-                    from: id,
-                    ..Held::default()
-                });
-                held.blockers.remove(&id);
-                held.from = held.from.min(id);
-                held.returning = true;
+                self.give_back(key, id);
+                if let Some(held) = self.held.get_mut(key) {
+                    held.blockers.remove(&id);
+                }
             }
+            // A claim by key does not see it: a failing message holds its key still.
+            End::StillDue => {
+                if let Some(held) = self.held.get_mut(key) {
+                    held.returning = true;
+                }
+            }
+        }
+    }
+
+    /// Holds a key of which message `id` comes back untried, as others may: nothing of it is claimed before all have.
+    pub fn give_back(&mut self, key: &Key, id: i64) {
+        self.left(key, id);
+        if let Some(held) = self.held.get_mut(key) {
+            held.returning = true;
         }
     }
 
@@ -247,6 +267,33 @@ mod tests {
         assert_eq!(keys.ready("default", 1), [], "2 and 3 are still out");
         keys.ended(&key(), 2, End::Back);
         keys.ended(&key(), 3, End::Back);
+        assert_eq!(keys.ready("default", 1), [(key(), 2)]);
+    }
+
+    #[test]
+    fn a_key_given_back_goes_on_when_all_of_it_has_come_back() {
+        let mut keys = Keys::default();
+        for id in 1..=2 {
+            assert_eq!(keys.admit(&key(), id, Lane::Insert), Admit::Send);
+        }
+        keys.give_back(&key(), 1);
+        keys.give_back(&key(), 2);
+        assert_eq!(keys.admit(&key(), 3, Lane::Insert), Admit::Leave);
+        keys.ended(&key(), 1, End::Back);
+        assert_eq!(keys.ready("default", 1), [], "2 is still out");
+        keys.ended(&key(), 2, End::Back);
+        assert_eq!(keys.ready("default", 1), [(key(), 1)]);
+    }
+
+    #[test]
+    fn a_failing_message_that_comes_back_untried_holds_its_key_still() {
+        let mut keys = Keys::default();
+        keys.block(key(), 1, 2);
+        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        keys.ended(&key(), 1, End::StillDue);
+        assert_eq!(keys.ready("default", 1), []);
+        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        keys.ended(&key(), 1, End::Gone);
         assert_eq!(keys.ready("default", 1), [(key(), 2)]);
     }
 

@@ -4,6 +4,7 @@
 //! what is in the tables.
 
 mod begin;
+mod checkpoint;
 mod claim;
 mod lane;
 mod link;
@@ -60,7 +61,7 @@ struct Flight {
     due_at: i64,
     claimed_at: SystemTime,
     lane: usize,
-    /// Checkpoint it has to be settled for; see `settle`.
+    /// Checkpoint of its lane that it has to be settled for.
     checkpoint: u64,
     /// Found by `deliver_at`.
     delayed: bool,
@@ -90,7 +91,6 @@ struct Worker {
     paused: bool,
     /// Commits do not wake this worker.
     resting: bool,
-    checkpoint: settle::Checkpoint,
     next_sweep: Instant,
     next_maintenance: Instant,
     /// Maintenances made.
@@ -134,7 +134,6 @@ impl Worker {
             careful: false,
             paused: false,
             resting: false,
-            checkpoint: settle::Checkpoint::default(),
             next_sweep: Instant::now() + MAINTENANCE,
             next_maintenance: Instant::now(),
             rounds: 0,
@@ -289,7 +288,7 @@ impl Worker {
                     if self.outcomes.is_empty() {
                         self.outcomes_since = Instant::now();
                     }
-                    self.hold_failed_keys(&outcomes);
+                    self.hold_keys(&outcomes);
                     self.outcomes.extend(outcomes);
                 }
                 Ok(Report::Link {

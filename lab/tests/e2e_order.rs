@@ -23,6 +23,14 @@ fn keyed(prefix: &str, keys: i64, from: i64, to: i64) -> String {
     )
 }
 
+/// Messages `from` to `to` of one key.
+fn of_key(key: &str, from: i64, to: i64) -> String {
+    format!(
+        "insert into jetstream.outbox (subject, payload, key)
+         select 's.x', jsonb_build_object('n', n), '{key}' from generate_series({from}, {to}) n order by n"
+    )
+}
+
 /// In each subject of the stream, numbers go up.
 fn in_order(lab: &Lab, stream: &str) {
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
@@ -190,4 +198,53 @@ fn a_key_goes_on_when_its_failing_message_is_deleted_or_buried() {
             .unwrap(),
         "missing.3"
     );
+}
+
+/// A failing message whose further attempt is given back untried, because its connection was changed, holds its key as
+/// before.
+#[test]
+fn a_key_waits_for_its_failing_message_when_the_connection_changes_in_mid_attempt() {
+    let mut lab = lab(&[]);
+    lab.sql("select jetstream.publish('missing.k', '{\"n\": 1}', key => 'k')")
+        .unwrap();
+    lab.sql(&of_key("k", 2, 10)).unwrap();
+    let failed = |times: &str| {
+        format!(
+            "select count(*) = 1 from jetstream.outbox where attempts {times} and deliver_at > now() + interval '1 s'"
+        )
+    };
+    lab.postgres
+        .set(&[
+            ("pg_jetstream.retry_backoff_base", "3s"),
+            ("pg_jetstream.retry_backoff_max", "3s"),
+        ])
+        .unwrap();
+    e2e_support::becomes(&lab, "a failing message that waits", &failed("> 0"), "t");
+    let attempts = lab.value("select max(attempts) from jetstream.outbox").unwrap();
+    lab.nats.pause().unwrap();
+    let in_flight = "select in_flight from jetstream.status()";
+    e2e_support::becomes(&lab, "its next attempt", in_flight, "1");
+    lab.sql("update jetstream.connections set reconnect_delay_ms = 400")
+        .unwrap();
+    e2e_support::becomes(&lab, "the attempt given back", in_flight, "0");
+    lab.nats.resume().unwrap();
+    e2e_support::becomes(&lab, "a further attempt", &failed(&format!("> {attempts}")), "t");
+    assert_eq!(lab.message_count("S").unwrap(), 0, "messages behind the failing one");
+    stream(&lab, "LATE", "missing.>");
+    drained(&lab, SOON);
+    assert_eq!(numbers(&lab, "LATE"), [1]);
+    assert_eq!(numbers(&lab, "S"), (2..=10).collect::<Vec<_>>());
+}
+
+/// Delayed messages that come due while their key is in full spate get their turn then, not at the look once a minute.
+#[test]
+fn delayed_messages_of_a_hot_key_are_not_left_behind() {
+    let lab = lab(&[]);
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(&of_key("hot", 1, 20_000)).unwrap();
+    lab.sql("update jetstream.outbox set deliver_at = clock_timestamp() + id / 20 * interval '4 ms' where id % 20 = 0")
+        .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", 1..=20_000);
 }

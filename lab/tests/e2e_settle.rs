@@ -233,3 +233,31 @@ fn a_table_that_was_rewritten_with_messages_in_flight_does_not_end_the_worker() 
     assert_eq!(worker(&lab), pid, "the same worker");
     exactly_once(&lab, "S", 1..=20_500);
 }
+
+/// How far a connection's streams are settled is noted while another connection hangs with messages in flight.
+#[test]
+fn a_connection_that_hangs_does_not_stop_the_positions_of_another() {
+    let lab = lab(&[]);
+    let other = e2e_support::connection(&lab, "other");
+    lab.sql("select jetstream.create_stream('T', array['t.>'], connection => 'other')")
+        .unwrap();
+    e2e_support::synced(&lab, "T");
+    other.pause().unwrap();
+    lab.sql(
+        "insert into jetstream.outbox (connection, subject, payload)
+         select 'other', 't.x', jsonb_build_object('n', n) from generate_series(1, 100) n",
+    )
+    .unwrap();
+    let in_flight = "select in_flight from jetstream.status()";
+    becomes(&lab, "messages in flight", in_flight, "100");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    lab.sql(&insert("s.x", 1, 50)).unwrap();
+    arrived(&lab, "S", 50);
+    let position = "select last_sequence from jetstream.positions where connection = 'default' and stream = 'S'";
+    becomes(&lab, "the position", position, "50");
+    assert_eq!(lab.value(in_flight).unwrap(), "100", "the other one hangs no more");
+    other.resume().unwrap();
+    drained(&lab, SOON);
+    let position = "select last_sequence from jetstream.positions where connection = 'other' and stream = 'T'";
+    becomes(&lab, "the position of the other", position, "100");
+}

@@ -301,3 +301,22 @@ fn a_worker_that_starts_finds_all_there_is() {
     got.sort_unstable();
     assert_eq!(got, (1..=100).collect::<Vec<_>>());
 }
+
+/// A row that a dump brought bears the number of a transaction of another cluster, which lies ahead of all of this one.
+#[test]
+fn a_restored_keyed_message_goes_in_its_turn_while_somebody_is_at_work() {
+    let lab = lab(&[]);
+    let mut open = lab.postgres.client(DATABASE).unwrap();
+    open.batch_execute("begin; select pg_current_xact_id()").unwrap();
+    lab.sql(&insert("s.x", 1, 1)).unwrap();
+    drained(&lab, SOON);
+    lab.sql(
+        "insert into jetstream.outbox (txid, subject, payload, key) values ('9000000000', 's.k', '{\"n\": 2}', 'k')",
+    )
+    .unwrap();
+    lab.sql("select jetstream.publish('s.k', '{\"n\": 3}', key => 'k')")
+        .unwrap();
+    drained(&lab, SOON);
+    assert_eq!(numbers(&lab, "S"), [1, 2, 3]);
+    open.batch_execute("commit").unwrap();
+}

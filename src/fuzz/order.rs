@@ -1,7 +1,7 @@
 //! [`Keys`] against a model: an outbox, a worker that claims from it, a relay that has one message of a key on the wire
 //! at a time, and everything that may go wrong in between.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -15,21 +15,36 @@ const ROUNDS: usize = 300;
 enum Op {
     /// Messages of a key are committed.
     Insert { key: usize, count: usize },
-    /// The server stores a key's message on the wire, or refuses it.
-    Answer { key: usize, stored: bool },
-    /// A cycle of the worker with room for so many, which takes so many of the relay's reports; the answers come between
-    /// its claim and its handing over.
+    /// A message of a key is committed that is to be sent later.
+    Delay { key: usize },
+    /// The server answers a key's message on the wire.
+    Answer { key: usize, answer: Answer },
+    /// A cycle of the worker with room for so many, which takes so many of the relay's reports and looks for what is due
+    /// or not; the answers come between its claim and its handing over.
     Cycle {
         room: usize,
         reports: usize,
-        answers: Vec<(usize, bool)>,
+        due: bool,
+        answers: Vec<(usize, Answer)>,
     },
-    /// The time of every further attempt has come.
+    /// The time of every further attempt and of every delayed message has come.
     Due,
+    /// The connection is changed: what waits in the relay comes back; what is on the wire may have been stored.
+    Change { stored: bool },
     /// Somebody removes the oldest message of a key that is not in flight, and the worker looks everywhere.
     Remove { key: usize },
     /// The worker dies; the next one starts from the table.
     Crash,
+}
+
+/// What becomes of a message on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Stored,
+    /// It counts as an attempt.
+    Failed,
+    /// For a reason of the connection, so that it counts as no attempt.
+    Refused,
 }
 
 fn few_or_all() -> impl Strategy<Value = usize> {
@@ -38,14 +53,17 @@ fn few_or_all() -> impl Strategy<Value = usize> {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let key = 0..3usize;
-    let answer = (key.clone(), prop::bool::weighted(0.7));
+    let answer = prop_oneof![14 => Just(Answer::Stored), 5 => Just(Answer::Failed), 1 => Just(Answer::Refused)];
+    let answer = (key.clone(), answer);
     let op = prop_oneof![
         6 => (key.clone(), prop_oneof![9 => 1..6usize, 1 => 60..140usize])
             .prop_map(|(key, count)| Op::Insert { key, count }),
-        8 => answer.clone().prop_map(|(key, stored)| Op::Answer { key, stored }),
-        8 => (few_or_all(), few_or_all(), prop::collection::vec(answer, 0..4))
-            .prop_map(|(room, reports, answers)| Op::Cycle { room, reports, answers }),
+        1 => key.clone().prop_map(|key| Op::Delay { key }),
+        8 => answer.clone().prop_map(|(key, answer)| Op::Answer { key, answer }),
+        8 => (few_or_all(), few_or_all(), prop::bool::weighted(0.7), prop::collection::vec(answer, 0..4))
+            .prop_map(|(room, reports, due, answers)| Op::Cycle { room, reports, due, answers }),
         2 => Just(Op::Due),
+        1 => any::<bool>().prop_map(|stored| Op::Change { stored }),
         1 => key.prop_map(|key| Op::Remove { key }),
         1 => Just(Op::Crash),
     ];
@@ -54,17 +72,21 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    Stored,
-    Failed,
+    Answered(Answer),
+    /// Waited behind one that failed.
     HeldBack,
+    /// Its connection was changed.
+    Released,
 }
 
 /// A message owed.
 #[derive(Debug)]
 struct Row {
     key: usize,
-    /// It failed; whether the time of the next attempt has come.
-    again: Option<bool>,
+    /// It has a `deliver_at`, as it failed or was delayed; whether that time has come.
+    due: Option<bool>,
+    delayed: bool,
+    failed: bool,
 }
 
 #[derive(Default)]
@@ -77,13 +99,16 @@ struct World {
     relay: HashMap<usize, VecDeque<i64>>,
     closed: HashSet<usize>,
     outcomes: Vec<(i64, usize, Outcome)>,
+    /// As many of these were reported before the connection stood again: nothing is claimed until they are known.
+    before_change: usize,
 }
 
 #[derive(Default)]
 struct Worker {
     keys: Keys,
     cursor: i64,
-    flights: BTreeSet<i64>,
+    /// Each with whether it was found as due.
+    flights: BTreeMap<i64, bool>,
 }
 
 fn name(key: usize) -> Key {
@@ -96,78 +121,117 @@ fn name(key: usize) -> Key {
 impl World {
     fn apply(&mut self, op: &Op) {
         match op {
-            Op::Insert { key, count } => {
-                for _ in 0..*count {
-                    self.inserted += 1;
-                    self.outbox.insert(self.inserted, Row { key: *key, again: None });
-                }
-            }
-            Op::Answer { key, stored } => self.answer(*key, *stored),
-            Op::Cycle { room, reports, answers } => self.cycle(*room, *reports, answers),
-            Op::Due => self
-                .outbox
-                .values_mut()
-                .for_each(|row| row.again = row.again.map(|_| true)),
+            Op::Insert { key, count } => (0..*count).for_each(|_| self.insert(*key, false)),
+            Op::Delay { key } => self.insert(*key, true),
+            Op::Answer { key, answer } => self.answer(*key, *answer),
+            Op::Cycle {
+                room,
+                reports,
+                due,
+                answers,
+            } => self.cycle(*room, *reports, *due, answers),
+            Op::Due => self.outbox.values_mut().for_each(|row| row.due = row.due.map(|_| true)),
+            Op::Change { stored } => self.change(*stored),
             Op::Remove { key } => self.remove(*key),
             Op::Crash => self.crash(),
         }
     }
 
-    fn answer(&mut self, key: usize, stored: bool) {
+    fn insert(&mut self, key: usize, delayed: bool) {
+        self.inserted += 1;
+        let row = Row {
+            key,
+            due: delayed.then_some(false),
+            delayed,
+            failed: false,
+        };
+        self.outbox.insert(self.inserted, row);
+    }
+
+    fn answer(&mut self, key: usize, answer: Answer) {
         let Some(id) = self.relay.get_mut(&key).and_then(VecDeque::pop_front) else {
             return;
         };
-        if !stored {
-            self.closed.insert(key);
-            let waiting = std::mem::take(self.relay.entry(key).or_default());
-            self.outcomes.push((id, key, Outcome::Failed));
-            self.outcomes
-                .extend(waiting.into_iter().map(|id| (id, key, Outcome::HeldBack)));
+        self.outcomes.push((id, key, Outcome::Answered(answer)));
+        if answer == Answer::Stored {
+            self.store(id, key);
             return;
         }
-        self.outcomes.push((id, key, Outcome::Stored));
-        // A message that was stored before a crash is known to the stream.
-        if self.stored.insert(id) {
+        self.closed.insert(key);
+        let waiting = std::mem::take(self.relay.entry(key).or_default());
+        self.outcomes
+            .extend(waiting.into_iter().map(|id| (id, key, Outcome::HeldBack)));
+    }
+
+    fn store(&mut self, id: i64, key: usize) {
+        // A message that was stored before a crash is known to the stream. A delayed one has no place in the order until
+        // it fails.
+        if self.stored.insert(id) && !self.outbox[&id].delayed {
             let earlier = self
                 .outbox
                 .range(..id)
-                .find(|(id, row)| row.key == key && !self.stored.contains(*id));
+                .find(|(id, row)| row.key == key && !self.stored.contains(*id) && (!row.delayed || row.failed));
             assert!(earlier.is_none(), "{id} is stored before {earlier:?}");
         }
     }
 
-    fn cycle(&mut self, mut room: usize, reports: usize, answers: &[(usize, bool)]) {
+    fn change(&mut self, stored: bool) {
+        for (key, queue) in std::mem::take(&mut self.relay) {
+            if let (true, Some(id)) = (stored, queue.front()) {
+                self.store(*id, key);
+            }
+            self.outcomes
+                .extend(queue.into_iter().map(|id| (id, key, Outcome::Released)));
+        }
+        self.closed.clear();
+        self.before_change = self.outcomes.len();
+    }
+
+    fn cycle(&mut self, mut room: usize, reports: usize, due: bool, answers: &[(usize, Answer)]) {
         let reports = reports.min(self.outcomes.len());
         let outcomes: Vec<_> = self.outcomes.drain(..reports).collect();
-        for (id, key, _) in outcomes.iter().filter(|(_, _, outcome)| *outcome == Outcome::Failed) {
-            self.worker.keys.block(name(*key), *id, id + 1);
-            self.closed.remove(key);
+        self.before_change = self.before_change.saturating_sub(reports);
+        for (id, key, outcome) in &outcomes {
+            let due = self.worker.flights[id];
+            match outcome {
+                Outcome::Answered(Answer::Failed | Answer::Refused) => {
+                    let last = if due { self.worker.cursor.min(*id) } else { *id };
+                    self.worker.keys.block(name(*key), *id, last + 1);
+                    self.closed.remove(key);
+                }
+                Outcome::Released if !due => self.worker.keys.give_back(&name(*key), *id),
+                Outcome::Released | Outcome::Answered(Answer::Stored) | Outcome::HeldBack => {}
+            }
         }
         for (id, _, outcome) in &outcomes {
             match outcome {
-                Outcome::Stored => drop(self.outbox.remove(id)),
-                Outcome::Failed => {
+                Outcome::Answered(Answer::Stored) => drop(self.outbox.remove(id)),
+                Outcome::Answered(Answer::Failed) => {
                     if let Some(row) = self.outbox.get_mut(id) {
-                        row.again = Some(false);
+                        (row.due, row.failed) = (Some(false), true);
                     }
                 }
-                Outcome::HeldBack => {}
+                Outcome::Answered(Answer::Refused) | Outcome::HeldBack | Outcome::Released => {}
             }
         }
         let mut claimed = Vec::new();
-        self.claim_due(&mut room, &mut claimed);
-        self.claim_by_key(&mut room, &mut claimed);
-        self.claim_in_order(&mut room, &mut claimed);
+        if self.before_change == 0 {
+            if due {
+                self.claim_due(&mut room, &mut claimed);
+            }
+            self.claim_by_key(&mut room, &mut claimed);
+            self.claim_in_order(&mut room, &mut claimed);
+        }
         for (id, key, outcome) in outcomes {
-            self.worker.flights.remove(&id);
+            let due = self.worker.flights.remove(&id).unwrap_or(false);
             let end = match outcome {
-                Outcome::Stored => End::Gone,
-                Outcome::Failed => End::Again,
-                Outcome::HeldBack => End::Back,
+                Outcome::Answered(Answer::Stored) => End::Gone,
+                Outcome::Answered(Answer::Failed) => End::Again,
+                Outcome::Answered(Answer::Refused) | Outcome::HeldBack | Outcome::Released => End::back(due),
             };
             self.worker.keys.ended(&name(key), id, end);
         }
-        answers.iter().for_each(|(key, stored)| self.answer(*key, *stored));
+        answers.iter().for_each(|(key, answer)| self.answer(*key, *answer));
         for (id, key) in claimed {
             if self.closed.contains(&key) {
                 self.outcomes.push((id, key, Outcome::HeldBack));
@@ -178,17 +242,17 @@ impl World {
     }
 
     fn claim_due(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
-        for (id, row) in self.outbox.iter_mut().filter(|(_, row)| row.again == Some(true)) {
+        for (id, row) in self.outbox.iter_mut().filter(|(_, row)| row.due == Some(true)) {
             if *room == 0 {
                 return;
             }
-            if self.worker.flights.contains(id) {
+            if self.worker.flights.contains_key(id) {
                 continue;
             }
             match self.worker.keys.admit(&name(row.key), *id, Lane::Due) {
-                Admit::Send => take(&mut self.worker.flights, *id, row.key, room, claimed),
+                Admit::Send => take(&mut self.worker.flights, *id, row, room, claimed),
                 Admit::Leave => {}
-                Admit::Rejoin => row.again = None,
+                Admit::Rejoin => row.due = None,
             }
         }
     }
@@ -199,7 +263,7 @@ impl World {
             let mut rows = self
                 .outbox
                 .range(from..)
-                .filter(|(_, row)| row.key == number && row.again.is_none());
+                .filter(|(_, row)| row.key == number && row.due.is_none());
             let (mut last, mut exhausted) = (None, false);
             for _ in 0..MAX_PER_KEY / 2 {
                 if *room == 0 {
@@ -210,8 +274,9 @@ impl World {
                     break;
                 };
                 last = Some(*id);
-                if !self.worker.flights.contains(id) && self.worker.keys.admit(&key, *id, Lane::Key) == Admit::Send {
-                    take(&mut self.worker.flights, *id, row.key, room, claimed);
+                if !self.worker.flights.contains_key(id) && self.worker.keys.admit(&key, *id, Lane::Key) == Admit::Send
+                {
+                    take(&mut self.worker.flights, *id, row, room, claimed);
                 }
             }
             self.worker.keys.claimed(&key, last, exhausted);
@@ -220,15 +285,15 @@ impl World {
 
     fn claim_in_order(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
         let start = self.worker.cursor + 1;
-        for (id, row) in self.outbox.range(start..).filter(|(_, row)| row.again.is_none()) {
+        for (id, row) in self.outbox.range(start..).filter(|(_, row)| row.due.is_none()) {
             if *room == 0 {
                 return;
             }
             self.worker.cursor = *id;
-            if !self.worker.flights.contains(id)
+            if !self.worker.flights.contains_key(id)
                 && self.worker.keys.admit(&name(row.key), *id, Lane::Insert) == Admit::Send
             {
-                take(&mut self.worker.flights, *id, row.key, room, claimed);
+                take(&mut self.worker.flights, *id, row, room, claimed);
             }
         }
     }
@@ -237,11 +302,11 @@ impl World {
         let oldest = self
             .outbox
             .iter()
-            .find(|(id, row)| row.key == key && !self.worker.flights.contains(id));
+            .find(|(id, row)| row.key == key && !self.worker.flights.contains_key(id));
         if let Some(id) = oldest.map(|(id, _)| *id) {
             self.outbox.remove(&id);
         }
-        let existing = self.outbox.keys().chain(&self.worker.flights).copied().collect();
+        let existing = self.outbox.keys().chain(self.worker.flights.keys()).copied().collect();
         self.worker.keys.forget_missing(&existing);
     }
 
@@ -249,7 +314,8 @@ impl World {
         (self.worker, self.outcomes) = Default::default();
         self.relay.clear();
         self.closed.clear();
-        for (id, row) in self.outbox.iter().filter(|(_, row)| row.again.is_some()) {
+        self.before_change = 0;
+        for (id, row) in self.outbox.iter().filter(|(_, row)| row.failed && row.due.is_some()) {
             self.worker.keys.block(name(row.key), *id, 0);
         }
     }
@@ -264,18 +330,19 @@ impl World {
             self.apply(&Op::Due);
             for key in 0..3 {
                 while self.relay.get(&key).is_some_and(|queue| !queue.is_empty()) {
-                    self.answer(key, true);
+                    self.answer(key, Answer::Stored);
                 }
             }
-            self.cycle(1000, 1000, &[]);
+            self.cycle(1000, 1000, true, &[]);
         }
         panic!("still owed: {:?}; {:?}", self.outbox, self.worker.keys);
     }
 }
 
-fn take(flights: &mut BTreeSet<i64>, id: i64, key: usize, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
-    assert!(flights.insert(id), "{id} is claimed twice");
-    claimed.push((id, key));
+fn take(flights: &mut BTreeMap<i64, bool>, id: i64, row: &Row, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
+    let before = flights.insert(id, row.due.is_some());
+    assert!(before.is_none(), "{id} is claimed twice");
+    claimed.push((id, row.key));
     *room -= 1;
 }
 

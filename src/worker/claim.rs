@@ -60,9 +60,6 @@ impl Worker {
                 self.claim_lane(number, claimed)?;
             }
         }
-        if !claimed.rejoin.is_empty() {
-            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
-        }
         if claimed.messages.is_empty() && self.flights.is_empty() {
             self.follow_sequence()?;
         }
@@ -135,6 +132,10 @@ impl Worker {
         let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
             store.claim_due(lane, &in_flight, visit)
         })?;
+        // Before the claim by key, which passes over what has a `deliver_at` and does not look there again.
+        if !claimed.rejoin.is_empty() {
+            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
+        }
         if exhausted && self.look_for_due(number)? {
             // It came due this moment, or somebody holds it.
             let pause = DUE_AGAIN.max(began.elapsed() * HELD_PAUSE);
@@ -261,7 +262,7 @@ impl Worker {
             &mut self.flights,
             &mut self.lanes[number],
         );
-        let checkpoint = self.checkpoint.number;
+        let checkpoint = lane.checkpoint.number;
         let now = SystemTime::now();
         let mut row = |found: Found| {
             let Found::Free(row) = found else {
@@ -271,7 +272,7 @@ impl Worker {
             if flights.contains_key(&id) {
                 return ControlFlow::Continue(());
             }
-            if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| !view.has_ended(row.txid)) {
+            if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| is_younger(row.txid, view)) {
                 match way {
                     Way::Insert => {
                         lane.pending.insert(row.txid);
@@ -382,13 +383,19 @@ impl Worker {
     /// Takes back a claim whose transaction was rolled back.
     pub(super) fn undo(&mut self, claimed: Claimed, lanes: Vec<Lane>) {
         for message in &claimed.messages {
-            self.flights.remove(&message.id);
+            let due = self.flights.remove(&message.id).is_some_and(|flight| flight.delayed);
             if let Some(key) = key_of(message) {
-                self.keys.ended(&key, message.id, End::Back);
+                self.keys.ended(&key, message.id, End::back(due));
             }
         }
         self.lanes = lanes;
     }
+}
+
+/// Whether the transaction had not ended at that view. Of a row that can be seen only: an id that no transaction has had
+/// came with it from another cluster, and this one may never reach it.
+fn is_younger(xid: u64, view: &Snapshot) -> bool {
+    !view.has_ended(xid) && xid < pg::next_xid()
 }
 
 /// Lanes as they are to be for these connections: known ones keep how far they have come.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::checkpoint::Checkpoint;
 use crate::snapshot::Snapshot;
 
 /// Claim state of one connection.
@@ -36,6 +37,8 @@ pub struct Lane {
     /// Messages that an earlier worker or connection may have sent: ids up to this one, due by then. Until they are
     /// settled no position is written, which the next recovery would read from.
     pub unsettled: Option<(i64, SystemTime)>,
+    /// Up to where its streams are settled.
+    pub checkpoint: Checkpoint,
     /// Where the running sweep goes on; `None` between sweeps.
     pub sweep_from: Option<i64>,
     low: i64,
@@ -77,6 +80,7 @@ impl Lane {
             more: true,
             next_due: None,
             unsettled: None,
+            checkpoint: Checkpoint::default(),
             sweep_from: None,
             low: 0,
             lowest_seen: None,

@@ -1,8 +1,8 @@
 //! Settling: what the relay reported becomes what the tables say.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use pgrx::spi::SpiResult;
 
@@ -17,65 +17,6 @@ use crate::order::End;
 use crate::relay::Command;
 use crate::store::{Failure, Record, config};
 
-/// Positions are written at most so often.
-const POSITION_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Finds positions that are safe to write: everything handed over before the position was taken has been settled.
-///
-/// A message in flight may be stored already, below the highest sequence acknowledged, so that sequence alone is no
-/// position.
-pub(super) struct Checkpoint {
-    /// Given to messages as they are claimed.
-    pub(super) number: u64,
-    waiting: usize,
-    candidate: HashMap<(Arc<str>, Arc<str>), i64>,
-    highest: HashMap<(Arc<str>, Arc<str>), i64>,
-    changed: bool,
-    made_at: Instant,
-}
-
-impl Default for Checkpoint {
-    fn default() -> Self {
-        Checkpoint {
-            number: 0,
-            waiting: 0,
-            candidate: HashMap::new(),
-            highest: HashMap::new(),
-            changed: false,
-            made_at: Instant::now(),
-        }
-    }
-}
-
-impl Checkpoint {
-    /// Takes note of a message stored, not as a duplicate. A lower sequence is that of a stream made anew.
-    fn stored(&mut self, connection: &Arc<str>, stream: &Arc<str>, sequence: i64) {
-        self.highest.insert((connection.clone(), stream.clone()), sequence);
-        self.changed = true;
-    }
-
-    fn ended(&mut self, checkpoint: u64) {
-        if checkpoint < self.number {
-            self.waiting = self.waiting.saturating_sub(1);
-        }
-    }
-
-    fn due(&self) -> bool {
-        self.waiting == 0 && !self.candidate.is_empty()
-    }
-
-    /// Takes the positions of this moment, to be written once all `in_flight` messages have ended.
-    fn begin(&mut self, in_flight: usize) {
-        if self.changed && self.candidate.is_empty() && self.made_at.elapsed() >= POSITION_INTERVAL {
-            self.candidate = self.highest.clone();
-            self.waiting = in_flight;
-            self.number += 1;
-            self.changed = false;
-            self.made_at = Instant::now();
-        }
-    }
-}
-
 /// What one transaction has settled; taken into account once it has committed.
 #[derive(Default)]
 pub(super) struct Settlement {
@@ -88,8 +29,8 @@ pub(super) struct Settlement {
     stored: usize,
     duplicates: usize,
     latency: Histogram,
-    /// Sequence of the last one stored anew, for each connection and stream.
-    reached: Vec<(Arc<str>, Arc<str>, i64)>,
+    /// Sequence of the last one stored anew, for each connection (by its lane) and stream.
+    reached: Vec<(usize, Arc<str>, i64)>,
     retried: usize,
     dead: usize,
     first_death: Option<String>,
@@ -97,15 +38,15 @@ pub(super) struct Settlement {
 }
 
 impl Settlement {
-    fn reach(&mut self, connection: &Arc<str>, stream: &Arc<str>, sequence: i64) {
+    fn reach(&mut self, lane: usize, stream: &Arc<str>, sequence: i64) {
         let known = self
             .reached
             .iter_mut()
             .rev()
-            .find(|(c, s, _)| c == connection && s == stream);
+            .find(|(l, s, _)| *l == lane && s == stream);
         match known {
             Some((_, _, last)) => *last = sequence,
-            None => self.reached.push((connection.clone(), stream.clone(), sequence)),
+            None => self.reached.push((lane, stream.clone(), sequence)),
         }
     }
 }
@@ -158,7 +99,7 @@ impl Worker {
                     if *duplicate {
                         settlement.duplicates += 1;
                     } else {
-                        settlement.reach(&flight.message.connection, stream, *sequence as i64);
+                        settlement.reach(flight.lane, stream, *sequence as i64);
                     }
                     End::Gone
                 }
@@ -171,7 +112,7 @@ impl Worker {
                         began_at: flight.claimed_at,
                     };
                     match error.class() {
-                        Class::PermanentForConnection => End::Back,
+                        Class::PermanentForConnection => End::back(flight.delayed),
                         Class::Transient if failed.attempts < self.settings.max_attempts => {
                             retries.push(failed);
                             End::Again
@@ -182,10 +123,10 @@ impl Worker {
                         }
                     }
                 }
-                Outcome::HeldBack => End::Back,
+                Outcome::HeldBack => End::back(flight.delayed),
                 Outcome::Released => {
                     settlement.released.push(settled.id);
-                    End::Back
+                    End::back(flight.delayed)
                 }
             };
             settlement.ended.push((settled.id, end));
@@ -210,16 +151,29 @@ impl Worker {
         Ok(settlement)
     }
 
-    /// Holds the keys of failed messages before anything else of them is claimed, then lets the relay take them again.
-    pub(super) fn hold_failed_keys(&mut self, outcomes: &[Settled]) {
-        for settled in outcomes
-            .iter()
-            .filter(|settled| matches!(settled.outcome, Outcome::Failed(_)))
-        {
-            let Some(key) = self.flights.get(&settled.id).and_then(|flight| key_of(&flight.message)) else {
+    /// Holds the keys of messages that failed or were given back before anything else of them is claimed; of the failed
+    /// ones the relay takes messages again then.
+    pub(super) fn hold_keys(&mut self, outcomes: &[Settled]) {
+        let held = |settled: &&Settled| matches!(settled.outcome, Outcome::Failed(_) | Outcome::Released);
+        for settled in outcomes.iter().filter(held) {
+            let Some(flight) = self.flights.get(&settled.id) else {
                 continue;
             };
-            self.keys.block(key.clone(), settled.id, settled.id.saturating_add(1));
+            let Some(key) = key_of(&flight.message) else {
+                continue;
+            };
+            if matches!(settled.outcome, Outcome::Released) {
+                if !flight.delayed {
+                    self.keys.give_back(&key, settled.id);
+                }
+                continue;
+            }
+            // One found by `deliver_at` may lie beyond messages of its key that have not been claimed yet.
+            let last = match flight.delayed {
+                true => settled.id.min(self.lanes[flight.lane].cursor),
+                false => settled.id,
+            };
+            self.keys.block(key.clone(), settled.id, last.saturating_add(1));
             self.relay.send(Command::Resume {
                 connection: key.connection,
                 key: key.key,
@@ -241,8 +195,8 @@ impl Worker {
 
     /// Takes a committed settlement into account.
     pub(super) fn settled(&mut self, settlement: Settlement) {
-        for (connection, stream, sequence) in &settlement.reached {
-            self.checkpoint.stored(connection, stream, *sequence);
+        for (lane, stream, sequence) in &settlement.reached {
+            self.lanes[*lane].checkpoint.stored(stream, *sequence);
         }
         for id in &settlement.released {
             if let Some(flight) = self.flights.get(id) {
@@ -255,12 +209,12 @@ impl Worker {
             let Some(flight) = self.flights.remove(id) else {
                 continue;
             };
-            self.checkpoint.ended(flight.checkpoint);
             let lane = &mut self.lanes[flight.lane];
+            lane.checkpoint.ended(flight.checkpoint);
             lane.in_flight -= 1;
             lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
-            if *end == End::Again {
+            if matches!(end, End::Again | End::StillDue) {
                 lane.next_due = None;
             }
             match key_of(&flight.message) {
@@ -283,17 +237,23 @@ impl Worker {
         if let Some(first) = &settlement.first_death {
             pgrx::warning!("pg_jetstream: {} dead letter(s), the first is {first}", settlement.dead);
         }
-        self.checkpoint.begin(self.flights.len());
+        for lane in &mut self.lanes {
+            lane.checkpoint.begin(lane.in_flight);
+        }
     }
 
     /// What is done now and then: positions, sweeps, keys whose blocker somebody removed.
     pub(super) fn maintain(&mut self) -> SpiResult<()> {
-        if self.checkpoint.due() {
-            self.forget_recovered()?;
-            for ((connection, stream), sequence) in std::mem::take(&mut self.checkpoint.candidate) {
-                let settled = |lane: &Lane| lane.name != connection || lane.unsettled.is_none();
-                if self.lanes.iter().all(settled) {
-                    config::advance(&connection, &stream, sequence)?;
+        for number in 0..self.lanes.len() {
+            let positions = self.lanes[number].checkpoint.due();
+            if positions.is_empty() {
+                continue;
+            }
+            self.forget_recovered(number)?;
+            let lane = &self.lanes[number];
+            if lane.unsettled.is_none() {
+                for (stream, sequence) in positions {
+                    config::advance(&lane.name, &stream, sequence)?;
                 }
             }
         }
@@ -308,21 +268,21 @@ impl Worker {
         self.look_everywhere()
     }
 
-    /// Sees which connections owe nothing any more that was sent before they were opened.
-    fn forget_recovered(&mut self) -> SpiResult<()> {
-        for (number, lane) in self.lanes.iter_mut().enumerate() {
-            let Some((up_to, due_by)) = lane.unsettled else {
-                continue;
-            };
-            let in_flight = |(id, flight): (&i64, &super::Flight)| flight.lane == number && *id <= up_to;
-            // The look at the table may pass over many dead rows: it is left until nothing else speaks against it.
-            if (lane.more && lane.cursor < up_to) || self.flights.iter().any(in_flight) {
-                continue;
-            }
-            if !config::is_owed(&lane.name, up_to, micros::from_time(due_by))? {
-                lane.unsettled = None;
-                self.relay.send(Command::Recovered(lane.name.clone()));
-            }
+    /// Sees whether a connection owes nothing any more that was sent before it was opened.
+    fn forget_recovered(&mut self, number: usize) -> SpiResult<()> {
+        let lane = &self.lanes[number];
+        let Some((up_to, due_by)) = lane.unsettled else {
+            return Ok(());
+        };
+        let in_flight = |(id, flight): (&i64, &super::Flight)| flight.lane == number && *id <= up_to;
+        // The look at the table may pass over many dead rows: it is left until nothing else speaks against it.
+        if (lane.more && lane.cursor < up_to) || self.flights.iter().any(in_flight) {
+            return Ok(());
+        }
+        if !config::is_owed(&lane.name, up_to, micros::from_time(due_by))? {
+            self.lanes[number].unsettled = None;
+            let name = self.lanes[number].name.clone();
+            self.relay.send(Command::Recovered(name));
         }
         Ok(())
     }
