@@ -9,6 +9,7 @@ use pgrx::pg_sys::TriggerData;
 use super::batch::{Change, Op};
 use super::head::Format;
 use super::plan::Plan;
+use super::settings::Needs;
 use super::{KEPT, Statement, fail, json, settings, truncate};
 use crate::pg::rows::{Memory, Row, Transition};
 use crate::pg::trigger;
@@ -28,10 +29,10 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         return false;
     }
     truncate::forget();
-    let settings = settings::fix(
-        plan.zoned || plan.config.condition.is_some(),
-        plan.config.condition.is_some(),
-    );
+    let settings = settings::fix(match plan.config.condition {
+        Some(_) => Needs::ALL,
+        None => plan.needs,
+    });
     let wanted = Wanted::of(plan, data);
     let mut memory = Memory::of_rows();
     let mut statement = Statement::new(plan.clone());

@@ -48,7 +48,7 @@ fn rows(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     if trigger::is_partitioned(data) {
         return false;
     }
-    let settings = settings::fix(plan.zoned, false);
+    let settings = settings::fix(plan.needs);
     let mut memory = Memory::of_rows();
     let mut statement = None;
     let mut texts = Texts::default();
