@@ -19,6 +19,15 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     if trigger::truncates(data) {
         return truncate::capture(plan, data);
     }
+    let some = changes(plan, data);
+    if some {
+        truncate::forget();
+    }
+    some
+}
+
+/// Captures what the transition tables hold; false if that is nothing.
+pub(super) fn changes(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     let mut old = Transition::old(data);
     let mut new = Transition::new(data);
     let first = (
@@ -28,7 +37,6 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     if !first.0 && !first.1 {
         return false;
     }
-    truncate::forget();
     let settings = settings::fix(match plan.config.condition {
         Some(_) => Needs::ALL,
         None => plan.needs,
@@ -62,10 +70,10 @@ thread_local! {
 
 /// What a row's texts are put together in, again and again.
 #[derive(Default)]
-pub(super) struct Texts {
-    pub(super) old: Vec<u8>,
+struct Texts {
+    old: Vec<u8>,
     new: Vec<u8>,
-    pub(super) old_key: Vec<u8>,
+    old_key: Vec<u8>,
     new_key: Vec<u8>,
     changed: Vec<u8>,
 }
@@ -164,7 +172,7 @@ fn changed(plan: &Plan, old: &Row, new: &Row, out: &mut Vec<u8>) {
 }
 
 /// The row as a JSON object.
-pub(super) fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
+fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     out.clear();
     out.push(b'{');
     for (n, column) in plan.columns.iter().enumerate() {
@@ -181,7 +189,7 @@ pub(super) fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
 }
 
 /// The key of a row within its table: the values as JSON strings.
-pub(super) fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
+fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     const LONG: usize = 512;
     out.clear();
     for (n, column) in plan.key.iter().enumerate() {
