@@ -136,6 +136,21 @@ impl<'a> Transition<'a> {
         true
     }
 
+    /// How many rows it has.
+    pub fn count(&self) -> i64 {
+        // SAFETY: as above.
+        unsafe { pg_sys::tuplestore_tuple_count(self.store) }
+    }
+
+    /// Goes back to before the first row.
+    pub fn restart(&mut self) {
+        // SAFETY: as above; the read pointer was made to be set back.
+        unsafe {
+            pg_sys::tuplestore_select_read_pointer(self.store, self.pointer);
+            pg_sys::tuplestore_rescan(self.store);
+        }
+    }
+
     /// The row at hand.
     pub fn row(&self) -> &Row {
         &self.row
