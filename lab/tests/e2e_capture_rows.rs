@@ -6,7 +6,7 @@ mod capture_support;
 mod e2e_support;
 
 use capture_support::{Rebuilt, capture_lab, position, same, settled};
-use e2e_support::{SOON, becomes};
+use e2e_support::{LATER, SOON, becomes, eventually};
 use lab::Lab;
 use lab::lab::DATABASE;
 
@@ -130,4 +130,37 @@ fn what_a_trigger_behind_the_capture_changes_is_told_behind() {
     lab.sql("insert into t values (1, 'once'), (2, null)").unwrap();
     assert_eq!(told(&lab), "R I1 I2 U1");
     same(&lab, &Rebuilt::read(&lab, "postgres_replication"), "t");
+}
+
+#[test]
+fn a_large_transaction_is_unpacked_without_reading_it_again_and_again() {
+    let lab = capture_lab();
+    lab.sql("create table t (id int primary key, v text); select jetstream.capture('t')")
+        .unwrap();
+    settled(&lab, SOON);
+    lab.sql("select jetstream.pause()").unwrap();
+    let told = lab
+        .sql(
+            "begin; insert into t select n, 'value ' || n from generate_series(1, 300000) n;
+             select count(*) from jetstream.capture_queue; commit",
+        )
+        .unwrap();
+    let rows: i64 = told.concat().last().unwrap().parse().unwrap();
+    assert!(rows > 1_000, "{rows}");
+    let unpacked = "select count(*) from jetstream.outbox";
+    eventually(&lab, LATER, "everything is a message", || {
+        Ok(lab.value(unpacked)? == "300000")
+    });
+    // Only the worker uses this index.
+    let read = || -> anyhow::Result<i64> {
+        let query = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'capture_queue_txid'";
+        Ok(lab.value(query)?.parse()?)
+    };
+    eventually(&lab, SOON, "what the worker read is counted", || Ok(read()? >= rows));
+    let read = read().unwrap();
+    assert!(read < rows * 2, "{read} rows of a queue of {rows} were read");
+    let unordered = "select count(*) from (
+            select split_part(message_id, '-', 2)::int as n, lag(split_part(message_id, '-', 2)::int) over (order by id) as before
+            from jetstream.outbox) o where n <> before + 1";
+    assert_eq!(lab.value(unordered).unwrap(), "0");
 }
