@@ -26,7 +26,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 
 pub use catalog::{
-    Extension, at_definition_change, database_oid, extension, has_pages, hold_table, relation_name, table_oid,
+    Extension, at_definition_change, database_oid, extension, has_pages, hold_table, latest, relation_name, table_oid,
 };
 
 unsafe extern "C-unwind" {

@@ -1,6 +1,6 @@
 //! The drain worker's side: from `jetstream.capture_queue` to messages of the outbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
 use std::rc::Rc;
 
@@ -20,20 +20,34 @@ use crate::pg::{self, enqueue};
 
 /// Bytes of packed changes made into messages in one transaction; at least one row of the queue.
 const AT_ONCE: i64 = 2_000_000;
+/// Rows of the queue that one look remembers.
+const AT_A_LOOK: i64 = 100_000;
 
 /// What this worker has seen of the queue.
 #[derive(Default)]
 pub struct Seen {
     statements: Option<Statements>,
-    /// Snapshot of the last look that took everything; none before the first.
+    /// Snapshot of the last look of which everything was taken; none before the first.
     snapshot: Option<String>,
+    /// What the last look found and is not taken yet, in order: a large transaction is looked for once.
+    waiting: VecDeque<Waiting>,
+    /// What `snapshot` becomes when that is taken; none if the look could not remember all there was.
+    next: Option<String>,
     /// Looks since the whole queue was read.
     looks: u32,
 }
 
+/// A row of the queue: where it stands, what tells it from another that may stand there later, and the bytes of its body.
+struct Waiting {
+    place: String,
+    lsn: i64,
+    number: i32,
+    length: i32,
+}
+
 /// Made in the first transaction, valid as long as the extension is not changed.
 struct Statements {
-    now: OwnedPreparedStatement,
+    look: OwnedPreparedStatement,
     take: OwnedPreparedStatement,
     put: OwnedPreparedStatement,
 }
@@ -46,8 +60,8 @@ impl Statements {
         };
         let (text, texts) = (Oids::TEXTOID, Oids::TEXTARRAYOID);
         Ok(Statements {
-            now: make("select pg_catalog.pg_current_snapshot()::text", &[])?,
-            take: make(TAKE, &[text, text, Oids::INT8OID])?,
+            look: make(LOOK, &[text, text, Oids::INT8OID])?,
+            take: make(TAKE, &[texts, Oids::INT8ARRAYOID, Oids::INT4ARRAYOID])?,
             put: make(
                 PUT,
                 &[
@@ -71,23 +85,29 @@ const EVERYTHING_EVERY: u32 = 10_000;
 // What became visible since a snapshot: rows of transactions that were in progress then, and of later ones. Both are
 // found by the index on txid, without a walk over rows that are gone and not yet vacuumed. Order: of a row's changes,
 // and of a table's rows and its truncations, the later statement has the later place, for it waited for the earlier
-// one's commit.
-const TAKE: &str = "
-with visible as materialized (
-    select v.ctid as place,
-           sum(octet_length(v.body)) over (order by v.lsn, v.number, v.salt rows unbounded preceding)
-               - octet_length(v.body) as before
-    from (select ctid, * from jetstream.capture_queue where txid = any ($1::xid8[])
+// one's commit; so has what becomes visible after this. Bodies are not read, and not sorted.
+const LOOK: &str = "
+select pg_catalog.pg_current_snapshot()::text, array_agg(w.place), array_agg(w.lsn), array_agg(w.number), array_agg(w.length)
+from (
+    select v.ctid::text as place, (v.lsn - '0/0')::bigint as lsn, v.number, v.length
+    from (select ctid, lsn, number, salt, connection, octet_length(body) as length
+          from jetstream.capture_queue where txid = any ($1::xid8[])
           union all
-          select ctid, * from jetstream.capture_queue where txid >= $2::xid8) v
+          select ctid, lsn, number, salt, connection, octet_length(body)
+          from jetstream.capture_queue where txid >= $2::xid8) v
     where exists (select from jetstream.connections c where c.name = v.connection)
-), taken as (
+    order by v.lsn, v.number, v.salt limit $3) w";
+
+// By place, as long as it is the same row that stands there.
+const TAKE: &str = "
+with taken as (
     delete from jetstream.capture_queue q
-    where q.ctid = any (array(select v.place from visible v where v.before < $3))
+    where q.ctid = any ($1::tid[])
+      and ((q.lsn - '0/0')::bigint, q.number) in (select w.lsn, w.number from unnest($2, $3) as w (lsn, number))
     returning q.txid::text::bigint as xid, q.lsn, q.number, q.at, q.salt, q.head, q.body, q.connection
 )
 select xid, (lsn - '0/0')::bigint as place, number, (extract(epoch from at) * 1000000)::bigint as at, salt, head, body,
-       (select count(*) from visible) as visible, connection
+       connection
 from taken order by lsn, number, salt";
 
 const PUT: &str = "
@@ -112,42 +132,86 @@ impl Seen {
     /// Makes messages of what was captured; to be called in a transaction of the worker's own. Returns how many, and
     /// whether there is more.
     pub fn expand(&mut self) -> SpiResult<(usize, bool)> {
-        self.looks += 1;
-        if self.looks >= EVERYTHING_EVERY {
-            *self = Seen::default();
-        }
         Spi::connect_mut(|client| {
-            let (in_progress, next) = self.bounds();
-            let statements = match self.statements.take() {
-                Some(statements) => statements,
-                None => Statements::prepare(client)?,
-            };
-            let now = client.update(&statements.now, None, &[])?.first().get_one::<String>()?;
-            let rows = client.update(
-                &statements.take,
-                None,
-                &[in_progress.into(), next.into(), AT_ONCE.into()],
-            )?;
-            let taken = rows.len();
-            let mut visible = 0;
+            if self.waiting.is_empty() {
+                self.look(client)?;
+            }
+            let statements = self.statements(client)?;
+            let places = self.first();
+            let expected = places.len();
             let mut columns = Columns::default();
-            let mut heads = HashMap::new();
-            for row in rows {
-                visible = row.get::<i64>(8)?.unwrap_or(0) as usize;
-                columns.add(&row, &mut heads)?;
+            let mut taken = 0;
+            if expected > 0 {
+                let arrays = Waiting::arrays(&places);
+                let rows = client.update(&statements.take, None, &arrays.each_ref().map(array_parameter))?;
+                taken = rows.len();
+                let mut heads = HashMap::new();
+                for row in rows {
+                    columns.add(&row, &mut heads)?;
+                }
             }
             let count = columns.messages.len();
             if count > 0 && !columns.append() {
                 let arrays = columns.arrays();
                 client.update(&statements.put, None, &arrays.each_ref().map(array_parameter))?;
             }
-            let more = taken < visible;
-            if !more {
-                self.snapshot = now;
-            }
             self.statements = Some(statements);
-            Ok((count, more))
+            self.waiting.drain(..expected);
+            if taken < expected {
+                // Somebody has deleted or moved rows.
+                self.waiting.clear();
+                self.next = None;
+            }
+            let all = self.waiting.is_empty() && self.next.is_some();
+            if all {
+                self.snapshot = self.next.take();
+            }
+            Ok((count, !all))
         })
+    }
+
+    fn statements(&mut self, client: &SpiClient<'_>) -> SpiResult<Statements> {
+        self.statements.take().map_or_else(|| Statements::prepare(client), Ok)
+    }
+
+    /// Remembers what waits.
+    fn look(&mut self, client: &mut SpiClient<'_>) -> SpiResult<()> {
+        self.looks += 1;
+        if self.looks >= EVERYTHING_EVERY {
+            *self = Seen::default();
+        }
+        let (in_progress, next) = self.bounds();
+        let statements = self.statements(client)?;
+        let bounds = [in_progress.into(), next.into(), AT_A_LOOK.into()];
+        let found = client.update(&statements.look, None, &bounds)?.first();
+        let places = found.get::<Vec<String>>(2)?.unwrap_or_default();
+        let lsns = found.get::<Vec<i64>>(3)?.unwrap_or_default();
+        let numbers = found.get::<Vec<i32>>(4)?.unwrap_or_default();
+        let lengths = found.get::<Vec<i32>>(5)?.unwrap_or_default();
+        let rows = places.into_iter().zip(lsns).zip(numbers).zip(lengths);
+        self.waiting = rows
+            .map(|(((place, lsn), number), length)| Waiting {
+                place,
+                lsn,
+                number,
+                length,
+            })
+            .collect();
+        let some_left = self.waiting.len() as i64 == AT_A_LOOK;
+        self.next = found.get::<String>(1)?.filter(|_| !some_left);
+        self.statements = Some(statements);
+        Ok(())
+    }
+
+    /// The first that wait, as many as are taken at once.
+    fn first(&self) -> Vec<&Waiting> {
+        let mut bytes = 0;
+        let fits = |row: &&Waiting| {
+            let room = bytes < AT_ONCE;
+            bytes += i64::from(row.length);
+            room
+        };
+        self.waiting.iter().take_while(fits).collect()
     }
 
     /// Transactions in progress in the snapshot, as an array, and the first that began after it.
@@ -158,6 +222,17 @@ impl Seen {
         let mut parts = snapshot.splitn(3, ':').skip(1);
         let next = parts.next().unwrap_or("0").to_owned();
         (format!("{{{}}}", parts.next().unwrap_or_default()), next)
+    }
+}
+
+impl Waiting {
+    /// In the order of the statement's parameters.
+    fn arrays(rows: &[&Waiting]) -> [Array; 3] {
+        [
+            Array::texts(rows.iter().map(|row| Some(row.place.as_str()))),
+            Array::int8s(rows.iter().map(|row| Some(row.lsn))),
+            Array::int4s(rows.iter().map(|row| Some(row.number))),
+        ]
     }
 }
 
@@ -254,7 +329,7 @@ impl Columns {
         let (key_prefix, head) = &*known;
         let batch = batch::unpack(&body).unwrap_or_else(|e| damaged(e.to_string()));
         let key_prefix = if batch.whole_keys { "" } else { key_prefix };
-        let connection: Rc<str> = text(9)?.into();
+        let connection: Rc<str> = text(8)?.into();
         for (n, change) in batch.changes.iter().enumerate() {
             self.messages
                 .push(envelope::message(head, &stamp, first + n as u32, change));

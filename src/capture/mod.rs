@@ -134,7 +134,7 @@ fn unknown(table: Oid, why: &str) -> ! {
 #[pg_trigger]
 fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
     let data = trigger.trigger_data();
-    let plan = plan::of(trigger.trigger().tgoid, pg::trigger::relation(data), || {
+    let plan = plan::of(trigger.trigger().tgoid, data, || {
         trigger
             .extra_args()
             .ok()

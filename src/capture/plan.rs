@@ -1,17 +1,18 @@
 //! How the rows of one table are written: looked up once in a session, and anew when the table changes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
 use std::rc::Rc;
 
-use pgrx::pg_sys::Oid;
-use pgrx::prelude::*;
-use pgrx::spi::SpiResult;
+use pgrx::pg_sys::{Oid, TriggerData};
 use rustc_hash::FxHashMap;
 use serde::Deserialize;
 
 use super::head::{Format, Head};
+use super::settings::{self, Needs};
 use super::value::Value;
 use super::{json, queue};
+use crate::pg::trigger;
 use crate::{pg, subject};
 
 /// The argument of a capture trigger, as `jetstream.capture` writes it.
@@ -37,6 +38,8 @@ pub struct Config {
 pub struct Column {
     /// Place in the row, from 0.
     pub at: usize,
+    /// Its type.
+    pub kind: Oid,
     /// Name of the column.
     pub name: String,
     /// `"name":`
@@ -49,6 +52,8 @@ pub struct Column {
 pub struct KeyColumn {
     /// Place in the row, from 0.
     pub at: usize,
+    /// Its type.
+    pub kind: Oid,
     /// Its text.
     pub value: RefCell<Value>,
 }
@@ -73,16 +78,17 @@ pub struct Plan {
     pub full_old: bool,
     /// How many columns a row must be taken apart to.
     pub width: usize,
-    /// The text of some column depends on the session's time zone.
-    pub zoned: bool,
+    /// What the text of some column depends on.
+    pub needs: Needs,
     /// The columns as a relation message has them.
     pub described: String,
 }
 
 /// Of the table or, for a partition, of the captured table above it: its name and columns, with their places in the
 /// row of `$1`. `$2` is the trigger's argument. Columns of a capture are known by number; by name after a restore,
-/// when the numbers are others.
-const LOOK_UP: &str = "
+/// when the numbers are others. It is read by what the catalogs say at this moment, as the rows at hand are of the
+/// table's present definition, and with the system's own functions and operators alone.
+const LOOK_UP: &CStr = c"
 with arg as (select $2::jsonb as a),
 root as (
     select coalesce((
@@ -110,18 +116,19 @@ key as (
     union all
     select k.attnum, k.n
     from arg cross join root cross join lateral (
-        select i.indkey from pg_catalog.pg_index i join pg_catalog.pg_class r on r.oid = i.indrelid
+        select i.indkey, i.indnkeyatts from pg_catalog.pg_index i join pg_catalog.pg_class r on r.oid = i.indrelid
         where i.indrelid = root.oid and i.indisvalid and (i.indisprimary or i.indisreplident and r.relreplident = 'i')
         order by i.indisprimary desc limit 1) i
     cross join lateral unnest(i.indkey::smallint[]) with ordinality k (attnum, n)
-    where coalesce(a -> 'key', 'null') = 'null'
+    where coalesce(a -> 'key', 'null') = 'null' and k.n <= i.indnkeyatts
 )
-select n.nspname::text as schema, c.relname::text as name, c.oid as relation, c.relreplident::text as identity,
-       pg_catalog.current_database()::text as database,
-       a.attname::text as column, own.attnum::int as place, a.atttypid as type, key.n::int as key_place,
-       pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
-       (coalesce(arg.a -> 'columns', 'null') = 'null' or exists (
-           select from named where list = 'columns' and named.attnum = a.attnum)) as captured
+select jsonb_build_object('schema', n.nspname, 'name', c.relname, 'relation', c.oid::bigint, 'identity', c.relreplident,
+           'database', current_database(), 'columns', coalesce(jsonb_agg(jsonb_build_object(
+               'name', a.attname, 'place', own.attnum, 'kind', a.atttypid::bigint, 'key_place', key.n,
+               'type_name', format_type(a.atttypid, a.atttypmod),
+               'captured', coalesce(arg.a -> 'columns', 'null') = 'null' or exists (
+                   select from named where list = 'columns' and named.attnum = a.attnum)) order by a.attnum)
+               filter (where own.attnum is not null), '[]'))
 from arg cross join root
 join pg_catalog.pg_class c on c.oid = root.oid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -129,13 +136,40 @@ left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and n
     and a.attgenerated <> 'v'
 left join pg_catalog.pg_attribute own on own.attrelid = $1 and own.attname = a.attname and not own.attisdropped
 left join key on key.attnum = a.attnum
-order by a.attnum";
+group by n.nspname, c.relname, c.oid, c.relreplident";
+
+/// What [`LOOK_UP`] returns.
+#[derive(Deserialize)]
+struct Found {
+    schema: String,
+    name: String,
+    relation: u32,
+    identity: String,
+    database: String,
+    columns: Vec<FoundColumn>,
+}
+
+#[derive(Deserialize)]
+struct FoundColumn {
+    name: String,
+    /// From 1.
+    place: usize,
+    kind: u32,
+    key_place: Option<i64>,
+    type_name: String,
+    captured: bool,
+}
 
 impl Plan {
     /// Looks up a table; `argument` is the trigger's.
     pub fn look_up(relation: Oid, argument: &str) -> Result<Plan, String> {
         let config: Config = serde_json::from_str(argument).map_err(|e| format!("its trigger's argument: {e}"))?;
-        let plan = Plan::read(relation, argument, config).map_err(|e| e.to_string())?;
+        let settings = settings::fix(Needs::PATH);
+        let found = pg::latest(LOOK_UP, relation, argument);
+        settings.undo();
+        let found = found.ok_or("there is no such table")?;
+        let found = serde_json::from_str(&found).map_err(|e| format!("its definition: {e}"))?;
+        let plan = Plan::of(config, found);
         // Here, where the writer hears of it: the worker could not put such a message into the outbox. The longest
         // subject there is.
         for subject in [plan.head.subject("relation"), plan.head.transaction_subject("commit")] {
@@ -154,103 +188,103 @@ impl Plan {
         (self.keyed && self.key.is_empty()).then_some(b"")
     }
 
-    fn read(relation: Oid, argument: &str, config: Config) -> SpiResult<Plan> {
-        Spi::connect_mut(|client| {
-            let rows = client.update(LOOK_UP, None, &[relation.into(), argument.into()])?;
-            let mut plan = Plan {
-                head: Head {
-                    format: config.format,
-                    prefix: config.prefix.clone(),
-                    database: String::new(),
-                    schema: String::new(),
-                    table: String::new(),
-                    relation_id: 0,
-                },
-                config,
-                head_text: String::new(),
-                columns: Vec::new(),
-                key: Vec::new(),
-                keyed: false,
-                key_prefix: String::new(),
-                full_old: false,
-                width: 0,
-                zoned: false,
-                described: String::new(),
+    /// Whether the columns of the trigger's table are those that are planned for.
+    fn fits(&self, data: &TriggerData) -> bool {
+        let columns = self.columns.iter().map(|column| (column.at, column.kind));
+        let key = self.key.iter().map(|column| (column.at, column.kind));
+        trigger::has_columns(data, columns.chain(key))
+    }
+
+    fn of(config: Config, found: Found) -> Plan {
+        let format = config.format;
+        let head = Head {
+            format,
+            prefix: config.prefix.clone(),
+            database: if format.names_database() {
+                found.database
+            } else {
+                String::new()
+            },
+            schema: found.schema,
+            table: found.name,
+            relation_id: found.relation,
+        };
+        let (mut columns, mut key, mut described) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut width, mut needs) = (0, Needs::default());
+        for column in found.columns {
+            let (at, kind) = (column.place.max(1) - 1, Oid::from(column.kind));
+            let mut planned = |value: Value| {
+                width = width.max(at + 1);
+                needs = needs.and(value.needs());
+                RefCell::new(value)
             };
-            let mut key = Vec::new();
-            let mut described = Vec::new();
-            for row in rows {
-                let text = |name: &str| row.get_by_name::<String, _>(name).map(Option::unwrap_or_default);
-                plan.head.schema = text("schema")?;
-                plan.head.table = text("name")?;
-                if plan.head.format.names_database() {
-                    plan.head.database = text("database")?;
-                }
-                plan.head.relation_id = row.get_by_name::<Oid, _>("relation")?.map_or(0, Oid::to_u32);
-                plan.full_old = text("identity")? == "f" || plan.head.format != Format::Pgoutput;
-                let (Some(place), Some(oid)) =
-                    (row.get_by_name::<i32, _>("place")?, row.get_by_name::<Oid, _>("type")?)
-                else {
-                    continue;
-                };
-                let at = place.max(1) as usize - 1;
-                let name = text("column")?;
-                let key_place = row.get_by_name::<i32, _>("key_place")?;
-                if let Some(key_place) = key_place {
-                    let value = Value::text(oid);
-                    plan.zoned |= value.is_zoned();
-                    let value = RefCell::new(value);
-                    key.push((key_place, KeyColumn { at, value }));
-                    plan.width = plan.width.max(at + 1);
-                }
-                if !row.get_by_name::<bool, _>("captured")?.unwrap_or(true) {
-                    continue;
-                }
-                plan.width = plan.width.max(at + 1);
-                described.push(format!(
-                    "{{\"name\":{},\"type_id\":{},\"flags\":{},\"type\":{}}}",
-                    json::quoted(&name),
-                    oid.to_u32(),
-                    u8::from(key_place.is_some()),
-                    json::quoted(&text("type_name")?)
-                ));
-                let value = match plan.head.format {
-                    Format::Pgoutput => Value::text(oid),
-                    _ => Value::typed(oid),
-                };
-                plan.zoned |= value.is_zoned();
-                plan.columns.push(Column {
-                    at,
-                    label: format!("{}:", json::quoted(&name)).into_bytes(),
-                    name,
-                    value: RefCell::new(value),
-                });
+            if let Some(place) = column.key_place {
+                let value = planned(Value::text(kind));
+                key.push((place, KeyColumn { at, kind, value }));
             }
-            key.sort_by_key(|(place, _)| *place);
-            plan.key = key.into_iter().map(|(_, column)| column).collect();
-            plan.keyed = !plan.key.is_empty() || plan.config.key.is_some();
-            plan.key_prefix = plan.head.key_prefix();
-            plan.head_text = plan.head.stored();
-            plan.described = format!("[{}]", described.join(","));
-            Ok(plan)
-        })
+            if !column.captured {
+                continue;
+            }
+            described.push(format!(
+                "{{\"name\":{},\"type_id\":{},\"flags\":{},\"type\":{}}}",
+                json::quoted(&column.name),
+                column.kind,
+                u8::from(column.key_place.is_some()),
+                json::quoted(&column.type_name)
+            ));
+            columns.push(Column {
+                at,
+                kind,
+                label: format!("{}:", json::quoted(&column.name)).into_bytes(),
+                name: column.name,
+                value: planned(match format {
+                    Format::Pgoutput => Value::text(kind),
+                    _ => Value::typed(kind),
+                }),
+            });
+        }
+        key.sort_by_key(|(place, _)| *place);
+        let key: Vec<_> = key.into_iter().map(|(_, column)| column).collect();
+        Plan {
+            head_text: head.stored(),
+            key_prefix: head.key_prefix(),
+            head,
+            keyed: !key.is_empty() || config.key.is_some(),
+            config,
+            columns,
+            key,
+            full_old: found.identity == "f" || format != Format::Pgoutput,
+            width,
+            needs,
+            described: format!("[{}]", described.join(",")),
+        }
     }
 }
 
 thread_local! {
     /// By trigger.
     static PLANS: RefCell<FxHashMap<u32, Rc<Plan>>> = RefCell::default();
-    static WATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
+    /// How often the plans were forgotten.
+    static FORGOTTEN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// The plan of a trigger's table.
-pub fn of(trigger: Oid, relation: Oid, argument: impl FnOnce() -> String) -> Result<Rc<Plan>, String> {
+pub fn of(trigger: Oid, data: &TriggerData, argument: impl FnOnce() -> String) -> Result<Rc<Plan>, String> {
     watch();
-    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&trigger.to_u32()).cloned()) {
+    let known = PLANS.with_borrow(|plans| plans.get(&trigger.to_u32()).cloned());
+    // No row is read as what it is not, even if a change of the table went unheard.
+    if let Some(plan) = known.filter(|plan| plan.fits(data)) {
         return Ok(plan);
     }
-    let plan = Rc::new(Plan::look_up(relation, &argument())?);
-    PLANS.with_borrow_mut(|plans| plans.insert(trigger.to_u32(), plan.clone()));
+    let forgotten = FORGOTTEN.get();
+    let plan = Rc::new(Plan::look_up(trigger::relation(data), &argument())?);
+    if !plan.fits(data) {
+        return Err("its columns are not those that the catalogs tell of".to_owned());
+    }
+    if forgotten == FORGOTTEN.get() {
+        PLANS.with_borrow_mut(|plans| plans.insert(trigger.to_u32(), plan.clone()));
+    }
     Ok(plan)
 }
 
@@ -265,6 +299,7 @@ pub fn watch() {
 
 fn forget() {
     queue::forget();
+    FORGOTTEN.set(FORGOTTEN.get().wrapping_add(1));
     // While a plan is being looked up nothing is borrowed.
     PLANS.with(|plans| {
         if let Ok(mut plans) = plans.try_borrow_mut() {

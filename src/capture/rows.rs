@@ -9,6 +9,7 @@ use pgrx::pg_sys::TriggerData;
 use super::batch::{Change, Op};
 use super::head::Format;
 use super::plan::Plan;
+use super::settings::Needs;
 use super::{KEPT, Statement, fail, json, settings, truncate};
 use crate::pg::rows::{Memory, Row, Transition};
 use crate::pg::trigger;
@@ -18,38 +19,41 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     if trigger::truncates(data) {
         return truncate::capture(plan, data);
     }
+    let some = changes(plan, data);
+    if some {
+        truncate::forget();
+    }
+    some
+}
+
+/// Captures what the transition tables hold; false if that is nothing.
+pub(super) fn changes(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     let mut old = Transition::old(data);
     let mut new = Transition::new(data);
-    let first = (
-        old.as_mut().is_some_and(|rows| rows.next(plan.width)),
-        new.as_mut().is_some_and(|rows| rows.next(plan.width)),
-    );
-    if !first.0 && !first.1 {
+    let count = |rows: &Option<Transition>| rows.as_ref().map_or(0, Transition::count);
+    if count(&old) + count(&new) == 0 {
         return false;
     }
-    truncate::forget();
-    let settings = settings::fix(
-        plan.zoned || plan.config.condition.is_some(),
-        plan.config.condition.is_some(),
-    );
-    let wanted = Wanted::of(plan, data);
-    let mut memory = Memory::of_rows();
-    let mut statement = Statement::new(plan.clone());
-    let mut texts = TEXTS.take();
-    let mut number = 0;
-    loop {
-        let (before, after) = (old.as_ref().map(Transition::row), new.as_ref().map(Transition::row));
-        memory.run(|| one(&mut statement, &mut texts, &wanted, number, before, after));
-        number += 1;
-        let more_old = old.as_mut().is_some_and(|rows| rows.next(plan.width));
-        let more_new = new.as_mut().is_some_and(|rows| rows.next(plan.width));
-        if !more_old && !more_new {
-            break;
+    let settings = settings::fix(match plan.config.condition {
+        Some(_) => Needs::ALL,
+        None => plan.needs,
+    });
+    let mut writer = Writer {
+        wanted: Wanted::of(plan, data),
+        statement: Statement::new(plan.clone()),
+        texts: TEXTS.take(),
+        plan,
+    };
+    match (&mut old, &mut new) {
+        (Some(old), Some(new)) if old.count() == new.count() => writer.pairs(old, new),
+        // Of an update, a row that was to move to a partition whose triggers refused it is gone.
+        (old, new) => {
+            old.iter_mut().for_each(|old| writer.each(old, Writer::leaves));
+            new.iter_mut().for_each(|new| writer.each(new, Writer::comes));
         }
-        pgrx::check_for_interrupts!();
     }
-    statement.end();
-    texts.keep();
+    writer.statement.end();
+    writer.texts.keep();
     settings.undo();
     true
 }
@@ -61,10 +65,10 @@ thread_local! {
 
 /// What a row's texts are put together in, again and again.
 #[derive(Default)]
-pub(super) struct Texts {
-    pub(super) old: Vec<u8>,
+struct Texts {
+    old: Vec<u8>,
     new: Vec<u8>,
-    pub(super) old_key: Vec<u8>,
+    old_key: Vec<u8>,
     new_key: Vec<u8>,
     changed: Vec<u8>,
 }
@@ -79,59 +83,114 @@ impl Texts {
     }
 }
 
-fn one(
-    statement: &mut Statement,
-    texts: &mut Texts,
-    wanted: &Wanted,
-    number: usize,
-    old: Option<&Row>,
-    new: Option<&Row>,
-) {
-    let plan = statement.plan.clone();
-    let old = old.filter(|_| wanted.before(number));
-    let new = new.filter(|_| wanted.after(number));
-    if let Some(row) = old {
-        key(row, &plan, &mut texts.old_key);
-    }
-    if let Some(row) = new {
-        key(row, &plan, &mut texts.new_key);
-    }
-    let stays = old.is_some() && new.is_some() && texts.old_key == texts.new_key;
-    if let Some(row) = new {
-        object(row, &plan, &mut texts.new);
-    }
-    if let Some(row) = old
-        && (!stays || plan.full_old)
-    {
-        object(row, &plan, &mut texts.old);
-    }
-    if stays {
-        let typed = plan.head.format == Format::Row || plan.head.format == Format::Cloudevents;
-        if typed && let (Some(old), Some(new)) = (old, new) {
-            changed(&plan, old, new, &mut texts.changed);
+/// Writes the rows of one statement.
+struct Writer<'a> {
+    plan: &'a Plan,
+    statement: Statement,
+    texts: Texts,
+    wanted: Wanted,
+}
+
+impl Writer<'_> {
+    /// Rows that were updated, before and after. What leaves a key or the condition is told before what comes to it: two
+    /// rows may have exchanged their keys.
+    fn pairs(&mut self, old: &mut Transition, new: &mut Transition) {
+        let mut some_come = false;
+        self.each_pair(old, new, |writer, number, old, new| {
+            if writer.stays(number, old, new) {
+                writer.update(old, new);
+            } else {
+                writer.leaves(number, old);
+                some_come |= writer.wanted.after(number);
+            }
+        });
+        if some_come {
+            old.restart();
+            new.restart();
+            self.each_pair(old, new, |writer, number, old, new| {
+                if !writer.stays(number, old, new) {
+                    writer.comes(number, new);
+                }
+            });
         }
-        statement.add(&Change {
+    }
+
+    /// Calls `write` with the number of each pair of rows and with both.
+    fn each_pair(
+        &mut self,
+        old: &mut Transition,
+        new: &mut Transition,
+        mut write: impl FnMut(&mut Self, usize, &Row, &Row),
+    ) {
+        let (width, mut memory, mut number) = (self.plan.width, Memory::of_rows(), 0);
+        while old.next(width) && new.next(width) {
+            memory.run(|| write(self, number, old.row(), new.row()));
+            number += 1;
+            pgrx::check_for_interrupts!();
+        }
+    }
+
+    /// Calls `write` with the number of each row and with the row.
+    fn each(&mut self, rows: &mut Transition, write: fn(&mut Self, usize, &Row)) {
+        let (width, mut memory, mut number) = (self.plan.width, Memory::of_rows(), 0);
+        while rows.next(width) {
+            memory.run(|| write(self, number, rows.row()));
+            number += 1;
+            pgrx::check_for_interrupts!();
+        }
+    }
+
+    /// Whether the row is wanted before and after, and of the same key, which is left in `new_key`.
+    fn stays(&mut self, number: usize, old: &Row, new: &Row) -> bool {
+        if !self.wanted.before(number) || !self.wanted.after(number) {
+            return false;
+        }
+        key(old, self.plan, &mut self.texts.old_key);
+        key(new, self.plan, &mut self.texts.new_key);
+        self.texts.old_key == self.texts.new_key
+    }
+
+    fn update(&mut self, old: &Row, new: &Row) {
+        let (plan, texts) = (self.plan, &mut self.texts);
+        object(new, plan, &mut texts.new);
+        if plan.full_old {
+            object(old, plan, &mut texts.old);
+        }
+        let typed = plan.head.format == Format::Row || plan.head.format == Format::Cloudevents;
+        if typed {
+            changed(plan, old, new, &mut texts.changed);
+        }
+        self.statement.add(&Change {
             op: Op::Update,
             key: plan.keyed.then_some(&texts.new_key),
             old: plan.full_old.then_some(&texts.old),
             new: Some(&texts.new),
             changed: typed.then_some(&texts.changed),
         });
-        return;
     }
-    // An update of the key is the end of one row and the beginning of another: each has its place in the order of its
-    // own key.
-    if old.is_some() {
-        statement.add(&Change {
-            key: plan.keyed.then_some(&texts.old_key),
-            old: Some(&texts.old),
+
+    fn leaves(&mut self, number: usize, row: &Row) {
+        if !self.wanted.before(number) {
+            return;
+        }
+        key(row, self.plan, &mut self.texts.old_key);
+        object(row, self.plan, &mut self.texts.old);
+        self.statement.add(&Change {
+            key: self.plan.keyed.then_some(&self.texts.old_key),
+            old: Some(&self.texts.old),
             ..Change::bare(Op::Delete)
         });
     }
-    if new.is_some() {
-        statement.add(&Change {
-            key: plan.keyed.then_some(&texts.new_key),
-            new: Some(&texts.new),
+
+    fn comes(&mut self, number: usize, row: &Row) {
+        if !self.wanted.after(number) {
+            return;
+        }
+        key(row, self.plan, &mut self.texts.new_key);
+        object(row, self.plan, &mut self.texts.new);
+        self.statement.add(&Change {
+            key: self.plan.keyed.then_some(&self.texts.new_key),
+            new: Some(&self.texts.new),
             ..Change::bare(Op::Insert)
         });
     }
@@ -163,7 +222,7 @@ fn changed(plan: &Plan, old: &Row, new: &Row, out: &mut Vec<u8>) {
 }
 
 /// The row as a JSON object.
-pub(super) fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
+fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     out.clear();
     out.push(b'{');
     for (n, column) in plan.columns.iter().enumerate() {
@@ -180,7 +239,7 @@ pub(super) fn object(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
 }
 
 /// The key of a row within its table: the values as JSON strings.
-pub(super) fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
+fn key(row: &Row, plan: &Plan, out: &mut Vec<u8>) {
     const LONG: usize = 512;
     out.clear();
     for (n, column) in plan.key.iter().enumerate() {

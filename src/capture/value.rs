@@ -3,6 +3,7 @@
 use pgrx::pg_sys::{self, Oid};
 
 use super::json;
+use super::settings::Needs;
 use crate::pg::fields::{Elements, Field, with_utf8};
 use crate::pg::types::{self, Layout, Output};
 
@@ -20,7 +21,7 @@ enum Text {
     /// By the type's own output function.
     Output {
         output: Output,
-        zoned: bool,
+        needs: Needs,
     },
 }
 
@@ -49,6 +50,29 @@ struct Array {
     whole: Text,
 }
 
+/// What the text that a type's output function makes may depend on.
+fn needs(oid: Oid) -> Needs {
+    let oid = types::base_type(oid);
+    if let Some(part) = types::array_element(oid).or_else(|| types::range_of(oid)) {
+        return needs(part);
+    }
+    match oid {
+        pg_sys::TIMESTAMPTZOID => Needs::ZONE,
+        pg_sys::BYTEAOID => Needs::BYTES,
+        pg_sys::REGPROCOID
+        | pg_sys::REGPROCEDUREOID
+        | pg_sys::REGOPEROID
+        | pg_sys::REGOPERATOROID
+        | pg_sys::REGCLASSOID
+        | pg_sys::REGTYPEOID
+        | pg_sys::REGCONFIGOID
+        | pg_sys::REGDICTIONARYOID
+        | pg_sys::REGCOLLATIONOID => Needs::PATH,
+        _ if types::is_plain(oid) => Needs::default(),
+        _ => Needs::ALL,
+    }
+}
+
 impl Text {
     fn of(oid: Oid) -> Text {
         match oid {
@@ -61,19 +85,7 @@ impl Text {
             pg_sys::TIMESTAMPTZOID => Text::Instant,
             _ => Text::Output {
                 output: Output::of(oid),
-                zoned: !matches!(
-                    oid,
-                    pg_sys::NUMERICOID
-                        | pg_sys::FLOAT4OID
-                        | pg_sys::FLOAT8OID
-                        | pg_sys::UUIDOID
-                        | pg_sys::JSONBOID
-                        | pg_sys::NAMEOID
-                        | pg_sys::DATEOID
-                        | pg_sys::TIMESTAMPOID
-                        | pg_sys::TIMEOID
-                        | pg_sys::INTERVALOID
-                ),
+                needs: needs(oid),
             },
         }
     }
@@ -92,8 +104,11 @@ impl Text {
         }
     }
 
-    fn is_zoned(&self) -> bool {
-        matches!(self, Text::Output { zoned: true, .. })
+    fn needs(&self) -> Needs {
+        match self {
+            Text::Output { needs, .. } => *needs,
+            _ => Needs::default(),
+        }
     }
 
     fn quoted(&mut self, out: &mut Vec<u8>, value: Field<'_>) {
@@ -135,13 +150,13 @@ impl Value {
         })
     }
 
-    /// Whether what is written may depend on the session's time zone.
-    pub fn is_zoned(&self) -> bool {
+    /// What the text that is written may depend on.
+    pub fn needs(&self) -> Needs {
         match &self.0 {
-            Kind::Quoted(text) | Kind::Bare(text) | Kind::Float(text) => text.is_zoned(),
-            Kind::Time(_) => false,
-            Kind::Array(array) => array.element.is_zoned() || array.whole.is_zoned(),
-            Kind::Row => true,
+            Kind::Quoted(text) | Kind::Bare(text) | Kind::Float(text) => text.needs(),
+            Kind::Time(_) => Needs::default(),
+            Kind::Array(array) => array.element.needs().and(array.whole.needs()),
+            Kind::Row => Needs::ALL,
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::ffi::CStr;
 
-use pgrx::pg_guard;
 use pgrx::pg_sys;
+use pgrx::{IntoDatum, Spi, pg_guard};
+
+use super::fields::with_utf8;
 
 /// Object id of a database by name; to be called in a transaction, also by a worker without a database.
 ///
@@ -127,6 +129,41 @@ pub fn relation_name(oid: pg_sys::Oid) -> Option<String> {
         let name = pg_sys::get_rel_name(oid);
         (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
     }
+}
+
+/// What a query about a table (`$1`, its object id; `$2` is a text) finds in one row of one column, in UTF-8, by what the
+/// catalogs say at this moment: the snapshot of the transaction may be older than the table's definition. None if there is
+/// no row.
+pub fn latest(query: &CStr, relation: pg_sys::Oid, text: &str) -> Option<String> {
+    Spi::connect(|_| {
+        let mut types = [pg_sys::OIDOID, pg_sys::TEXTOID];
+        let mut values = [pg_sys::Datum::from(relation), text.into_datum()?];
+        // SAFETY: connected; types and values are as many as the query has parameters. A read-only statement uses the
+        // active snapshot; an ERROR takes it off by itself. The table of results is read before the connection ends.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            let code = pg_sys::SPI_execute_with_args(
+                query.as_ptr(),
+                types.len() as i32,
+                types.as_mut_ptr(),
+                values.as_mut_ptr(),
+                std::ptr::null(),
+                true,
+                1,
+            );
+            pg_sys::PopActiveSnapshot();
+            if code != pg_sys::SPI_OK_SELECT as i32 || pg_sys::SPI_processed == 0 {
+                return None;
+            }
+            let table = &*pg_sys::SPI_tuptable;
+            let value = pg_sys::SPI_getvalue(*table.vals, table.tupdesc, 1);
+            (!value.is_null()).then(|| {
+                with_utf8(CStr::from_ptr(value).to_bytes(), |text| {
+                    String::from_utf8_lossy(text).into_owned()
+                })
+            })
+        }
+    })
 }
 
 /// Calls `callback` whenever the definition of a table, a type or a schema may have changed, from now on. It must not

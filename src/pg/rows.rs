@@ -136,6 +136,21 @@ impl<'a> Transition<'a> {
         true
     }
 
+    /// How many rows it has.
+    pub fn count(&self) -> i64 {
+        // SAFETY: as above.
+        unsafe { pg_sys::tuplestore_tuple_count(self.store) }
+    }
+
+    /// Goes back to before the first row.
+    pub fn restart(&mut self) {
+        // SAFETY: as above; the read pointer was made to be set back.
+        unsafe {
+            pg_sys::tuplestore_select_read_pointer(self.store, self.pointer);
+            pg_sys::tuplestore_rescan(self.store);
+        }
+    }
+
     /// The row at hand.
     pub fn row(&self) -> &Row {
         &self.row
@@ -152,30 +167,42 @@ impl Drop for Transition<'_> {
     }
 }
 
-/// Calls `each` with all rows of the trigger's table, with their first `width` columns taken apart. The table has rows
-/// of its own: it is not partitioned.
-pub fn each_row_of_table(trigger: &TriggerData, width: usize, mut each: impl FnMut(&Row)) {
-    // SAFETY: PostgreSQL gives a trigger an open relation; the scan is begun and ended here; a row is used before the
-    // next is asked for; the slot is for rows of this relation and does not own them.
+/// Calls `with` with what a trigger would be told if a statement had deleted all rows of the trigger's table, whose
+/// transition table is `old_rows`. The table has rows of its own: it is not partitioned. They are those that are there at
+/// this moment: the snapshot of the transaction, or of the statement, is older than a lock that was waited for.
+pub fn with_all_as_old<R>(trigger: &TriggerData, with: impl FnOnce(&TriggerData) -> R) -> R {
+    // SAFETY: PostgreSQL gives a trigger an open relation; the scan is begun and ended here; a row is copied before the
+    // next is asked for; the slot is for rows of this relation and does not own them. The copies of the trigger's data
+    // live until `with` returns. What an ERROR leaves goes with its transaction and its memory context.
     unsafe {
         let relation = trigger.tg_relation;
+        let store = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
         let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &pg_sys::TTSOpsHeapTuple);
-        let snapshot = pg_sys::GetActiveSnapshot();
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let none = std::ptr::null_mut();
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, none);
-        let row = Row(slot);
         loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {
                 break;
             }
             pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-            row.take_apart(width);
-            each(&row);
+            pg_sys::tuplestore_puttupleslot(store, slot);
             pgrx::check_for_interrupts!();
         }
         pg_sys::systable_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
+        let mut named = *trigger.tg_trigger;
+        named.tgoldtable = c"old_rows".as_ptr().cast_mut();
+        named.tgnewtable = std::ptr::null_mut();
+        let mut data = *trigger;
+        data.tg_trigger = &mut named;
+        data.tg_oldtable = store;
+        data.tg_newtable = std::ptr::null_mut();
+        let result = with(&data);
+        pg_sys::tuplestore_end(store);
+        pg_sys::UnregisterSnapshot(snapshot);
+        result
     }
 }
 

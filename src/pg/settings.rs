@@ -35,6 +35,12 @@ pub fn is_utc() -> bool {
     unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"timezone".as_ptr(), false, false)) == c"UTC" }
 }
 
+/// Whether `bytea_output` is `hex`.
+pub fn is_hex() -> bool {
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"bytea_output".as_ptr(), false, false)) == c"hex" }
+}
+
 /// Settings that were changed, to be put back with [`Changed::undo`]. An ERROR puts them back by itself.
 #[derive(Default)]
 pub struct Changed(Option<i32>);

@@ -24,6 +24,27 @@ pub fn array_element(oid: Oid) -> Option<Oid> {
     array.then_some(element)
 }
 
+/// The type whose values a range or a multirange is of.
+pub fn range_of(oid: Oid) -> Option<Oid> {
+    // SAFETY: these look up the catalog; InvalidOid for what is none.
+    let part = unsafe {
+        #[cfg(not(feature = "pg13"))]
+        let oid = match pg_sys::get_multirange_range(oid) {
+            pg_sys::InvalidOid => oid,
+            range => range,
+        };
+        pg_sys::get_range_subtype(oid)
+    };
+    (part != pg_sys::InvalidOid).then_some(part)
+}
+
+/// Whether the type is an enum, or came with PostgreSQL and is no row.
+pub fn is_plain(oid: Oid) -> bool {
+    // SAFETY: looks up the catalog.
+    let kind = unsafe { pg_sys::get_typtype(oid) } as u8;
+    kind == pg_sys::TYPTYPE_ENUM || kind == pg_sys::TYPTYPE_BASE && oid.to_u32() < pg_sys::FirstNormalObjectId
+}
+
 /// Whether values are rows.
 pub fn is_row(oid: Oid) -> bool {
     // SAFETY: looks up the catalog.
