@@ -40,31 +40,31 @@ name: A name of any kind';
 create table jetstream.capture_relations (
     relation oid not null,
     described text not null,
+    numbers jsonb not null,
     constraint capture_relations_pkey primary key (relation)
 );
 comment on table jetstream.capture_relations is 'Captured tables as their last relation message described them';
 comment on column jetstream.capture_relations.relation is 'The table';
 comment on column jetstream.capture_relations.described is 'Its name and columns';
-
-create table jetstream.capture_schemas (
-    schema name not null,
-    options jsonb not null,
-    constraint capture_schemas_pkey primary key (schema)
-);
-comment on table jetstream.capture_schemas is 'Schemas whose new tables are captured too';
-comment on column jetstream.capture_schemas.schema is 'The schema';
-comment on column jetstream.capture_schemas.options is 'What capture_schema was given';
+comment on column jetstream.capture_relations.numbers is 'The numbers of its columns by their names, as {"id": 1}';
 
 select pg_catalog.pg_extension_config_dump('jetstream.capture_queue', '');
-select pg_catalog.pg_extension_config_dump('jetstream.capture_schemas', '');
 
 create function jetstream.capture_argument(arguments bytea) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    argument jsonb;
+    usable boolean;
 begin
-    return pg_catalog.convert_from(pg_catalog.substr(arguments, 1, pg_catalog.octet_length(arguments) - 1),
-                                   pg_catalog.getdatabaseencoding())::jsonb;
+    argument := convert_from(substr(arguments, 1, octet_length(arguments) - 1), getdatabaseencoding())::jsonb;
+    -- What others read in it can be read.
+    usable := (argument ->> 'table')::oid is not null and (argument ->> 'partition')::boolean is not null
+        and (argument ->> 'transactions')::boolean is not null
+        and (select count((e ->> 1)::smallint) = count(*) from jsonb_array_elements(
+                coalesce(nullif(argument -> 'columns', 'null'), '[]') || coalesce(nullif(argument -> 'key', 'null'), '[]')) e);
+    return case when usable then argument end;
 exception when others then
     -- A trigger that somebody made otherwise must not be in anybody's way.
     return null;
@@ -220,6 +220,33 @@ end
 $$;
 comment on function jetstream.capture_columns(regclass, text[]) is 'Names and numbers of columns, as a capture keeps them';
 
+create function jetstream.capture_check_options(operations text[], subject_prefix text, format text, connection text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if operations is null or cardinality(operations) = 0
+        or not operations <@ '{insert,update,delete,truncate}' or array_position(operations, null) is not null then
+        raise exception 'operations % are not of insert, update, delete and truncate', operations
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if format is null or format not in ('pgoutput', 'row', 'debezium', 'cloudevents') then
+        raise exception 'format "%" is not known', format
+            using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
+    end if;
+    perform jetstream.check_subject(subject_prefix || '.s.t.relation');
+    if subject_prefix is null then
+        raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
+    end if;
+    if not jetstream.connection_exists(connection) then
+        raise exception 'connection "%" does not exist', connection
+            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
+    end if;
+end
+$$;
+comment on function jetstream.capture_check_options(text[], text, text, text) is
+    'Raises an ERROR if this is not how a table can be captured';
+
 create function jetstream.capture(
     "table" regclass,
     operations text[] default '{insert,update,delete,truncate}',
@@ -238,10 +265,11 @@ as $$
 declare
     relation regclass := "table";
     kind "char";
+    partition boolean;
     argument jsonb;
     above regclass;
 begin
-    select c.relkind into kind from pg_class c where c.oid = relation;
+    select c.relkind, c.relispartition into kind, partition from pg_class c where c.oid = relation;
     if kind is null or kind not in ('r', 'p') then
         raise exception 'cannot capture %: it is no table', relation
             using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
@@ -256,25 +284,16 @@ begin
         raise exception 'cannot capture %: it is a partition of %, which is captured', relation, above
             using errcode = 'object_in_use', hint = 'Its changes appear under that table.';
     end if;
-    if operations is null or cardinality(operations) = 0
-        or not operations <@ '{insert,update,delete,truncate}' or array_position(operations, null) is not null then
-        raise exception 'operations % are not of insert, update, delete and truncate', operations
-            using errcode = 'invalid_parameter_value';
-    end if;
-    if format is null or format not in ('pgoutput', 'row', 'debezium', 'cloudevents') then
-        raise exception 'format "%" is not known', format
-            using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
+    if partition then
+        raise exception 'cannot capture %: it is a partition of %', relation, (
+                select i.inhparent::regclass from pg_inherits i where i.inhrelid = relation)
+            using errcode = 'wrong_object_type',
+                hint = 'Capture the table it is a partition of: what is written through that does not fire triggers of partitions.';
     end if;
     perform jetstream.check_subject(subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.'
                                     || jetstream.subject_token(c.relname) || '.relation')
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
-    if subject_prefix is null then
-        raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
-    end if;
-    if not jetstream.connection_exists(connection) then
-        raise exception 'connection "%" does not exist', connection
-            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
-    end if;
+    perform jetstream.capture_check_options(operations, subject_prefix, format, connection);
     if columns is not null and cardinality(columns) = 0 then
         raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
     end if;
@@ -282,9 +301,9 @@ begin
         'key', jetstream.capture_columns(relation, key), 'table', relation::oid::bigint, 'format', format, 'prefix', subject_prefix,
         'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false);
     perform jetstream.capture_check_condition(relation, condition);
-    perform jetstream.capture_stream(subject_prefix, connection);
     perform jetstream.capture_enable(relation);
     perform jetstream.capture_triggers(relation, operations, argument);
+    perform jetstream.capture_stream(relation);
     perform jetstream.capture_members(relation);
     return (select c.subjects from jetstream.captures c where c."table" = relation);
 end
@@ -332,11 +351,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if condition is not null then
-        -- Analyzed and not planned, which might run functions of the table's owner with the rights of whoever changes
-        -- the table.
-        execute pg_catalog.format('prepare "jetstream.capture" as select (%s) is true from (select * from %s) as rows',
-                                  condition, relation);
-        deallocate "jetstream.capture";
+        perform jetstream.capture_analyze(relation, condition);
     end if;
 exception when others then
     raise exception 'condition (%) of the capture of table % does not work: %', condition, relation, sqlerrm
@@ -344,6 +359,10 @@ exception when others then
 end
 $$;
 comment on function jetstream.capture_check_condition(regclass, text) is 'Raises an ERROR if a condition on a table''s rows does not work';
+comment on function jetstream.capture_analyze(oid, text) is
+    'Analyzes a condition on a table''s rows with the rights of the table''s owner, and does not plan it; an ERROR if it does not work';
+comment on function jetstream.capture_depend(oid, text, oid) is
+    'Makes a trigger of a table depend on what a condition on the table''s rows needs: that is not dropped without the trigger';
 
 create function jetstream.connection_exists(name text) returns boolean
 language sql stable security definer
@@ -353,25 +372,30 @@ as $$
 $$;
 comment on function jetstream.connection_exists(text) is 'Whether there is a connection of this name';
 
-create function jetstream.capture_stream(prefix text, connection text) returns void
+-- Whoever calls it: the table's capture asks for this stream and no other.
+create function jetstream.capture_stream(relation regclass) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_variable
 declare
+    argument jsonb := (
+        select jetstream.capture_argument(t.tgargs) from pg_catalog.pg_trigger t
+        where t.tgrelid = capture_stream.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure limit 1);
+    prefix text := argument ->> 'prefix';
     stream text := case prefix when 'postgres' then 'postgres_replication' else prefix || '_replication' end;
 begin
-    if exists (select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
-               where s.connection = connection
-                 and jetstream.subject_matches(prefix || '.schema.table.operation', p)) then
+    if prefix is null or (argument ->> 'partition')::boolean or exists (
+            select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
+            where s.connection = argument ->> 'connection'
+              and jetstream.subject_matches(prefix || '.schema.table.operation', p)) then
         return;
     end if;
     -- One stream of a prefix for all: what does not fit takes the oldest away.
     insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description)
-    values (pg_catalog.replace(stream, '.', '_'), connection, array[prefix || '.>'], 1000000, 1073741824,
+    values (pg_catalog.replace(stream, '.', '_'), argument ->> 'connection', array[prefix || '.>'], 1000000, 1073741824,
             'Table changes captured by pg_jetstream')
     on conflict on constraint streams_name_key do nothing;
 end
 $$;
-comment on function jetstream.capture_stream(text, text) is
-    'Asks for the stream of a prefix, postgres_replication or {prefix}_replication, unless there is one for its subjects';
+comment on function jetstream.capture_stream(regclass) is
+    'Asks for the stream of a captured table''s prefix, postgres_replication or {prefix}_replication, unless there is one for its subjects';

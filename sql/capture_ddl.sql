@@ -1,51 +1,4 @@
--- What has to happen when captured tables change their definition, and whole schemas.
-
-create function jetstream.capture_as(relation regclass, options jsonb) returns text
-language sql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    select jetstream.capture(relation,
-        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
-        options ->> 'format', connection => options ->> 'connection',
-        transactions => (options ->> 'transactions')::boolean)
-$$;
-comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
-relation: The table
-options: What capture_schema was given: operations, prefix, format, connection, transactions';
-
-create function jetstream.capture_must_own_schema(schema regnamespace) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if exists (select from pg_catalog.pg_namespace n
-               where n.oid = schema and not pg_catalog.pg_has_role(n.nspowner, 'USAGE')) then
-        raise exception 'must be owner of schema %', schema
-            using errcode = 'insufficient_privilege', hint = 'Only a schema''s owner can have its tables captured.';
-    end if;
-end
-$$;
-comment on function jetstream.capture_must_own_schema(regnamespace) is 'Raises an ERROR unless the current user owns the schema
-schema: The schema';
-
-create function jetstream.capture_new_table(relation regclass) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    options jsonb;
-begin
-    select s.options into options
-    from jetstream.capture_schemas s
-    join pg_catalog.pg_namespace n on n.nspname = s.schema
-    join pg_catalog.pg_class c on c.relnamespace = n.oid
-    where c.oid = relation and not c.relispartition and pg_catalog.pg_has_role(n.nspowner, c.relowner, 'USAGE');
-    if found then
-        perform jetstream.capture_as(relation, options);
-    end if;
-end
-$$;
-comment on function jetstream.capture_new_table(regclass) is 'Captures a table that was created in a captured schema';
+-- What has to happen when captured tables change their definition.
 
 create function jetstream.capture_describe(root regclass, argument jsonb) returns void
 language plpgsql volatile
@@ -53,12 +6,15 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-    known text := (select r.described from jetstream.capture_relations r where r.relation = root);
-    described text := jetstream.capture_relation(root, argument::text, known);
+    known jetstream.capture_relations := (select r from jetstream.capture_relations r where r.relation = root);
+    described text := jetstream.capture_relation(root, argument::text, known.described);
+    numbers jsonb := (select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}') from pg_attribute a
+                      where a.attrelid = root and a.attnum > 0 and not a.attisdropped);
 begin
-    if described is distinct from known then
-        insert into jetstream.capture_relations as r (relation, described) select root, described
-        on conflict on constraint capture_relations_pkey do update set described = excluded.described;
+    if (described, numbers) is distinct from (known.described, known.numbers) then
+        insert into jetstream.capture_relations as r (relation, described, numbers) select root, described, numbers
+        on conflict on constraint capture_relations_pkey
+            do update set described = excluded.described, numbers = excluded.numbers;
     end if;
 end
 $$;
@@ -81,6 +37,8 @@ begin
     argument := argument || '{"partition": true}';
     for member in
         select p.relid from pg_catalog.pg_partition_tree(root) p
+        -- Foreign tables have no such triggers.
+        join pg_catalog.pg_class c on c.oid = p.relid and c.relkind <> 'f'
         where p.level > 0 and operations is distinct from (
             select pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname) from pg_catalog.pg_trigger t
             where t.tgrelid = p.relid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
@@ -88,11 +46,17 @@ begin
     loop
         perform jetstream.capture_triggers(member, operations, argument);
     end loop;
-    -- Partitions that were detached are captured no more.
+    -- Partitions that were detached are captured no more. Others may have copied the argument, or a restored table have it.
     for member in
-        select distinct t.tgrelid from pg_catalog.pg_trigger t
+        select distinct c.oid from pg_catalog.pg_trigger t
+        join pg_catalog.pg_class c on c.oid = t.tgrelid
+        join pg_catalog.pg_class r on r.oid = root and pg_catalog.pg_has_role(r.relowner, c.relowner, 'USAGE')
         where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and jetstream.capture_argument(t.tgargs) = argument
-          and t.tgrelid not in (select p.relid from pg_catalog.pg_partition_tree(root) p)
+          and not exists (
+              select from pg_catalog.pg_partition_ancestors(c.oid) as a (relid)
+              join pg_catalog.pg_trigger u on u.tgrelid = a.relid and u.tgfoid = t.tgfoid
+              where jetstream.capture_argument(u.tgargs) || '{"partition": true}' = argument
+                and not (jetstream.capture_argument(u.tgargs) ->> 'partition')::boolean)
     loop
         perform jetstream.capture_drop_triggers(member);
     end loop;
@@ -101,50 +65,131 @@ $$;
 comment on function jetstream.capture_members(regclass) is
     'Gives a captured table''s partitions their triggers, and takes those of detached ones';
 
+create function jetstream.capture_touched(touched oid[]) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with part as (
+        select unnest(touched) as oid
+        union select i.indrelid from pg_index i where i.indexrelid = any (touched)
+        union select g.tgrelid from pg_trigger g where g.oid = any (touched)
+        union select n.conrelid from pg_constraint n where n.oid = any (touched)
+    )
+    select distinct t.tgrelid::regclass
+    from pg_trigger t
+    join pg_class c on c.oid = t.tgrelid
+    where t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+      and not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean
+      and (c.relnamespace = any (touched)
+           or exists (
+               select from part r
+               where r.oid = c.oid
+                  or c.relkind = 'p' and c.oid in (select a.relid from pg_partition_ancestors(r.oid::regclass) as a (relid))
+                  or c.relispartition and c.oid in (select p.relid from pg_partition_tree(r.oid::regclass) p))
+           -- What a condition needs; see capture_depend.
+           or exists (
+               select from pg_depend d
+               left join pg_proc f on d.refclassid = 'pg_proc'::regclass and f.oid = d.refobjid
+               left join pg_type y on d.refclassid = 'pg_type'::regclass and y.oid = d.refobjid
+               left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
+               where d.classid = 'pg_trigger'::regclass and d.objid = t.oid and d.refobjid <> t.tgfoid
+                 and (d.refobjid = any (touched) or f.pronamespace = any (touched) or y.typnamespace = any (touched)
+                      or o.oprnamespace = any (touched))))
+$$;
+comment on function jetstream.capture_touched(oid[]) is
+    'Captured tables that a change of these objects may concern: tables, what is a table''s, schemas, and what conditions need';
+
+create function jetstream.capture_follow(root regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    argument jsonb;
+    operations text[];
+    above regclass := (select i.inhparent from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+                       where i.inhrelid = root and c.relispartition);
+begin
+    if above is not null then
+        if exists (select from pg_catalog.pg_partition_ancestors(above) as a (relid)
+                   join jetstream.captures c on c."table" = a.relid) then
+            -- That one's triggers take the place of its own.
+            return;
+        end if;
+        raise warning 'table % is captured, but is a partition of %, which is not: what is written through that is not captured',
+                root, above
+            using hint = 'Capture the table it is a partition of.';
+    end if;
+    for argument, operations in
+        select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
+        from pg_catalog.pg_trigger t
+        where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+          and not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean
+        group by t.tgargs
+    loop
+        -- A dump brings one trigger after the other, those of partitions too.
+        if not jetstream.capture_restoring() then
+            perform jetstream.capture_check_condition(root, argument ->> 'condition');
+            argument := jetstream.capture_rename(root, operations, argument);
+            perform jetstream.capture_members(root);
+        end if;
+        perform jetstream.capture_describe(root, argument);
+    end loop;
+end
+$$;
+comment on function jetstream.capture_follow(regclass) is 'Keeps the capture of a table in step with its definition';
+
+create function jetstream.capture_created(trigger oid) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    root regclass;
+    argument jsonb;
+begin
+    select t.tgrelid, jetstream.capture_argument(t.tgargs) into root, argument from pg_catalog.pg_trigger t
+    where t.oid = trigger and t.tgfoid = 'jetstream.capture_changes()'::regprocedure;
+    if not (argument ->> 'partition')::boolean then
+        perform jetstream.capture_describe(root, argument);
+    end if;
+    if argument ->> 'condition' is not null then
+        begin
+            perform jetstream.capture_depend(root, argument ->> 'condition', trigger);
+        exception when others then
+            if not jetstream.capture_restoring() then
+                perform jetstream.capture_check_condition(root, argument ->> 'condition');
+                raise;
+            end if;
+            raise warning 'condition (%) of the capture of table % does not work: %', argument ->> 'condition', root, sqlerrm;
+        end;
+    end if;
+end
+$$;
+comment on function jetstream.capture_created(oid) is 'Publishes the columns of a table that is captured by a trigger, and notes what its condition needs';
+
 create function jetstream.capture_changed() returns event_trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- A table, one of its indexes, constraints or triggers, or a schema.
     touched oid[] := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
-    relation oid;
-    root regclass;
-    argument jsonb;
-    operations text[];
-    -- As pg_dump sets both for what it writes, which brings one trigger after the other, those of partitions too.
-    restoring boolean := not (current_setting('check_function_bodies')::boolean or current_setting('row_security')::boolean);
 begin
-    if tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO') then
+    if tg_tag = 'CREATE TRIGGER' then
+        perform jetstream.capture_created(t.oid) from pg_catalog.unnest(touched) as t (oid);
+        return;
+    end if;
+    if tg_tag = 'ALTER SCHEMA' then
+        -- The one that is not there, as there was none before the command: see capture_renaming.
+        update jetstream.capture_schemas s set schema = n.nspname
+        from pg_catalog.pg_namespace n
+        where n.oid = any (touched) and not exists (select from pg_catalog.pg_namespace o where o.nspname = s.schema);
+    elsif tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO') then
         perform jetstream.capture_new_table(c.oid) from pg_catalog.pg_class c
         where c.oid = any (touched) and c.relkind in ('r', 'p')
           and exists (select from jetstream.capture_schemas s
                       join pg_catalog.pg_namespace n on n.nspname = s.schema where n.oid = c.relnamespace);
     end if;
-    for root, argument, operations in
-        select t.tgrelid, jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
-        from pg_catalog.pg_trigger t
-        join pg_catalog.pg_class c on c.oid = t.tgrelid
-        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-          and not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean
-          and (c.relnamespace = any (touched) or exists (
-              select from (
-                  select unnest(touched) as oid
-                  union select i.indrelid from pg_catalog.pg_index i where i.indexrelid = any (touched)
-                  union select g.tgrelid from pg_catalog.pg_trigger g where g.oid = any (touched)
-                  union select n.conrelid from pg_catalog.pg_constraint n where n.oid = any (touched)) r
-              where r.oid = c.oid or c.relkind = 'p' and c.oid in (
-                  select a.relid from pg_catalog.pg_partition_ancestors(r.oid::regclass) as a (relid))))
-        group by t.tgrelid, t.tgargs
-    loop
-        if tg_tag <> 'CREATE TRIGGER' and not restoring then
-            argument := jetstream.capture_rename(root, operations, argument);
-            perform jetstream.capture_check_condition(root, argument ->> 'condition');
-            perform jetstream.capture_members(root);
-        end if;
-        perform jetstream.capture_describe(root, argument);
-    end loop;
+    perform jetstream.capture_follow(t.root) from jetstream.capture_touched(touched) as t (root);
 end
 $$;
 comment on function jetstream.capture_changed() is 'Keeps captures in step with the definitions of their tables';
@@ -153,22 +198,24 @@ create function jetstream.capture_rename(relation regclass, operations text[], i
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
     list text;
-    named jsonb := argument;
+    -- The numbers in the argument are of this table unless it was restored, when it may have others.
+    numbers jsonb := case when (argument ->> 'table')::oid <> relation::oid
+        then (select r.numbers from jetstream.capture_relations r where r.relation = relation) end;
+    restored boolean := numbers is not null;
+    named jsonb := argument || jsonb_build_object('table', relation::oid::bigint);
 begin
-    -- By number only while the numbers are of this table: a restored one may have others.
-    if (argument ->> 'table')::oid = relation::oid then
-        foreach list in array '{columns,key}'::text[] loop
-            if argument -> list <> 'null' then
-                named := jsonb_set(named, array[list], (
-                    select coalesce(jsonb_agg(jsonb_build_array(a.attname, a.attnum) order by e.n), '[]')
-                    from jsonb_array_elements(argument -> list) with ordinality as e (v, n)
-                    join pg_catalog.pg_attribute a on a.attrelid = relation and a.attnum = (e.v ->> 1)::smallint
-                        and not a.attisdropped));
-            end if;
-        end loop;
-    end if;
+    foreach list in array '{columns,key}'::text[] loop
+        if argument -> list <> 'null' then
+            named := jsonb_set(named, array[list], (
+                select coalesce(jsonb_agg(jsonb_build_array(a.attname, a.attnum) order by e.n), '[]')
+                from jsonb_array_elements(argument -> list) with ordinality as e (v, n)
+                join pg_catalog.pg_attribute a on a.attrelid = relation and not a.attisdropped
+                    and a.attnum = (case when restored then numbers ->> (e.v ->> 0) else e.v ->> 1 end)::smallint));
+        end if;
+    end loop;
     if named <> argument then
         perform jetstream.capture_triggers(relation, operations, named);
         argument := named;
@@ -183,6 +230,8 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    touched oid[];
 begin
     -- The extension itself may be what goes.
     if pg_catalog.to_regproc('jetstream.capture_changes') is not null then
@@ -191,88 +240,39 @@ begin
                           and t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
         delete from jetstream.capture_schemas s
         where not exists (select from pg_catalog.pg_namespace n where n.nspname = s.schema);
+        -- Columns that went with their type.
+        touched := (select pg_catalog.array_agg(d.objid) from pg_catalog.pg_event_trigger_dropped_objects() d
+                    where d.object_type = 'table column');
+        if touched is not null then
+            perform jetstream.capture_follow(t.root) from jetstream.capture_touched(touched) as t (root);
+        end if;
     end if;
 end
 $$;
-comment on function jetstream.capture_dropped() is 'Forgets tables and schemas that are gone, and tables whose capture ended';
+comment on function jetstream.capture_dropped() is
+    'Forgets tables and schemas that are gone, and tables whose capture ended; follows tables whose columns are gone';
+
+create function jetstream.capture_renaming() returns event_trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from jetstream.capture_schemas s
+    where not exists (select from pg_catalog.pg_namespace n where n.nspname = s.schema);
+end
+$$;
+comment on function jetstream.capture_renaming() is
+    'Forgets schemas that are gone, so that after a schema was renamed the one that is not there is that one';
 
 create event trigger jetstream_capture_changed on ddl_command_end
-    when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE TRIGGER', 'ALTER SCHEMA')
+    when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE TRIGGER', 'ALTER SCHEMA',
+                 'ALTER TYPE', 'ALTER DOMAIN', 'ALTER FUNCTION', 'ALTER ROUTINE', 'ALTER OPERATOR')
     execute function jetstream.capture_changed();
 create event trigger jetstream_capture_dropped on sql_drop
-    when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP TRIGGER', 'DROP OWNED')
+    when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP TRIGGER', 'DROP OWNED', 'DROP TYPE', 'DROP DOMAIN', 'DROP FUNCTION',
+                 'DROP ROUTINE', 'DROP OPERATOR', 'DROP EXTENSION', 'DROP VIEW')
     execute function jetstream.capture_dropped();
-
-create function jetstream.capture_schemas_must_own() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    schema name := case tg_op when 'DELETE' then old.schema else new.schema end;
-begin
-    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = schema;
-    return case tg_op when 'DELETE' then old else new end;
-end
-$$;
-comment on function jetstream.capture_schemas_must_own() is 'Refuses changes by anybody but the owner of the schema';
-create trigger capture_schemas_must_own before insert or update or delete on jetstream.capture_schemas
-    for each row execute function jetstream.capture_schemas_must_own();
-
-create function jetstream.capture_schema(
-    schema regnamespace,
-    operations text[] default '{insert,update,delete,truncate}',
-    subject_prefix text default 'postgres',
-    format text default 'pgoutput',
-    connection text default 'default',
-    transactions boolean default false
-) returns setof text
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
-        'connection', connection, 'transactions', transactions);
-begin
-    perform jetstream.capture_must_own_schema(capture_schema.schema);
-    for relation in
-        select c.oid from pg_catalog.pg_class c
-        where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
-    loop
-        return next jetstream.capture_as(relation, options);
-    end loop;
-    insert into jetstream.capture_schemas as s (schema, options)
-    select n.nspname, options
-    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
-    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
-end
-$$;
-comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean) is
-    'Captures all tables of a schema, and those that are created in it later; returns their subjects
-schema: The schema
-subject_prefix: First tokens of the subject
-Arguments as the columns of jetstream.captures';
-
-create function jetstream.uncapture_schema(schema regnamespace) returns integer
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    ended integer := 0;
-begin
-    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
-    for relation in
-        select c."table" from jetstream.captures c join pg_catalog.pg_class r on r.oid = c."table"
-        where r.relnamespace = uncapture_schema.schema
-    loop
-        perform jetstream.uncapture(relation);
-        ended := ended + 1;
-    end loop;
-    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
-    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
-    return ended;
-end
-$$;
-comment on function jetstream.uncapture_schema(regnamespace) is 'Ends the capture of a schema''s tables; returns how many there were
-schema: The schema';
+create event trigger jetstream_capture_renaming on ddl_command_start
+    when tag in ('ALTER SCHEMA')
+    execute function jetstream.capture_renaming();

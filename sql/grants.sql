@@ -187,8 +187,9 @@ grant execute on function
     jetstream.capture_triggers(regclass, text[], jsonb), jetstream.capture_drop_triggers(regclass),
     jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass), jetstream.capture_enable(regclass),
     jetstream.capture_as(regclass, jsonb), jetstream.capture_must_own_schema(regnamespace),
-    jetstream.capture_check_condition(regclass, text), jetstream.connection_exists(text),
-    jetstream.capture_stream(text, text), jetstream.capture_members(regclass),
+    jetstream.capture_check_condition(regclass, text), jetstream.capture_analyze(oid, text), jetstream.connection_exists(text),
+    jetstream.capture_check_options(text[], text, text, text), jetstream.capture_restoring(),
+    jetstream.capture_stream(regclass), jetstream.capture_members(regclass),
     jetstream.capture_columns(regclass, text[])
     to jetstream_publisher, jetstream_admin;
 grant select, insert, update, delete on jetstream.capture_schemas to jetstream_publisher, jetstream_admin;

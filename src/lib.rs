@@ -88,9 +88,26 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/capture.sql",
     name = "capture",
-    requires = ["outbox", "streams", capture_changes, capture_relation, subject_token]
+    requires = [
+        "outbox",
+        "streams",
+        capture_changes,
+        capture_relation,
+        capture_analyze,
+        capture_depend,
+        subject_token
+    ]
 );
-extension_sql_file!("../sql/capture_ddl.sql", name = "capture_ddl", requires = ["capture"]);
+extension_sql_file!(
+    "../sql/capture_schemas.sql",
+    name = "capture_schemas",
+    requires = ["capture"]
+);
+extension_sql_file!(
+    "../sql/capture_ddl.sql",
+    name = "capture_ddl",
+    requires = ["capture_schemas"]
+);
 extension_sql_file!(
     "../sql/metrics.sql",
     name = "metrics",

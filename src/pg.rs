@@ -4,6 +4,7 @@
 
 pub mod bulk;
 mod catalog;
+pub mod condition;
 pub mod cursor;
 pub mod enqueue;
 pub mod fields;

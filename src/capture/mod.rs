@@ -2,6 +2,7 @@
 //! `jetstream.capture_queue`; the drain worker turns that into messages of the outbox ([`expand`]).
 
 pub mod batch;
+mod condition;
 pub mod envelope;
 pub mod expand;
 pub mod head;

@@ -3,14 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::TriggerData;
 
 use super::batch::{Change, Op};
 use super::head::Format;
 use super::plan::Plan;
 use super::settings::Needs;
-use super::{KEPT, Statement, fail, json, settings, truncate};
+use super::{KEPT, Statement, condition, json, settings, truncate};
 use crate::pg::rows::{Memory, Row, Transition};
 use crate::pg::trigger;
 
@@ -273,19 +272,7 @@ impl Wanted {
         let Some(condition) = &plan.config.condition else {
             return Wanted { old: None, new: None };
         };
-        let judge = |there: bool, name: &str| {
-            there.then(|| {
-                let query = format!("select ({condition}) is true from {name}");
-                judge(data, &query).unwrap_or_else(|why| {
-                    fail(
-                        &plan.name(),
-                        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                        &format!("condition ({condition}): {why}"),
-                        "Capture the table again with another condition.",
-                    )
-                })
-            })
-        };
+        let judge = |there: bool, name: &str| there.then(|| condition::judge(&plan.name(), condition, data, name));
         Wanted {
             old: judge(!data.tg_oldtable.is_null(), "old_rows"),
             new: judge(!data.tg_newtable.is_null(), "new_rows"),
@@ -299,20 +286,4 @@ impl Wanted {
     fn after(&self, number: usize) -> bool {
         self.new.as_ref().is_none_or(|wanted| wanted.get(number) == Some(&true))
     }
-}
-
-/// One boolean for each row of a transition table, in its order.
-fn judge(data: &TriggerData, query: &str) -> Result<Vec<bool>, String> {
-    pgrx::Spi::connect_mut(|client| {
-        if !trigger::register_tables(data) {
-            return Err("the transition tables cannot be read".to_owned());
-        }
-        let rows = client.update(query, None, &[]).map_err(|e| e.to_string())?;
-        rows.map(|row| {
-            row.get::<bool>(1)
-                .map(|wanted| wanted == Some(true))
-                .map_err(|e| e.to_string())
-        })
-        .collect()
-    })
 }

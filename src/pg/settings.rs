@@ -73,4 +73,12 @@ impl Changed {
             unsafe { pg_sys::AtEOXact_GUC(true, level) }
         }
     }
+
+    /// The same, and puts back what anybody changed since.
+    pub fn undo_all(self) {
+        if let Some(level) = self.0 {
+            // SAFETY: as above.
+            unsafe { pg_sys::AtEOXact_GUC(false, level) }
+        }
+    }
 }

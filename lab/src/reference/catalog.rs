@@ -161,16 +161,19 @@ pub(super) fn read(lab: &Lab) -> Result<Catalog> {
 }
 
 /// Functions that roles may execute because those they call need it, not to be called.
-const USED_BY_OTHERS: [&str; 13] = [
+const USED_BY_OTHERS: [&str; 16] = [
+    "capture_analyze",
     "capture_argument",
     "capture_changes",
     "capture_check_condition",
+    "capture_check_options",
     "capture_columns",
     "capture_drop_triggers",
     "capture_enable",
     "capture_members",
     "capture_must_own",
     "capture_remove",
+    "capture_restoring",
     "capture_stream",
     "capture_triggers",
     "check_connection",

@@ -128,6 +128,7 @@ pub(super) fn sqlstate(condition: &str) -> Option<&'static str> {
         ("foreign_key_violation", "23503"),
         ("insufficient_privilege", "42501"),
         ("invalid_parameter_value", "22023"),
+        ("invalid_schema_name", "3F000"),
         ("no_data_found", "02000"),
         ("not_null_violation", "23502"),
         ("null_value_not_allowed", "22004"),
