@@ -129,6 +129,7 @@ pub(super) fn sqlstate(condition: &str) -> Option<&'static str> {
         ("insufficient_privilege", "42501"),
         ("invalid_parameter_value", "22023"),
         ("invalid_schema_name", "3F000"),
+        ("lock_not_available", "55P03"),
         ("no_data_found", "02000"),
         ("not_null_violation", "23502"),
         ("null_value_not_allowed", "22004"),
