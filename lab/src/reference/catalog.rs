@@ -137,7 +137,7 @@ from pg_settings where name like 'pg\\_jetstream.%' or name like 'jetstream.%' o
 
 const RAISED: &str = "
 select p.proname as function, replace(m[1], '''''', '''') as message, m[2] as condition
-from pg_proc p, regexp_matches(p.prosrc, 'raise exception ''((?:[^'']|'''')*)''[^;]*?errcode = ''([a-z_]+)''', 'g') m
+from pg_proc p, regexp_matches(p.prosrc, 'raise exception ''((?:[^'']|'''')*)''[^;]*?errcode = ''(\\w+)''', 'g') m
 where p.pronamespace = 'jetstream'::regnamespace
 union
 select p.proname, replace(m[1], '''''', ''''), 'raise_exception'

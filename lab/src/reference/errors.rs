@@ -118,8 +118,11 @@ fn advice(error: &RelayError) -> &'static str {
     }
 }
 
-/// The SQLSTATE of a condition's name, of those that are raised.
-pub(super) fn sqlstate(condition: &str) -> Option<&'static str> {
+/// The SQLSTATE of a condition's name, of those that are raised; one of our own has no name.
+pub(super) fn sqlstate(condition: &str) -> Option<&str> {
+    if condition.starts_with("PJ") {
+        return Some(condition);
+    }
     let known = [
         ("array_subscript_error", "2202E"),
         ("check_violation", "23514"),
