@@ -21,6 +21,9 @@ const KEYS_AT_ONCE: usize = 100;
 /// Rows a claim may visit for each it may take: those of held keys are passed over.
 const VISITS_PER_TAKE: usize = 4;
 
+/// A message to be delivered earlier than so long before the last look at all is found by the next such look.
+const LATE_INSERT: Duration = Duration::from_secs(1);
+
 /// When a message that is due and could not be claimed is looked at again.
 const DUE_AGAIN: Duration = Duration::from_millis(10);
 /// The pause before that, at least, in times of what the look took: somebody may hold thousands.
@@ -124,7 +127,15 @@ impl Worker {
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        if self.lanes[number].next_due.is_some_and(|due| due > Instant::now()) || !self.look_for_due(number)? {
+        let lane = &mut self.lanes[number];
+        let woken = std::mem::take(&mut lane.woken);
+        // Dead rows of delayed messages would have to be passed over at each wake.
+        let from = match lane.next_due {
+            Some(due) if due > Instant::now() && !woken => return Ok(()),
+            Some(due) if due > Instant::now() => lane.due_from,
+            _ => None,
+        };
+        if !self.look_for_due(number, from)? {
             return Ok(());
         }
         let in_flight = self.delayed_in_flight(number);
@@ -136,7 +147,7 @@ impl Worker {
         if !claimed.rejoin.is_empty() {
             config::rejoin(std::mem::take(&mut claimed.rejoin))?;
         }
-        if exhausted && self.look_for_due(number)? {
+        if exhausted && self.look_for_due(number, None)? {
             // It came due this moment, or somebody holds it.
             let pause = DUE_AGAIN.max(began.elapsed() * HELD_PAUSE);
             self.lanes[number].next_due = Some(Instant::now() + pause);
@@ -144,17 +155,31 @@ impl Worker {
         Ok(())
     }
 
-    /// Notes when the next delayed message is due; true if one is already that is not in flight.
-    fn look_for_due(&mut self, number: usize) -> SpiResult<bool> {
+    /// Notes when the next delayed message is due, of those to be delivered at `from` or later or of all; true if one is
+    /// already that is not in flight.
+    fn look_for_due(&mut self, number: usize, from: Option<i64>) -> SpiResult<bool> {
         let name = self.lanes[number].name.clone();
         let in_flight = self.delayed_in_flight(number);
         let poll = self.settings.poll_interval;
-        let wait = match self.store.next_due(&name, &in_flight)? {
-            Some(millis) if millis <= 0.0 => return Ok(true),
+        let now = pg::now();
+        let found = self.store.next_due(&name, &in_flight, from)?;
+        let lane = &mut self.lanes[number];
+        let wait = match found {
+            Some(millis) if millis <= 0.0 => {
+                lane.next_due = None;
+                return Ok(true);
+            }
             Some(millis) => Duration::from_secs_f64(millis / 1000.0).min(poll),
             None => poll,
         };
-        self.lanes[number].next_due = Some(Instant::now() + wait);
+        let due = Instant::now() + wait;
+        match from {
+            Some(_) => lane.next_due = Some(lane.next_due.map_or(due, |known| known.min(due))),
+            None => {
+                lane.next_due = Some(due);
+                lane.due_from = Some(now - LATE_INSERT.as_micros() as i64);
+            }
+        }
         Ok(false)
     }
 
