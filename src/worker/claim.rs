@@ -42,6 +42,29 @@ pub(super) struct Claimed {
     postponed: Option<i64>,
 }
 
+/// How far a claim in the order of ids has come.
+#[derive(Default)]
+struct Reached {
+    free: Option<i64>,
+    held: Option<i64>,
+}
+
+impl Reached {
+    fn add(&mut self, found: &Found) {
+        let last = match found {
+            Found::Free(_) => &mut self.free,
+            Found::Held(_) => &mut self.held,
+        };
+        *last = Some(found.id());
+    }
+
+    /// Where the next one goes on. Rows that somebody holds at the end of all there is may be free then; behind more of
+    /// them than one claim visits, others wait.
+    fn end(&self, exhausted: bool) -> Option<i64> {
+        self.free.or(self.held.filter(|_| !exhausted))
+    }
+}
+
 /// How much one claim may take.
 struct Room {
     messages: usize,
@@ -201,16 +224,16 @@ impl Worker {
             self.lanes[number].more = true;
         }
         for (key, from) in ready {
-            let mut last = None;
+            let mut reached = Reached::default();
             let exhausted = self.visit(number, Way::Key, claimed, |store, lane, visit| {
                 let most = visit.most.min(MAX_PER_KEY / 2);
                 let row = &mut |found: Found| {
-                    last = Some(found.id());
+                    reached.add(&found);
                     (visit.row)(found)
                 };
                 store.claim_by_key(lane, &key.key, from, Visit { row, most, ..visit })
             })?;
-            self.keys.claimed(&key, last, exhausted);
+            self.keys.claimed(&key, reached.end(exhausted), exhausted);
             if let Some(id) = claimed.postponed.take() {
                 self.keys.left(&key, id);
                 self.lanes[number].more = true;
@@ -243,19 +266,18 @@ impl Worker {
         if self.keys.full() {
             return Ok(());
         }
-        let mut cursor = self.lanes[number].cursor;
-        let mut snapshot = None;
-        let start = cursor;
-        self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+        let start = self.lanes[number].cursor;
+        let (mut reached, mut snapshot) = (Reached::default(), None);
+        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
             let row = &mut |found: Found| {
-                cursor = cursor.max(found.id());
+                reached.add(&found);
                 (visit.row)(found)
             };
             let seen = store.claim_in_order(lane, start, Visit { row, ..visit })?;
             snapshot.clone_from(&seen.snapshot);
             Ok(seen)
         })?;
-        self.lanes[number].cursor = cursor;
+        self.lanes[number].cursor = reached.end(exhausted).unwrap_or(start);
         if let Some(snapshot) = snapshot {
             // This transaction's own id is among them once it has settled something; it inserts nothing.
             let own = pg::own_xid();
