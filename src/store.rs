@@ -210,10 +210,11 @@ impl Store {
     }
 
     /// Milliseconds until the first delayed message of a connection is due, but for those in flight; negative if it is
-    /// due, `None` if there is none.
-    pub fn next_due(&mut self, lane: &str, in_flight: &[i64]) -> Result<Option<f64>> {
+    /// due, `None` if there is none. Looks at those to be delivered at `from` or later, microseconds since 2000-01-01 UTC,
+    /// or at all.
+    pub fn next_due(&mut self, lane: &str, in_flight: &[i64], from: Option<i64>) -> Result<Option<f64>> {
         Spi::connect_mut(|client| {
-            let args = [lane.into(), in_flight.to_vec().into()];
+            let args = [lane.into(), in_flight.to_vec().into(), from.into()];
             let table = client.update(&self.statements(client)?.next_due, None, &args)?;
             table.first().get_one::<f64>()
         })

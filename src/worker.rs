@@ -248,7 +248,7 @@ impl Worker {
         }
         if pg::wait(Some(self.relay.wake_fd()), timeout) {
             // What was committed may be due before anything known.
-            self.lanes.iter_mut().for_each(|lane| lane.next_due = None);
+            self.lanes.iter_mut().for_each(|lane| lane.woken = true);
             self.keep_apart();
             return;
         }

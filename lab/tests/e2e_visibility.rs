@@ -320,3 +320,46 @@ fn a_restored_keyed_message_goes_in_its_turn_while_somebody_is_at_work() {
     assert_eq!(numbers(&lab, "S"), [1, 2, 3]);
     open.batch_execute("commit").unwrap();
 }
+
+/// What is to be sent at once does not wait for a look through the dead rows of delayed messages.
+#[test]
+fn dead_rows_of_delayed_messages_hold_up_nothing_under_an_old_snapshot() {
+    let lab = lab(&[("autovacuum", "off")]);
+    let mut n = 0;
+    let mut latency = || -> f64 {
+        for _ in 0..100 {
+            n += 1;
+            lab.sql(&insert("s.one", n, n)).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drained(&lab, SOON);
+        let median = "select percentile_cont(0.5) within group (order by latency_ms) from \
+             (select latency_ms from jetstream.history order by published_at desc limit 100) h";
+        lab.value(median).unwrap().parse().unwrap()
+    };
+    let before = latency();
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload, deliver_at) \
+         select 's.many', '1', now() - interval '1 minute' from generate_series(1, 200000)",
+    )
+    .unwrap();
+    let mut reader = lab.postgres.client(DATABASE).unwrap();
+    reader
+        .batch_execute("begin isolation level repeatable read; select count(*) from jetstream.outbox")
+        .unwrap();
+    lab.sql("delete from jetstream.outbox").unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    let after = latency();
+    assert!(after < before * 5.0 + 15.0, "{after} ms and not {before} ms");
+    // Before or after what has been looked at: each is found.
+    for (place, number) in [("- interval '1 hour'", 1_001), ("+ interval '1 second'", 1_002)] {
+        let delayed = insert("s.delayed", number, number)
+            .replace("(subject, payload)", "(deliver_at, subject, payload)")
+            .replace("select '", &format!("select now() {place}, '"));
+        lab.sql(&delayed).unwrap();
+    }
+    drained(&lab, SOON);
+    exactly_once(&lab, "S", (1..=200).chain([1_001, 1_002]));
+    reader.batch_execute("commit").unwrap();
+}

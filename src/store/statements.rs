@@ -156,10 +156,11 @@ impl Statements {
             bury: make(bury(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
             next_due: make(
                 "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
-                 from jetstream.outbox o where o.connection = $1 and o.deliver_at is not null \
+                 from jetstream.outbox o where o.connection = $1 and o.deliver_at >= coalesce( \
+                     timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond', '-infinity') \
                  and o.id <> all ($2)"
                     .into(),
-                &[text, Oids::INT8ARRAYOID],
+                &[text, Oids::INT8ARRAYOID, int8],
             )?,
         })
     }

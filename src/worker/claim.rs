@@ -21,6 +21,9 @@ const KEYS_AT_ONCE: usize = 100;
 /// Rows a claim may visit for each it may take: those of held keys are passed over.
 const VISITS_PER_TAKE: usize = 4;
 
+/// A message to be delivered earlier than so long before the last look at all is found by the next such look.
+const LATE_INSERT: Duration = Duration::from_secs(1);
+
 /// When a message that is due and could not be claimed is looked at again.
 const DUE_AGAIN: Duration = Duration::from_millis(10);
 /// The pause before that, at least, in times of what the look took: somebody may hold thousands.
@@ -37,6 +40,29 @@ pub(super) struct Claimed {
     view: Option<Snapshot>,
     /// First message of a key that the view does not show.
     postponed: Option<i64>,
+}
+
+/// How far a claim in the order of ids has come.
+#[derive(Default)]
+struct Reached {
+    free: Option<i64>,
+    held: Option<i64>,
+}
+
+impl Reached {
+    fn add(&mut self, found: &Found) {
+        let last = match found {
+            Found::Free(_) => &mut self.free,
+            Found::Held(_) => &mut self.held,
+        };
+        *last = Some(found.id());
+    }
+
+    /// Where the next one goes on. Rows that somebody holds at the end of all there is may be free then; behind more of
+    /// them than one claim visits, others wait.
+    fn end(&self, exhausted: bool) -> Option<i64> {
+        self.free.or(self.held.filter(|_| !exhausted))
+    }
 }
 
 /// How much one claim may take.
@@ -124,7 +150,15 @@ impl Worker {
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        if self.lanes[number].next_due.is_some_and(|due| due > Instant::now()) || !self.look_for_due(number)? {
+        let lane = &mut self.lanes[number];
+        let woken = std::mem::take(&mut lane.woken);
+        // Dead rows of delayed messages would have to be passed over at each wake.
+        let from = match lane.next_due {
+            Some(due) if due > Instant::now() && !woken => return Ok(()),
+            Some(due) if due > Instant::now() => lane.due_from,
+            _ => None,
+        };
+        if !self.look_for_due(number, from)? {
             return Ok(());
         }
         let in_flight = self.delayed_in_flight(number);
@@ -136,7 +170,7 @@ impl Worker {
         if !claimed.rejoin.is_empty() {
             config::rejoin(std::mem::take(&mut claimed.rejoin))?;
         }
-        if exhausted && self.look_for_due(number)? {
+        if exhausted && self.look_for_due(number, None)? {
             // It came due this moment, or somebody holds it.
             let pause = DUE_AGAIN.max(began.elapsed() * HELD_PAUSE);
             self.lanes[number].next_due = Some(Instant::now() + pause);
@@ -144,17 +178,31 @@ impl Worker {
         Ok(())
     }
 
-    /// Notes when the next delayed message is due; true if one is already that is not in flight.
-    fn look_for_due(&mut self, number: usize) -> SpiResult<bool> {
+    /// Notes when the next delayed message is due, of those to be delivered at `from` or later or of all; true if one is
+    /// already that is not in flight.
+    fn look_for_due(&mut self, number: usize, from: Option<i64>) -> SpiResult<bool> {
         let name = self.lanes[number].name.clone();
         let in_flight = self.delayed_in_flight(number);
         let poll = self.settings.poll_interval;
-        let wait = match self.store.next_due(&name, &in_flight)? {
-            Some(millis) if millis <= 0.0 => return Ok(true),
+        let now = pg::now();
+        let found = self.store.next_due(&name, &in_flight, from)?;
+        let lane = &mut self.lanes[number];
+        let wait = match found {
+            Some(millis) if millis <= 0.0 => {
+                lane.next_due = None;
+                return Ok(true);
+            }
             Some(millis) => Duration::from_secs_f64(millis / 1000.0).min(poll),
             None => poll,
         };
-        self.lanes[number].next_due = Some(Instant::now() + wait);
+        let due = Instant::now() + wait;
+        match from {
+            Some(_) => lane.next_due = Some(lane.next_due.map_or(due, |known| known.min(due))),
+            None => {
+                lane.next_due = Some(due);
+                lane.due_from = Some(now - LATE_INSERT.as_micros() as i64);
+            }
+        }
         Ok(false)
     }
 
@@ -176,16 +224,16 @@ impl Worker {
             self.lanes[number].more = true;
         }
         for (key, from) in ready {
-            let mut last = None;
+            let mut reached = Reached::default();
             let exhausted = self.visit(number, Way::Key, claimed, |store, lane, visit| {
                 let most = visit.most.min(MAX_PER_KEY / 2);
                 let row = &mut |found: Found| {
-                    last = Some(found.id());
+                    reached.add(&found);
                     (visit.row)(found)
                 };
                 store.claim_by_key(lane, &key.key, from, Visit { row, most, ..visit })
             })?;
-            self.keys.claimed(&key, last, exhausted);
+            self.keys.claimed(&key, reached.end(exhausted), exhausted);
             if let Some(id) = claimed.postponed.take() {
                 self.keys.left(&key, id);
                 self.lanes[number].more = true;
@@ -218,19 +266,18 @@ impl Worker {
         if self.keys.full() {
             return Ok(());
         }
-        let mut cursor = self.lanes[number].cursor;
-        let mut snapshot = None;
-        let start = cursor;
-        self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+        let start = self.lanes[number].cursor;
+        let (mut reached, mut snapshot) = (Reached::default(), None);
+        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
             let row = &mut |found: Found| {
-                cursor = cursor.max(found.id());
+                reached.add(&found);
                 (visit.row)(found)
             };
             let seen = store.claim_in_order(lane, start, Visit { row, ..visit })?;
             snapshot.clone_from(&seen.snapshot);
             Ok(seen)
         })?;
-        self.lanes[number].cursor = cursor;
+        self.lanes[number].cursor = reached.end(exhausted).unwrap_or(start);
         if let Some(snapshot) = snapshot {
             // This transaction's own id is among them once it has settled something; it inserts nothing.
             let own = pg::own_xid();

@@ -34,6 +34,10 @@ pub struct Lane {
     pub more: bool,
     /// When the next delayed message is due, as far as known.
     pub next_due: Option<Instant>,
+    /// Something has been committed since: it may be due before that.
+    pub woken: bool,
+    /// What was to be delivered before this was looked for when `next_due` was found, microseconds since 2000-01-01 UTC.
+    pub due_from: Option<i64>,
     /// Messages that an earlier worker or connection may have sent: ids up to this one, due by then. Until they are
     /// settled no position is written, which the next recovery would read from.
     pub unsettled: Option<(i64, SystemTime)>,
@@ -79,6 +83,8 @@ impl Lane {
             bytes: 0,
             more: true,
             next_due: None,
+            woken: false,
+            due_from: None,
             unsettled: None,
             checkpoint: Checkpoint::default(),
             sweep_from: None,
@@ -107,8 +113,9 @@ impl Lane {
         self.sweep_from = Some(self.low);
     }
 
-    /// Makes the next sweep start from the first id, at once if need be.
+    /// Makes the next sweep start from the first id, at once if need be, and the next look for what is due look at all.
     pub fn sweep_all(&mut self) {
+        self.next_due = None;
         self.low = 0;
         self.candidate = None;
     }
