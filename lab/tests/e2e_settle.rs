@@ -200,19 +200,25 @@ fn the_history_of_one_message_is_found_by_its_outbox_id() {
 /// The outbox is emptied while messages are on the wire, and its ids begin anew: what has taken their ids is not theirs.
 #[test]
 fn a_row_that_has_the_id_of_a_message_in_flight_goes_too() {
-    for settings in [&[][..], &[("pg_jetstream.history_payload", "on")]] {
-        let lab = lab(settings);
-        lab.nats.pause().unwrap();
-        lab.sql(&insert("s.old", 1, 100)).unwrap();
-        becomes(&lab, "in flight", "select in_flight from jetstream.status()", "100");
-        lab.sql("truncate jetstream.outbox restart identity").unwrap();
-        lab.sql(&insert("s.new", 101, 200)).unwrap();
-        assert_eq!(lab.value("select max(id) from jetstream.outbox").unwrap(), "100");
-        lab.nats.resume().unwrap();
-        arrived(&lab, "S", 200);
-        drained(&lab, SOON);
-        exactly_once(&lab, "S", 1..=200);
-    }
+    let settings: [&[(&str, &str)]; 2] = [&[], &[("pg_jetstream.history_payload", "on")]];
+    std::thread::scope(|scope| {
+        for settings in settings {
+            scope.spawn(move || ids_begin_anew(&lab(settings)));
+        }
+    });
+}
+
+fn ids_begin_anew(lab: &Lab) {
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.old", 1, 100)).unwrap();
+    becomes(lab, "in flight", "select in_flight from jetstream.status()", "100");
+    lab.sql("truncate jetstream.outbox restart identity").unwrap();
+    lab.sql(&insert("s.new", 101, 200)).unwrap();
+    assert_eq!(lab.value("select max(id) from jetstream.outbox").unwrap(), "100");
+    lab.nats.resume().unwrap();
+    arrived(lab, "S", 200);
+    drained(lab, SOON);
+    exactly_once(lab, "S", 1..=200);
 }
 
 /// Where a row stood is no more a place of the table.
