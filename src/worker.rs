@@ -10,6 +10,7 @@ mod lane;
 mod link;
 mod settle;
 mod upkeep;
+mod visit;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
