@@ -112,7 +112,7 @@ begin
         raise exception 'dead letter % does not exist', discard.id
             using errcode = 'no_data_found', hint = 'See jetstream.dead_letters for those there are.';
     end if;
-    told := format('discarded by %s at %s; it had failed with: %s', session_user, now(), d.reason);
+    told := format('discarded by %s; it had failed with: %s', session_user, d.reason);
     -- It has a row already, of when it died: a second one would count it twice.
     update jetstream.history h set error = told
     where not h.success and h.outbox_id = d.outbox_id and h.message_id = d.message_id
