@@ -124,6 +124,7 @@ extension_sql_file!(
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     guc::init();
+    capture::nesting::watch();
     if pg::preloading() {
         status::init();
         // A worker would publish from a cluster that is being copied, and hold databases that are being made.

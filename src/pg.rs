@@ -8,6 +8,7 @@ pub mod condition;
 pub mod cursor;
 pub mod enqueue;
 pub mod fields;
+pub mod finish;
 mod functions;
 mod ranges;
 pub mod row;
@@ -203,13 +204,13 @@ pub fn set_latch(address: usize) {
     }
 }
 
-/// Object id of the current database.
 /// Whether the server is a standby, or recovering.
 pub fn in_recovery() -> bool {
     // SAFETY: reads a flag in shared memory.
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Object id of the current database.
 pub fn my_database() -> u32 {
     // SAFETY: reads a variable set when the process connected.
     unsafe { pg_sys::MyDatabaseId.to_u32() }

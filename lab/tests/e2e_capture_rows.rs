@@ -5,25 +5,9 @@
 mod capture_support;
 mod e2e_support;
 
-use capture_support::{Rebuilt, capture_lab, position, same, settled};
+use capture_support::{Rebuilt, capture_lab, same, settled, told};
 use e2e_support::{LATER, SOON, becomes, eventually};
-use lab::Lab;
 use lab::lab::DATABASE;
-
-/// What happened to which row, in the order of positions: `D1 I2`.
-fn told(lab: &Lab) -> String {
-    settled(lab, SOON);
-    let mut messages = lab.stream_messages("postgres_replication").unwrap();
-    messages.sort_by_key(position);
-    let line = |message: &lab::StoredMessage| {
-        let body = message.json().unwrap();
-        let (kind, change) = body.as_object().unwrap().iter().next().unwrap();
-        let row = [&change["new_tuple"], &change["old_tuple"]];
-        let id = row.into_iter().find_map(|row| row["id"].as_str().map(str::to_owned));
-        format!("{}{}", &kind[..1], id.unwrap_or_default())
-    };
-    messages.iter().map(line).collect::<Vec<_>>().join(" ")
-}
 
 #[test]
 fn a_truncated_partition_tells_of_rows_that_came_while_it_was_waited_for() {
@@ -112,24 +96,6 @@ fn rows_that_exchange_their_keys_keep_them() {
     lab.sql("update t set id = 3 - id, v = case v when 'v1' then 'now' else v end where id < 3")
         .unwrap();
     assert_eq!(told(&lab), "R I1 I2 I3 I4 D1 D2 U3 U4 I2 I1 R D1 I1 I2");
-}
-
-/// As docs/capture.md says of triggers that change the row again.
-#[test]
-fn what_a_trigger_behind_the_capture_changes_is_told_behind() {
-    let lab = capture_lab();
-    lab.sql(
-        "create table t (id int primary key, v text); select jetstream.capture('t');
-         create function again() returns trigger language plpgsql as
-             $$ begin update t set v = 'again' where v = 'once'; return null; end $$;
-         create trigger z_again after insert on t for each statement execute function again();
-         create function fills() returns trigger language plpgsql as $$ begin new.v := coalesce(new.v, 'filled'); return new; end $$;
-         create trigger fills before insert on t for each row execute function fills()",
-    )
-    .unwrap();
-    lab.sql("insert into t values (1, 'once'), (2, null)").unwrap();
-    assert_eq!(told(&lab), "R I1 I2 U1");
-    same(&lab, &Rebuilt::read(&lab, "postgres_replication"), "t");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod envelope;
 pub mod expand;
 pub mod head;
 pub mod json;
+pub mod nesting;
 mod plan;
 mod queue;
 mod rows;
@@ -52,13 +53,13 @@ struct Statement {
 }
 
 impl Statement {
-    fn new(plan: Rc<Plan>) -> Statement {
+    fn new(plan: Rc<Plan>, trigger: Option<&pg_sys::TriggerData>) -> Statement {
         if plan.config.transactions {
-            transaction::begin(&plan);
+            transaction::begin(&plan, trigger);
         }
         Statement {
             plan,
-            lsn: queue::place(),
+            lsn: nesting::place(trigger),
             salt: queue::salt(),
             body: BODY.take(),
             stored: 0,
@@ -157,7 +158,7 @@ fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) 
     let described = format!("{} {}", plan.key_prefix, plan.described);
     if known != Some(described.as_str()) {
         let columns = plan.described.clone();
-        let mut statement = Statement::new(Rc::new(plan));
+        let mut statement = Statement::new(Rc::new(plan), None);
         statement.add(&Change {
             key: statement.plan.whole(),
             new: Some(columns.as_bytes()),

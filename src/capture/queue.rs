@@ -10,7 +10,7 @@ use crate::pg::bulk::Value;
 
 /// One row.
 pub struct Row<'a> {
-    /// Place of the statement in the write-ahead log.
+    /// Place of the statement in the write-ahead log, from [`super::nesting::place`].
     pub lsn: u64,
     /// Number of the first change of the body within its statement, from 1.
     pub number: i32,
@@ -24,12 +24,6 @@ pub struct Row<'a> {
     pub head: &'a str,
     /// Packed changes.
     pub body: &'a [u8],
-}
-
-/// Where the next record of the write-ahead log begins. It grows from a statement to the next that sees its effects,
-/// in whatever session, because what is captured is itself logged.
-pub fn place() -> u64 {
-    pg::wal_insert_position()
 }
 
 /// Random text, of 48 bits.

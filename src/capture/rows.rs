@@ -39,7 +39,7 @@ pub(super) fn changes(plan: &Rc<Plan>, data: &TriggerData) -> bool {
     });
     let mut writer = Writer {
         wanted: Wanted::of(plan, data),
-        statement: Statement::new(plan.clone()),
+        statement: Statement::new(plan.clone(), Some(data)),
         texts: TEXTS.take(),
         plan,
     };

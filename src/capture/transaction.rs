@@ -7,6 +7,7 @@ use pgrx::{PgSubXactCallbackEvent, PgXactCallbackEvent, pg_sys, register_subxact
 
 use super::batch::{self, Change, Op};
 use super::head::Format;
+use super::nesting;
 use super::plan::Plan;
 use super::queue;
 use crate::pg;
@@ -23,14 +24,14 @@ thread_local! {
 }
 
 /// Stores the begin before the first change of this transaction that goes this way.
-pub fn begin(plan: &Rc<Plan>) {
+pub fn begin(plan: &Rc<Plan>, trigger: Option<&pg_sys::TriggerData>) {
     fn way(plan: &Plan) -> (Format, &str, &str) {
         (plan.head.format, &plan.head.prefix, &plan.config.connection)
     }
     if BEGUN.with_borrow(|begun| begun.iter().any(|one| way(&one.plan) == way(plan))) {
         return;
     }
-    store(plan, Op::Begin);
+    store(plan, Op::Begin, nesting::place(trigger));
     let subtransaction = pg::subtransaction();
     BEGUN.with_borrow_mut(|begun| {
         begun.push(Begun {
@@ -41,11 +42,11 @@ pub fn begin(plan: &Rc<Plan>) {
     register();
 }
 
-fn store(plan: &Plan, op: Op) {
+fn store(plan: &Plan, op: Op, lsn: u64) {
     let mut body = Vec::new();
     batch::push(&mut body, &Change::bare(op));
     queue::store(&queue::Row {
-        lsn: queue::place(),
+        lsn,
         number: 1,
         changes: 1,
         salt: &queue::salt(),
@@ -84,6 +85,6 @@ fn register() {
 /// Before the commit itself, after all deferred triggers: nothing a user can write comes later.
 fn commit() {
     for one in BEGUN.take() {
-        store(&one.plan, Op::Commit);
+        store(&one.plan, Op::Commit, pg::wal_insert_position());
     }
 }

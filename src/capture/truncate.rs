@@ -33,7 +33,7 @@ pub fn capture(plan: &Rc<Plan>, data: &TriggerData) -> bool {
         let told = EMPTIED.get() == Some(here) || trigger::is_partitioned(data);
         return !told && with_all_as_old(data, |data| rows::changes(plan, data));
     }
-    let mut statement = Statement::new(plan.clone());
+    let mut statement = Statement::new(plan.clone(), Some(data));
     statement.add(&Change {
         key: plan.whole(),
         ..Change::bare(Op::Truncate)

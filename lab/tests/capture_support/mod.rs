@@ -9,7 +9,7 @@ use std::time::Duration;
 use lab::{Lab, StoredMessage};
 use serde_json::{Map, Value};
 
-use crate::e2e_support::{account, eventually};
+use crate::e2e_support::{SOON, account, eventually};
 
 /// Where a change stands among those of its table: place in the log, number in the statement.
 type Position = (String, u32);
@@ -52,6 +52,21 @@ pub fn settled(lab: &Lab, limit: Duration) {
         let owed = "select (select count(*) from jetstream.capture_queue) + (select count(*) from jetstream.outbox)";
         Ok(lab.value(owed)? == "0")
     });
+}
+
+/// What happened to which row, in the order of positions: `D1 I2`.
+pub fn told(lab: &Lab) -> String {
+    settled(lab, SOON);
+    let mut messages = lab.stream_messages("postgres_replication").unwrap();
+    messages.sort_by_key(position);
+    let line = |message: &StoredMessage| {
+        let body = message.json().unwrap();
+        let (kind, change) = body.as_object().unwrap().iter().next().unwrap();
+        let row = [&change["new_tuple"], &change["old_tuple"]];
+        let id = row.into_iter().find_map(|row| row["id"].as_str().map(str::to_owned));
+        format!("{}{}", &kind[..1], id.unwrap_or_default())
+    };
+    messages.iter().map(line).collect::<Vec<_>>().join(" ")
 }
 
 pub fn position(message: &StoredMessage) -> Position {

@@ -1,0 +1,188 @@
+//! Statements whose triggers change captured tables again: told in the order in which they happened.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod capture_support;
+mod e2e_support;
+
+use capture_support::{Rebuilt, capture_lab, same, told};
+use lab::Lab;
+use lab::lab::DATABASE;
+
+const STREAM: &str = "postgres_replication";
+
+/// A captured table `t (id, v)`, and what else is asked for.
+fn with(more: &str) -> Lab {
+    let lab = capture_lab();
+    lab.sql(&format!(
+        "create table t (id int primary key, v text); select jetstream.capture('t'); {more}"
+    ))
+    .unwrap();
+    lab
+}
+
+/// A trigger on `t` that does this.
+fn trigger(name: &str, when: &str, each: &str, body: &str) -> String {
+    format!(
+        "create function {name}() returns trigger language plpgsql as $f$ {body} $f$;
+         create trigger {name} {when} on t for each {each} execute function {name}();"
+    )
+}
+
+#[test]
+fn a_row_that_its_trigger_changes_again_is_told_first() {
+    let lab = with(&trigger(
+        "again",
+        "after insert",
+        "row",
+        "begin update t set v = v || ' again' where id = new.id; return null; end",
+    ));
+    lab.sql("insert into t values (1, 'one'), (2, 'two')").unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U2");
+    lab.sql("insert into t values (3, 'three') on conflict (id) do nothing; update t set v = 'two' where id = 2")
+        .unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U2 I3 U3 U2");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
+#[test]
+fn so_is_what_a_trigger_of_the_statement_changes_whatever_its_name() {
+    let again = "begin update t set v = v || ' again' where id = 1; return null; end";
+    let lab = with(
+        &["a_again", "z_again"]
+            .map(|name| trigger(name, "after insert", "statement", again))
+            .concat(),
+    );
+    lab.sql("insert into t values (1, 'one'), (2, 'two')").unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U1");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
+#[test]
+fn triggers_call_triggers_and_some_of_them_fail() {
+    let deeper = "begin
+        if length(new.v) < 5 then
+            begin
+                update t set v = v || '!' where id = new.id;
+                if new.v = 'no!' then raise 'refused'; end if;
+                if new.v = 'bad!' then raise division_by_zero using message = 'worse'; end if;
+            exception when raise_exception then
+                update t set v = 'refused' where id = new.id;
+            end;
+        end if;
+        return null; end";
+    let lab = with(&trigger("deeper", "after insert or update", "row", deeper));
+    lab.sql("insert into t values (1, 'yes'), (2, 'no')").unwrap();
+    assert_eq!(
+        lab.sql("select id, v from t order by id").unwrap().concat().join(" "),
+        "1 yes!! 2 refused"
+    );
+    assert_eq!(told(&lab), "R I1 I2 U1 U1 U2 U2");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+    // What failed as a whole has left nothing behind.
+    let mut client = lab.postgres.client(DATABASE).unwrap();
+    client
+        .batch_execute("begin; savepoint s; insert into t values (4, 'four')")
+        .unwrap();
+    let refused = client.batch_execute("insert into t values (5, 'bad')").unwrap_err();
+    assert!(refused.as_db_error().unwrap().message().contains("worse"), "{refused:?}");
+    client
+        .batch_execute("rollback to s; update t set v = 'after a failure' where id = 1; commit")
+        .unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U1 U2 U2 U1");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
+#[test]
+fn what_a_trigger_in_front_of_the_row_changes_is_told_in_front_of_it() {
+    let lab = with(&trigger(
+        "replaces",
+        "before insert",
+        "row",
+        "begin delete from t where id = new.id; return new; end",
+    ));
+    for value in ["first", "second"] {
+        lab.sql(&format!("insert into t values (1, '{value}')")).unwrap();
+    }
+    assert_eq!(told(&lab), "R I1 D1 I1");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
+/// The trigger on `parents` changes a child that the foreign key deletes afterwards.
+#[test]
+fn what_a_foreign_key_does_is_told_where_it_happened() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table parents (id int primary key);
+         create table t (id int primary key, parent int references parents on delete cascade, v text);
+         create index on t (parent);
+         insert into parents values (1), (2), (3);
+         insert into t values (11, 1, 'a'), (22, 2, 'a'), (33, 3, 'a');
+         select jetstream.capture('t'), jetstream.capture('parents');
+         create function marks() returns trigger language plpgsql as
+             $$ begin update t set v = v || old.id; return null; end $$;
+         create trigger marks after delete on parents for each row execute function marks();
+         update t set v = 'b'; update parents set id = id",
+    )
+    .unwrap();
+    lab.sql("delete from parents where id < 3").unwrap();
+    let rebuilt = Rebuilt::read(&lab, STREAM);
+    same(&lab, &rebuilt, "t");
+    same(&lab, &rebuilt, "parents");
+    assert_eq!(told(&lab), "R R U11 U22 U33 U1 U2 U3 D1 D2 U22 U33 U33 D11 D22");
+}
+
+#[test]
+fn copy_and_truncate_in_a_trigger_are_told_where_they_happen() {
+    let lab = with(
+        "create table u (id int primary key); select jetstream.capture('u');
+         copy (values (7)) to program 'cat > lab_nesting_copy'",
+    );
+    lab.sql(&trigger(
+        "copies",
+        "after insert",
+        "row",
+        "begin
+             insert into u values (7);
+             truncate u;
+             execute format('copy u from %L', current_setting('data_directory') || '/lab_nesting_copy');
+             update u set id = 8;
+             return null; end",
+    ))
+    .unwrap();
+    lab.sql("insert into t values (1, 'one')").unwrap();
+    assert_eq!(told(&lab), "R R I1 I7 T I7 D7 I8");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "u");
+}
+
+#[test]
+fn a_transaction_begins_in_front_of_all() {
+    let lab = capture_lab();
+    lab.sql(
+        "create table t (id int primary key, v text); select jetstream.capture('t', transactions => true);
+         create table u (id int primary key); select jetstream.capture('u', transactions => true)",
+    )
+    .unwrap();
+    lab.sql(&trigger(
+        "logs",
+        "after insert",
+        "row",
+        "begin insert into u values (new.id); return null; end",
+    ))
+    .unwrap();
+    lab.sql("insert into t values (1, 'one'), (2, 'two')").unwrap();
+    let told = told(&lab);
+    let last = told.rsplit("C ").next().unwrap();
+    assert_eq!(last, "B I1 I2 I1 I2 C", "{told}");
+}
+
+/// The hook that watches for this must not change what a client learns of an error raised behind it.
+#[test]
+fn an_error_of_a_foreign_key_names_its_constraint() {
+    let lab = with("create table c (id int constraint c_id_fkey references t)");
+    let mut client = lab.postgres.client(DATABASE).unwrap();
+    let refused = client.batch_execute("insert into c values (9)").unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.constraint(), Some("c_id_fkey"));
+    assert_eq!(refused.table(), Some("c"));
+    assert_eq!(refused.detail(), Some("Key (id)=(9) is not present in table \"t\"."));
+}
