@@ -55,6 +55,15 @@ pub struct Row {
     pub due_at: i64,
 }
 
+/// Where a message stands in the order of those that are delayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    /// `deliver_at`, microseconds since 2000-01-01 UTC.
+    pub deliver_at: i64,
+    /// `outbox.id`.
+    pub id: i64,
+}
+
 /// What a claim found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
@@ -64,6 +73,8 @@ pub struct Seen {
     pub exhausted: bool,
     /// What had ended when it looked; of a claim in insert order that found rows only.
     pub snapshot: Option<Snapshot>,
+    /// The last row visited; of a claim of what is due only.
+    pub last: Option<Turn>,
 }
 
 /// A failed attempt.
@@ -127,10 +138,16 @@ impl Store {
         }
     }
 
-    /// Claims rows whose `deliver_at` has come, except those in flight.
-    pub fn claim_due(&mut self, lane: &str, in_flight: &[i64], mut limit: Visit<'_>) -> Result<Seen> {
+    /// Claims rows whose `deliver_at` has come, behind `after` or all, except those in flight.
+    pub fn claim_due(
+        &mut self,
+        lane: &str,
+        in_flight: &[i64],
+        after: Option<Turn>,
+        mut limit: Visit<'_>,
+    ) -> Result<Seen> {
         limit.count_held = false;
-        claim(self, |s| &s.due, &[lane.into(), in_flight.to_vec().into()], lane, limit)
+        claim(self, |s| &s.due, &of_due(lane, in_flight, after), lane, limit)
     }
 
     /// Claims the rows of one key from id `from` on.
@@ -210,11 +227,10 @@ impl Store {
     }
 
     /// Milliseconds until the first delayed message of a connection is due, but for those in flight; negative if it is
-    /// due, `None` if there is none. Looks at those to be delivered at `from` or later, microseconds since 2000-01-01 UTC,
-    /// or at all.
-    pub fn next_due(&mut self, lane: &str, in_flight: &[i64], from: Option<i64>) -> Result<Option<f64>> {
+    /// due, `None` if there is none. Looks at those behind `after`, or at all.
+    pub fn next_due(&mut self, lane: &str, in_flight: &[i64], after: Option<Turn>) -> Result<Option<f64>> {
         Spi::connect_mut(|client| {
-            let args = [lane.into(), in_flight.to_vec().into(), from.into()];
+            let args = of_due(lane, in_flight, after);
             let table = client.update(&self.statements(client)?.next_due, None, &args)?;
             table.first().get_one::<f64>()
         })
@@ -234,6 +250,16 @@ pub struct Visit<'a> {
     pub wanted: usize,
     /// Bytes after which no further row is read.
     pub bytes: usize,
+}
+
+/// Parameters of the statements on what is due.
+fn of_due<'a>(lane: &'a str, in_flight: &[i64], after: Option<Turn>) -> [DatumWithOid<'a>; 4] {
+    [
+        lane.into(),
+        in_flight.to_vec().into(),
+        after.map(|turn| turn.deliver_at).into(),
+        after.map(|turn| turn.id).into(),
+    ]
 }
 
 fn claim(
@@ -261,14 +287,15 @@ fn claim(
                 if seen.rows == 0 && step.is_empty() {
                     seen.snapshot = columns.text(SNAPSHOT).map(|snapshot| Snapshot::parse(&snapshot));
                 }
+                let id = columns.value(ID).unwrap_or(0);
+                let turn = columns.value(DELIVER_AT).map(|deliver_at| Turn { deliver_at, id });
                 if columns.value(XMAX) == Some(0) {
                     let row = read_row(&columns, &connection);
                     bytes += row.message.cost();
-                    step.push(Fetched::Free(row));
+                    step.push((turn, Fetched::Free(row)));
                 } else {
-                    let id = columns.value(ID).unwrap_or(0);
                     touched.push(id);
-                    step.push(Fetched::Touched(id));
+                    step.push((turn, Fetched::Touched(id)));
                 }
                 full = bytes >= visit.bytes;
                 if full {
@@ -279,7 +306,8 @@ fn claim(
             });
             let ended = full || step.len() < asked;
             let mut held = Held { touched, free: None };
-            for row in step {
+            for (turn, row) in step {
+                seen.last = turn;
                 let found = match row {
                     Fetched::Free(row) => Found::Free(row),
                     Fetched::Touched(id) => held
@@ -300,10 +328,12 @@ fn claim(
     })
 }
 
-/// Position of `xmax`, `id` and the snapshot among the columns of a claim.
+/// Position of `xmax`, `id`, the snapshot and `deliver_at` among the columns of a claim.
 const XMAX: usize = 0;
 const ID: usize = 1;
-const SNAPSHOT: usize = 14;
+const SNAPSHOT: usize = 15;
+/// When it is to be delivered; null is at once.
+const DELIVER_AT: usize = 14;
 
 /// A row of one step.
 enum Fetched {
@@ -375,7 +405,7 @@ fn read_row(row: &cursor::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
         message: Arc::new(message),
         txid: number(2) as u64,
         due_at: number(10),
-        place: row.place(15),
+        place: row.place(16),
     }
 }
 

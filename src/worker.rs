@@ -6,6 +6,7 @@
 mod begin;
 mod checkpoint;
 mod claim;
+mod due;
 mod lane;
 mod link;
 mod settle;
@@ -241,7 +242,7 @@ impl Worker {
             .lanes
             .iter()
             .filter(|lane| lane.ready)
-            .filter_map(|lane| lane.next_due)
+            .filter_map(|lane| lane.due.next())
             .min()
         {
             // The wait counts whole milliseconds: without the one more it would end too early, again and again.
@@ -249,7 +250,7 @@ impl Worker {
         }
         if pg::wait(Some(self.relay.wake_fd()), timeout) {
             // What was committed may be due before anything known.
-            self.lanes.iter_mut().for_each(|lane| lane.woken = true);
+            self.lanes.iter_mut().for_each(|lane| lane.due.wake());
             self.keep_apart();
             return;
         }

@@ -363,3 +363,30 @@ fn dead_rows_of_delayed_messages_hold_up_nothing_under_an_old_snapshot() {
     exactly_once(&lab, "S", (1..=200).chain([1_001, 1_002]));
     reader.batch_execute("commit").unwrap();
 }
+
+#[test]
+fn many_that_are_due_at_once_are_walked_through_once_under_an_old_snapshot() {
+    let lab = lab(&[("autovacuum", "off"), ("pg_jetstream.batch_size", "500")]);
+    let mut reader = lab.postgres.client(DATABASE).unwrap();
+    reader
+        .batch_execute("begin isolation level repeatable read; select count(*) from jetstream.outbox")
+        .unwrap();
+    lab.sql("select jetstream.pause()").unwrap();
+    lab.sql(
+        "insert into jetstream.outbox (subject, payload, message_id, deliver_at) \
+         select 's.many', to_jsonb(n), 'm' || n, now() - interval '1 hour' from generate_series(1, 20000) n",
+    )
+    .unwrap();
+    lab.sql("select jetstream.resume()").unwrap();
+    drained(&lab, LATER);
+    exactly_once(&lab, "S", 1..=20_000);
+    // Sent by the worker some time later.
+    let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'outbox_due'";
+    let mut entries = 0;
+    eventually(&lab, SOON, "what the worker read is counted", || {
+        entries = lab.value(read)?.parse::<u64>()?;
+        Ok(entries >= 20_000)
+    });
+    assert!(entries < 200_000, "{entries} entries were read for 20000 messages");
+    reader.batch_execute("commit").unwrap();
+}

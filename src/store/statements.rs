@@ -7,7 +7,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError};
 use super::Result;
 
 /// Number of columns of every claim.
-pub(super) const WIDTH: usize = 16;
+pub(super) const WIDTH: usize = 17;
 
 /// Columns of every claim but the last two, in the order [`super::read_row`] expects.
 ///
@@ -16,7 +16,7 @@ const COLUMNS: &str = "o.xmax, o.id, o.txid, o.subject, coalesce(o.raw, convert_
     convert_to(o.headers::text, 'UTF8'), o.message_id, o.key, \
     case when o.ttl is not null then ceil(extract(epoch from o.ttl))::integer end, o.attempts, \
     greatest(o.created_at, o.deliver_at), o.webhook, o.unsure_since, \
-    o.traceparent";
+    o.traceparent, o.deliver_at";
 
 /// Rows of ended transactions that one look takes from the index on `txid`, which does not have them in order.
 pub(super) const LATE_AT_ONCE: usize = 5000;
@@ -113,10 +113,12 @@ impl Statements {
             due: make(
                 in_lane(
                     // The subquery is made once, so that the index ends the walk there.
-                    "o.deliver_at <= (select clock_timestamp()) and o.id <> all ($2) \
-                     order by o.connection, o.deliver_at, o.id",
+                    &format!(
+                        "o.deliver_at <= (select clock_timestamp()) and {BEHIND} and o.id <> all ($2) \
+                         order by o.connection, o.deliver_at, o.id"
+                    ),
                 ),
-                &[text, Oids::INT8ARRAYOID],
+                &[text, Oids::INT8ARRAYOID, int8, int8],
             )?,
             by_key: make(
                 in_lane("o.key = $2 and o.id >= $3 and o.deliver_at is null order by o.connection, o.key, o.id"),
@@ -155,16 +157,19 @@ impl Statements {
             retry: make(format!("{RETRY} where {SAME}"), &failure_args)?,
             bury: make(bury(), &[&failure_args[..], &[Oids::BOOLOID]].concat())?,
             next_due: make(
-                "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
-                 from jetstream.outbox o where o.connection = $1 and o.deliver_at >= coalesce( \
-                     timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond', '-infinity') \
-                 and o.id <> all ($2)"
-                    .into(),
-                &[text, Oids::INT8ARRAYOID, int8],
+                format!(
+                    "select extract(epoch from min(o.deliver_at) - clock_timestamp())::double precision * 1000 \
+                     from jetstream.outbox o where o.connection = $1 and {BEHIND} and o.id <> all ($2)"
+                ),
+                &[text, Oids::INT8ARRAYOID, int8, int8],
             )?,
         })
     }
 }
+
+/// The row stands behind a [`super::Turn`], or that is null.
+const BEHIND: &str = "(o.deliver_at, o.id) > (coalesce( \
+    timestamptz '2000-01-01 00:00+00' + $3 * interval '1 microsecond', '-infinity'), coalesce($4, 0))";
 
 /// Notes a failed attempt of each of these messages and when the next is due.
 const RETRY: &str = "

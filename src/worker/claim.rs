@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgrx::spi::SpiResult;
 
 use super::Worker;
+use super::due::Look;
 use super::lane::{Lane, Late};
 use super::visit::Reached;
 use crate::message::Message;
@@ -18,14 +19,6 @@ use crate::store::{Found, Visit, config};
 
 /// Most keys claimed one by one in a transaction.
 const KEYS_AT_ONCE: usize = 100;
-
-/// A message to be delivered earlier than so long before the last look at all is found by the next such look.
-const LATE_INSERT: Duration = Duration::from_secs(1);
-
-/// When a message that is due and could not be claimed is looked at again.
-const DUE_AGAIN: Duration = Duration::from_millis(10);
-/// The pause before that, at least, in times of what the look took: somebody may hold thousands.
-const HELD_PAUSE: u32 = 9;
 
 /// What one transaction has claimed.
 #[derive(Default)]
@@ -119,60 +112,44 @@ impl Worker {
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        let lane = &mut self.lanes[number];
-        let woken = std::mem::take(&mut lane.woken);
-        // Dead rows of delayed messages would have to be passed over at each wake.
-        let from = match lane.next_due {
-            Some(due) if due > Instant::now() && !woken => return Ok(()),
-            Some(due) if due > Instant::now() => lane.due_from,
-            _ => None,
-        };
-        if !self.look_for_due(number, from)? {
+        if !self.has_room(number) {
+            self.lanes[number].more = true;
             return Ok(());
         }
-        let in_flight = self.delayed_in_flight(number);
-        let began = Instant::now();
-        let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
-            store.claim_due(lane, &in_flight, visit)
-        })?;
-        // Before the claim by key, which passes over what has a `deliver_at` and does not look there again.
-        if !claimed.rejoin.is_empty() {
-            config::rejoin(std::mem::take(&mut claimed.rejoin))?;
+        let Some(look) = self.lanes[number].due.look(Instant::now(), pg::now()) else {
+            return Ok(());
+        };
+        let poll = self.settings.poll_interval;
+        let mut wait = self.next_due(number, &look)?;
+        if wait == Some(Duration::ZERO) {
+            let in_flight = self.delayed_in_flight(number);
+            let mut last = None;
+            let exhausted = self.visit(number, Way::Due, claimed, |store, lane, visit| {
+                let seen = store.claim_due(lane, &in_flight, look.after, visit)?;
+                last = seen.last;
+                Ok(seen)
+            })?;
+            // Before the claim by key, which passes over what has a `deliver_at` and does not look there again.
+            if !claimed.rejoin.is_empty() {
+                config::rejoin(std::mem::take(&mut claimed.rejoin))?;
+            }
+            if !exhausted {
+                self.lanes[number].due.goes_on(&look, last, Instant::now(), poll);
+                return Ok(());
+            }
+            wait = self.next_due(number, &look)?;
         }
-        if exhausted && self.look_for_due(number, None)? {
-            // It came due this moment, or somebody holds it.
-            let pause = DUE_AGAIN.max(began.elapsed() * HELD_PAUSE);
-            self.lanes[number].next_due = Some(Instant::now() + pause);
-        }
+        self.lanes[number].due.ends(&look, wait, Instant::now(), poll);
         Ok(())
     }
 
-    /// Notes when the next delayed message is due, of those to be delivered at `from` or later or of all; true if one is
-    /// already that is not in flight.
-    fn look_for_due(&mut self, number: usize, from: Option<i64>) -> SpiResult<bool> {
-        let name = self.lanes[number].name.clone();
+    /// How long until the first delayed message of this look is due, but for those in flight; `None` if there is none.
+    fn next_due(&mut self, number: usize, look: &Look) -> SpiResult<Option<Duration>> {
         let in_flight = self.delayed_in_flight(number);
-        let poll = self.settings.poll_interval;
-        let now = pg::now();
-        let found = self.store.next_due(&name, &in_flight, from)?;
-        let lane = &mut self.lanes[number];
-        let wait = match found {
-            Some(millis) if millis <= 0.0 => {
-                lane.next_due = None;
-                return Ok(true);
-            }
-            Some(millis) => Duration::from_secs_f64(millis / 1000.0).min(poll),
-            None => poll,
-        };
-        let due = Instant::now() + wait;
-        match from {
-            Some(_) => lane.next_due = Some(lane.next_due.map_or(due, |known| known.min(due))),
-            None => {
-                lane.next_due = Some(due);
-                lane.due_from = Some(now - LATE_INSERT.as_micros() as i64);
-            }
-        }
-        Ok(false)
+        let millis = self
+            .store
+            .next_due(&self.lanes[number].name, &in_flight, look.after)?;
+        Ok(millis.map(|millis| Duration::try_from_secs_f64(millis / 1000.0).unwrap_or_default()))
     }
 
     fn delayed_in_flight(&self, number: usize) -> Vec<i64> {

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::checkpoint::Checkpoint;
+use super::due::Due;
 use crate::snapshot::Snapshot;
 
 /// Claim state of one connection.
@@ -32,12 +33,8 @@ pub struct Lane {
     pub bytes: usize,
     /// The last claim ended at its limit: there may be more.
     pub more: bool,
-    /// When the next delayed message is due, as far as known.
-    pub next_due: Option<Instant>,
-    /// Something has been committed since: it may be due before that.
-    pub woken: bool,
-    /// What was to be delivered before this was looked for when `next_due` was found, microseconds since 2000-01-01 UTC.
-    pub due_from: Option<i64>,
+    /// When delayed messages are looked for.
+    pub due: Due,
     /// Messages that an earlier worker or connection may have sent: ids up to this one, due by then. Until they are
     /// settled no position is written, which the next recovery would read from.
     pub unsettled: Option<(i64, SystemTime)>,
@@ -82,9 +79,7 @@ impl Lane {
             delayed: 0,
             bytes: 0,
             more: true,
-            next_due: None,
-            woken: false,
-            due_from: None,
+            due: Due::default(),
             unsettled: None,
             checkpoint: Checkpoint::default(),
             sweep_from: None,
@@ -115,7 +110,7 @@ impl Lane {
 
     /// Makes the next sweep start from the first id, at once if need be, and the next look for what is due look at all.
     pub fn sweep_all(&mut self) {
-        self.next_due = None;
+        self.due.all_soon();
         self.low = 0;
         self.candidate = None;
     }

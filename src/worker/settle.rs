@@ -214,8 +214,10 @@ impl Worker {
             lane.in_flight -= 1;
             lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
-            if matches!(end, End::Again | End::StillDue) {
-                lane.next_due = None;
+            match end {
+                End::Again => lane.due.soon(),
+                End::StillDue => lane.due.all_soon(),
+                _ => {}
             }
             match key_of(&flight.message) {
                 Some(key) => self.keys.ended(&key, *id, *end),

@@ -159,6 +159,12 @@ impl Worker {
         }
     }
 
+    /// Whether a claim may take a message.
+    pub(super) fn has_room(&self, number: usize) -> bool {
+        let room = self.room(number);
+        room.messages > 0 && room.bytes > 0
+    }
+
     /// Bytes each connection may have in flight: what waits for one that is down must leave room for the others.
     fn share(&self) -> usize {
         self.settings.max_bytes / self.lanes.len().max(1)
