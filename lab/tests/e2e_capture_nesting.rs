@@ -84,7 +84,10 @@ fn triggers_call_triggers_and_some_of_them_fail() {
         .batch_execute("begin; savepoint s; insert into t values (4, 'four')")
         .unwrap();
     let refused = client.batch_execute("insert into t values (5, 'bad')").unwrap_err();
-    assert!(refused.as_db_error().unwrap().message().contains("worse"), "{refused:?}");
+    assert!(
+        refused.as_db_error().unwrap().message().contains("worse"),
+        "{refused:?}"
+    );
     client
         .batch_execute("rollback to s; update t set v = 'after a failure' where id = 1; commit")
         .unwrap();

@@ -374,7 +374,7 @@ fn many_that_are_due_at_once_are_walked_through_once_under_an_old_snapshot() {
     lab.sql("select jetstream.pause()").unwrap();
     lab.sql(
         "insert into jetstream.outbox (subject, payload, message_id, deliver_at) \
-         select 's.many', to_jsonb(n), 'm' || n, now() - interval '1 hour' from generate_series(1, 20000) n",
+         select 's.many', jsonb_build_object('n', n), 'm' || n, now() - interval '1 hour' from generate_series(1, 20000) n",
     )
     .unwrap();
     lab.sql("select jetstream.resume()").unwrap();

@@ -9,7 +9,7 @@ use super::Result;
 /// Number of columns of every claim.
 pub(super) const WIDTH: usize = 17;
 
-/// Columns of every claim but the last two, in the order [`super::read_row`] expects.
+/// Columns of every claim but the last two, in the order [`super::claim`] expects.
 ///
 /// `xmax` is not zero if somebody has locked, changed or deleted the row, or has tried to.
 const COLUMNS: &str = "o.xmax, o.id, o.txid, o.subject, coalesce(o.raw, convert_to(o.payload::text, 'UTF8')), \

@@ -146,9 +146,7 @@ impl Worker {
     /// How long until the first delayed message of this look is due, but for those in flight; `None` if there is none.
     fn next_due(&mut self, number: usize, look: &Look) -> SpiResult<Option<Duration>> {
         let in_flight = self.delayed_in_flight(number);
-        let millis = self
-            .store
-            .next_due(&self.lanes[number].name, &in_flight, look.after)?;
+        let millis = self.store.next_due(&self.lanes[number].name, &in_flight, look.after)?;
         Ok(millis.map(|millis| Duration::try_from_secs_f64(millis / 1000.0).unwrap_or_default()))
     }
 

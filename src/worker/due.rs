@@ -188,7 +188,10 @@ mod tests {
             id: 7,
         };
         due.goes_on(&look, Some(last), now, POLL);
-        assert_eq!(due.look(now, 10 * SECOND).unwrap().after.unwrap().deliver_at, 9 * SECOND);
+        assert_eq!(
+            due.look(now, 10 * SECOND).unwrap().after.unwrap().deliver_at,
+            9 * SECOND
+        );
     }
 
     #[test]
