@@ -92,7 +92,9 @@ pub fn place(trigger: Option<&TriggerData>) -> u64 {
 mod tests {
     use super::*;
 
-    type Named = Nesting<&'static str>;
+    fn empty() -> Nesting<&'static str> {
+        Nesting(Vec::new())
+    }
 
     fn of<'a>(table: &'a str) -> impl Fn(&'static str) -> bool + 'a {
         move |query| query == table
@@ -100,7 +102,7 @@ mod tests {
 
     #[test]
     fn statements_one_after_the_other_take_places_as_they_come() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         for now in [1_000, 2_000] {
             nesting.begin("t", 0);
             assert_eq!(nesting.place(1, now, of("t")), now);
@@ -111,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_statement_comes_before_what_its_triggers_did() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         nesting.begin("t", 0);
         for now in [1_000, 2_000] {
             nesting.begin("u", 1);
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn so_at_each_depth() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         for depth in 0..3 {
             nesting.begin("t", depth);
         }
@@ -141,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_a_statement_called_before_it_had_its_rows_comes_before_it() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         nesting.begin("t", 1);
         assert_eq!(nesting.place(2, 1_000, of("t")), 1_000);
         nesting.end(1);
@@ -151,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_a_foreign_key_did_stays_where_it_happened() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         nesting.begin("parents", 0);
         nesting.begin("children", 1);
         assert_eq!(nesting.place(2, 1_000, of("children")), 1_000);
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn copy_and_truncate_inside_a_trigger_are_not_taken_for_the_statement() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         nesting.begin("t", 0);
         assert_eq!(nesting.place(2, 1_000, of("t")), 1_000);
         assert_eq!(nesting.place(2, 2_000, of("t")), 2_000);
@@ -171,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_forgotten() {
-        let mut nesting = Named(Vec::new());
+        let mut nesting = empty();
         for depth in 0..3 {
             nesting.begin("t", depth);
         }

@@ -3,7 +3,6 @@
 use std::ffi::c_void;
 use std::sync::OnceLock;
 
-use pgrx::PgList;
 use pgrx::pg_sys::{self, CmdType, TriggerData};
 
 unsafe extern "C-unwind" {
@@ -50,11 +49,13 @@ impl Query {
                     _ => true,
                 };
             // Of all tables in a statement, those that it changes have this lock.
-            let changes = |entry: &*mut pg_sys::RangeTblEntry| {
-                (**entry).relid == table && (**entry).rellockmode == pg_sys::RowExclusiveLock as i32
+            let changes = |entry: &pg_sys::ListCell| {
+                let entry = entry.ptr_value.cast::<pg_sys::RangeTblEntry>();
+                (*entry).relid == table && (*entry).rellockmode == pg_sys::RowExclusiveLock as i32
             };
-            let entries = PgList::<pg_sys::RangeTblEntry>::from_pg((*plan).rtable);
-            same_kind && entries.iter_ptr().any(|entry| changes(&entry))
+            let entries = &*(*plan).rtable;
+            let entries = std::slice::from_raw_parts(entries.elements, entries.length as usize);
+            same_kind && entries.iter().any(changes)
         }
     }
 }
