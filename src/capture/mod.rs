@@ -54,12 +54,13 @@ struct Statement {
 
 impl Statement {
     fn new(plan: Rc<Plan>, trigger: Option<&pg_sys::TriggerData>) -> Statement {
+        let lsn = nesting::place(trigger);
         if plan.config.transactions {
-            transaction::begin(&plan, trigger);
+            transaction::begin(&plan, lsn);
         }
         Statement {
             plan,
-            lsn: nesting::place(trigger),
+            lsn,
             salt: queue::salt(),
             body: BODY.take(),
             stored: 0,

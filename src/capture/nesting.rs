@@ -65,6 +65,11 @@ impl<Q: Copy> Nesting<Q> {
         }
         place
     }
+
+    /// A place in front of this one, the last that was taken, and of those that the statements around it may take.
+    fn in_front(&self, place: u64) -> u64 {
+        place - GAP * (self.0.len() as u64 + 1)
+    }
 }
 
 thread_local! {
@@ -86,6 +91,11 @@ pub fn watch() {
 pub fn place(trigger: Option<&TriggerData>) -> u64 {
     let fires = |query: Query| trigger.is_some_and(|trigger| query.fires(trigger));
     NESTING.with_borrow_mut(|nesting| nesting.place(finish::depth(), pg::wal_insert_position(), fires))
+}
+
+/// A place in front of this one, which was taken just now, and of those that the statements around it may take.
+pub fn in_front(place: u64) -> u64 {
+    NESTING.with_borrow(|nesting| nesting.in_front(place))
 }
 
 #[cfg(test)]
@@ -139,6 +149,22 @@ mod tests {
             place
         });
         assert_eq!(places, [1_000, 984, 968]);
+    }
+
+    #[test]
+    fn a_transaction_begins_in_front_of_all_that_may_come() {
+        let mut nesting = empty();
+        for depth in 0..3 {
+            nesting.begin("t", depth);
+        }
+        let first = nesting.place(3, 1_000, of("t"));
+        let begin = nesting.in_front(first);
+        nesting.end(2);
+        let second = nesting.place(2, 2_000, of("t"));
+        let other_begin = nesting.in_front(second);
+        nesting.end(1);
+        let third = nesting.place(1, 3_000, of("t"));
+        assert!(begin < third && other_begin < third && third < second && second < first);
     }
 
     #[test]

@@ -23,15 +23,15 @@ thread_local! {
     static REGISTERED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Stores the begin before the first change of this transaction that goes this way.
-pub fn begin(plan: &Rc<Plan>, trigger: Option<&pg_sys::TriggerData>) {
+/// Stores the begin before the first change of this transaction that goes this way, which has the place `first`.
+pub fn begin(plan: &Rc<Plan>, first: u64) {
     fn way(plan: &Plan) -> (Format, &str, &str) {
         (plan.head.format, &plan.head.prefix, &plan.config.connection)
     }
     if BEGUN.with_borrow(|begun| begun.iter().any(|one| way(&one.plan) == way(plan))) {
         return;
     }
-    store(plan, Op::Begin, nesting::place(trigger));
+    store(plan, Op::Begin, nesting::in_front(first));
     let subtransaction = pg::subtransaction();
     BEGUN.with_borrow_mut(|begun| {
         begun.push(Begun {
