@@ -53,9 +53,11 @@ impl Query {
                 let entry = entry.ptr_value.cast::<pg_sys::RangeTblEntry>();
                 (*entry).relid == table && (*entry).rellockmode == pg_sys::RowExclusiveLock as i32
             };
-            let entries = &*(*plan).rtable;
-            let entries = std::slice::from_raw_parts(entries.elements, entries.length as usize);
-            same_kind && entries.iter().any(changes)
+            let entries = (*plan)
+                .rtable
+                .as_ref()
+                .map(|list| std::slice::from_raw_parts(list.elements, list.length as usize));
+            same_kind && entries.is_some_and(|entries| entries.iter().any(changes))
         }
     }
 }
