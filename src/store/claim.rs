@@ -111,7 +111,9 @@ pub(super) fn claim(
                     seen.snapshot = columns.text(SNAPSHOT).map(|snapshot| Snapshot::parse(&snapshot));
                 }
                 let id = columns.value(ID).unwrap_or(0);
-                let turn = columns.value(DELIVER_AT).map(|deliver_at| Turn { deliver_at, id });
+                // No arithmetic on -infinity, which a row has that no trigger has seen.
+                let finite = columns.value(DELIVER_AT).filter(|at| *at != i64::MIN);
+                let turn = finite.map(|deliver_at| Turn { deliver_at, id });
                 if columns.value(XMAX) == Some(0) {
                     let row = read_row(&columns, &connection);
                     bytes += row.message.cost();
