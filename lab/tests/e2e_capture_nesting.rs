@@ -110,6 +110,38 @@ fn what_a_trigger_in_front_of_the_row_changes_is_told_in_front_of_it() {
     same(&lab, &Rebuilt::read(&lab, STREAM), "t");
 }
 
+#[test]
+fn so_with_copy() {
+    let lab = with(&format!(
+        "{}{}",
+        trigger(
+            "replaces",
+            "before insert",
+            "row",
+            "begin delete from t where id = new.id; return new; end",
+        ),
+        trigger(
+            "again",
+            "after insert",
+            "row",
+            "begin update t set v = v || ' again' where id = new.id; return null; end",
+        )
+    ));
+    let mut client = lab.postgres.client(DATABASE).unwrap();
+    let mut copy = |rows: &str| -> anyhow::Result<()> {
+        let mut to = client.copy_in("copy t from stdin")?;
+        std::io::Write::write_all(&mut to, rows.as_bytes())?;
+        to.finish()?;
+        Ok(())
+    };
+    copy("1\tone\n2\ttwo\n").unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U2");
+    copy("2\ttwo\n3\tthree\nno number\n").unwrap_err();
+    copy("2\ttoo\n3\tthree\n").unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1 U2 D2 I2 I3 U2 U3");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
 /// The trigger on `parents` changes a child that the foreign key deletes afterwards.
 #[test]
 fn what_a_foreign_key_does_is_told_where_it_happened() {

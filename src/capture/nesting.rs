@@ -48,8 +48,8 @@ impl<Q: Copy> Nesting<Q> {
     }
 
     /// The place of what is captured while `depth` triggers run, where `now` is the end of the log. `fires` tells whether
-    /// that belongs to this statement itself.
-    fn place(&mut self, depth: i32, now: u64, fires: impl Fn(Q) -> bool) -> u64 {
+    /// that belongs to this statement itself, `done` whether all rows of this one are changed.
+    fn place(&mut self, depth: i32, now: u64, fires: impl Fn(Q) -> bool, done: impl Fn(Q) -> bool) -> u64 {
         let belongs = |one: &Finishing<Q>| one.depth + 1 == depth && fires(one.query);
         let own = self.0.iter().rposition(belongs).map(|at| self.0.split_at_mut(at));
         let (outer, place) = match own {
@@ -60,7 +60,7 @@ impl<Q: Copy> Nesting<Q> {
             }
             _ => (&mut self.0[..], now),
         };
-        for one in outer {
+        for one in outer.iter_mut().filter(|one| done(one.query)) {
             one.first = Some(one.first.map_or(place, |first| first.min(place)));
         }
         place
@@ -90,7 +90,9 @@ pub fn watch() {
 /// next that sees its effects, in whatever session, because what is captured is itself logged.
 pub fn place(trigger: Option<&TriggerData>) -> u64 {
     let fires = |query: Query| trigger.is_some_and(|trigger| query.fires(trigger));
-    NESTING.with_borrow_mut(|nesting| nesting.place(finish::depth(), pg::wal_insert_position(), fires))
+    NESTING.with_borrow_mut(|nesting| {
+        nesting.place(finish::depth(), pg::wal_insert_position(), fires, Query::has_its_rows)
+    })
 }
 
 /// A place in front of this one, which was taken just now, and of those that the statements around it may take.
@@ -110,15 +112,19 @@ mod tests {
         move |query| query == table
     }
 
+    fn done(query: &'static str) -> bool {
+        query != "copy reads rows"
+    }
+
     #[test]
     fn statements_one_after_the_other_take_places_as_they_come() {
         let mut nesting = empty();
         for now in [1_000, 2_000] {
             nesting.begin("t", 0);
-            assert_eq!(nesting.place(1, now, of("t")), now);
+            assert_eq!(nesting.place(1, now, of("t"), done), now);
             nesting.end(0);
         }
-        assert_eq!(nesting.place(1, 3_000, of("t")), 3_000, "COPY");
+        assert_eq!(nesting.place(1, 3_000, of("t"), done), 3_000, "COPY");
     }
 
     #[test]
@@ -127,14 +133,14 @@ mod tests {
         nesting.begin("t", 0);
         for now in [1_000, 2_000] {
             nesting.begin("u", 1);
-            assert_eq!(nesting.place(2, now, of("u")), now);
+            assert_eq!(nesting.place(2, now, of("u"), done), now);
             nesting.end(1);
         }
-        let of_two_triggers = [3_000, 4_000].map(|now| nesting.place(1, now, of("t")));
+        let of_two_triggers = [3_000, 4_000].map(|now| nesting.place(1, now, of("t"), done));
         assert_eq!(of_two_triggers, [984, 985]);
         nesting.end(0);
         nesting.begin("t", 0);
-        assert_eq!(nesting.place(1, 5_000, of("t")), 5_000);
+        assert_eq!(nesting.place(1, 5_000, of("t"), done), 5_000);
     }
 
     #[test]
@@ -144,7 +150,7 @@ mod tests {
             nesting.begin("t", depth);
         }
         let places = [(3, 1_000), (2, 2_000), (1, 3_000)].map(|(depth, now)| {
-            let place = nesting.place(depth, now, of("t"));
+            let place = nesting.place(depth, now, of("t"), done);
             nesting.end(depth - 1);
             place
         });
@@ -157,13 +163,13 @@ mod tests {
         for depth in 0..3 {
             nesting.begin("t", depth);
         }
-        let first = nesting.place(3, 1_000, of("t"));
+        let first = nesting.place(3, 1_000, of("t"), done);
         let begin = nesting.in_front(first);
         nesting.end(2);
-        let second = nesting.place(2, 2_000, of("t"));
+        let second = nesting.place(2, 2_000, of("t"), done);
         let other_begin = nesting.in_front(second);
         nesting.end(1);
-        let third = nesting.place(1, 3_000, of("t"));
+        let third = nesting.place(1, 3_000, of("t"), done);
         assert!(begin < third && other_begin < third && third < second && second < first);
     }
 
@@ -171,10 +177,10 @@ mod tests {
     fn what_a_statement_called_before_it_had_its_rows_comes_before_it() {
         let mut nesting = empty();
         nesting.begin("t", 1);
-        assert_eq!(nesting.place(2, 1_000, of("t")), 1_000);
+        assert_eq!(nesting.place(2, 1_000, of("t"), done), 1_000);
         nesting.end(1);
         nesting.begin("t", 0);
-        assert_eq!(nesting.place(1, 2_000, of("t")), 2_000);
+        assert_eq!(nesting.place(1, 2_000, of("t"), done), 2_000);
     }
 
     #[test]
@@ -182,19 +188,31 @@ mod tests {
         let mut nesting = empty();
         nesting.begin("parents", 0);
         nesting.begin("children", 1);
-        assert_eq!(nesting.place(2, 1_000, of("children")), 1_000);
+        assert_eq!(nesting.place(2, 1_000, of("children"), done), 1_000);
         nesting.end(1);
-        assert_eq!(nesting.place(1, 2_000, of("children")), 2_000);
-        assert_eq!(nesting.place(1, 3_000, of("parents")), 984);
+        assert_eq!(nesting.place(1, 2_000, of("children"), done), 2_000);
+        assert_eq!(nesting.place(1, 3_000, of("parents"), done), 984);
     }
 
     #[test]
-    fn copy_and_truncate_inside_a_trigger_are_not_taken_for_the_statement() {
+    fn what_is_done_while_copy_reads_rows_comes_before_it() {
         let mut nesting = empty();
         nesting.begin("t", 0);
-        assert_eq!(nesting.place(2, 1_000, of("t")), 1_000);
-        assert_eq!(nesting.place(2, 2_000, of("t")), 2_000);
-        assert_eq!(nesting.place(1, 3_000, of("t")), 984);
+        nesting.begin("copy reads rows", 1);
+        nesting.begin("t", 2);
+        assert_eq!(nesting.place(3, 1_000, of("t"), done), 1_000);
+        nesting.end(2);
+        assert_eq!(nesting.place(2, 2_000, of("copy reads rows"), done), 2_000);
+        assert_eq!(nesting.place(1, 3_000, of("t"), done), 984);
+    }
+
+    #[test]
+    fn a_truncation_inside_a_trigger_is_not_taken_for_the_statement() {
+        let mut nesting = empty();
+        nesting.begin("t", 0);
+        assert_eq!(nesting.place(2, 1_000, of("t"), done), 1_000);
+        assert_eq!(nesting.place(2, 2_000, of("t"), done), 2_000);
+        assert_eq!(nesting.place(1, 3_000, of("t"), done), 984);
     }
 
     #[test]
@@ -204,7 +222,7 @@ mod tests {
             nesting.begin("t", depth);
         }
         nesting.end(1);
-        assert_eq!(nesting.place(1, 1_000, of("t")), 1_000);
+        assert_eq!(nesting.place(1, 1_000, of("t"), done), 1_000);
         nesting.end(0);
         assert!(nesting.0.is_empty());
     }

@@ -1,6 +1,6 @@
-//! When the triggers after a statement are called.
+//! When the triggers after a statement are called: hooks on the end of statements, and on COPY.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
 use pgrx::pg_sys::{self, CmdType, TriggerData};
@@ -9,6 +9,8 @@ unsafe extern "C-unwind" {
     // Declared here because pgrx's own wrappers catch an ERROR and raise another with less in it.
     fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
     fn pg_trigger_depth(call: *mut c_void) -> usize;
+    // And because these are compared, not called.
+    fn CopyFromErrorCallback(of: *mut c_void);
 }
 
 /// What [`watch`] tells.
@@ -30,20 +32,28 @@ pub enum Event {
 
 /// A statement whose triggers are called, until [`Event::End`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Query(pub(super) *mut pg_sys::QueryDesc);
+pub enum Query {
+    /// One that the executor runs.
+    Planned(*mut pg_sys::QueryDesc),
+    /// COPY into a table, and what told of errors when it began.
+    Copy(*mut pg_sys::ErrorContextCallback),
+}
 
 impl Query {
     /// Whether the trigger is called for what the statement itself did to its table, and not for what a foreign key did
     /// there afterwards.
     pub fn fires(self, trigger: &TriggerData) -> bool {
+        let event = trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK;
+        let Query::Planned(query) = self else {
+            return event == pg_sys::TRIGGER_EVENT_INSERT;
+        };
         // SAFETY: the statement has not ended, and what it is made of is not changed until then; the trigger's relation is
         // open.
         unsafe {
             let table = (*trigger.tg_relation).rd_id;
-            let plan = (*self.0).plannedstmt;
-            let event = trigger.tg_event & pg_sys::TRIGGER_EVENT_OPMASK;
+            let plan = (*query).plannedstmt;
             let same_kind = (*plan).hasModifyingCTE
-                || match (*self.0).operation {
+                || match (*query).operation {
                     CmdType::CMD_UPDATE => event == pg_sys::TRIGGER_EVENT_UPDATE,
                     CmdType::CMD_DELETE => event == pg_sys::TRIGGER_EVENT_DELETE,
                     _ => true,
@@ -60,21 +70,51 @@ impl Query {
             same_kind && entries.is_some_and(|entries| entries.iter().any(changes))
         }
     }
+
+    /// Whether its rows are all changed. While COPY reads rows, it tells which one an error is about.
+    pub fn has_its_rows(self) -> bool {
+        let Query::Copy(outside) = self else {
+            return true;
+        };
+        let reads = CopyFromErrorCallback as *const () as usize;
+        // SAFETY: each entry stands on the stack of a function that has not returned.
+        unsafe {
+            let mut told = pg_sys::error_context_stack;
+            while let Some(entry) = told.as_ref() {
+                if entry.previous == outside {
+                    return entry.callback.map(|callback| callback as *const () as usize) != Some(reads);
+                }
+                told = entry.previous;
+            }
+        }
+        true
+    }
 }
 
 type Hook = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc);
 
-/// Who is told, and the hook that was there before.
-static WATCH: OnceLock<(fn(Event), Option<Hook>)> = OnceLock::new();
+/// Who is told, and the hooks that were there before.
+struct Watch {
+    tell: fn(Event),
+    finish: Option<Hook>,
+    utility: pg_sys::ProcessUtility_hook_type,
+}
 
-/// Calls `tell` from now on, which must not raise an ERROR. COPY, TRUNCATE and what a subscription applies are no
-/// statements in this sense.
+static WATCH: OnceLock<Watch> = OnceLock::new();
+
+/// Calls `tell` from now on, which must not raise an ERROR. TRUNCATE and what a subscription applies are no statements in
+/// this sense.
 pub fn watch(tell: fn(Event)) {
     // SAFETY: called while the library is loaded, once; callbacks stay registered for the life of the process.
     unsafe {
-        let previous = pg_sys::ExecutorFinish_hook;
-        if WATCH.set((tell, previous)).is_ok() {
+        let before = Watch {
+            tell,
+            finish: pg_sys::ExecutorFinish_hook,
+            utility: pg_sys::ProcessUtility_hook,
+        };
+        if WATCH.set(before).is_ok() {
             pg_sys::ExecutorFinish_hook = Some(finish);
+            pg_sys::ProcessUtility_hook = Some(utility);
             pg_sys::RegisterXactCallback(Some(transaction_ends), std::ptr::null_mut());
             pg_sys::RegisterSubXactCallback(Some(subtransaction_ends), std::ptr::null_mut());
         }
@@ -88,8 +128,8 @@ pub fn depth() -> i32 {
 }
 
 fn tell(event: Event) {
-    if let Some((tell, _)) = WATCH.get() {
-        tell(event);
+    if let Some(watch) = WATCH.get() {
+        (watch.tell)(event);
     }
 }
 
@@ -99,12 +139,12 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     let writes = unsafe { (*query).operation != CmdType::CMD_SELECT || (*(*query).plannedstmt).hasModifyingCTE };
     let depth = depth();
     if writes {
-        let query = Query(query);
+        let query = Query::Planned(query);
         tell(Event::Begin { query, depth });
     }
     // SAFETY: the query is handed on as it came, once.
     unsafe {
-        match WATCH.get().and_then(|(_, previous)| *previous) {
+        match WATCH.get().and_then(|watch| watch.finish) {
             Some(previous) => previous(query),
             None => standard_ExecutorFinish(query),
         }
@@ -113,6 +153,66 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
         tell(Event::End { depth });
     }
 }
+
+macro_rules! utility {
+    ($($tree:ident: $kind:ty)?) => {
+        unsafe extern "C-unwind" {
+            fn standard_ProcessUtility(
+                statement: *mut pg_sys::PlannedStmt,
+                text: *const c_char,
+                $($tree: $kind,)?
+                context: pg_sys::ProcessUtilityContext::Type,
+                parameters: pg_sys::ParamListInfo,
+                environment: *mut pg_sys::QueryEnvironment,
+                receiver: *mut pg_sys::DestReceiver,
+                completion: *mut pg_sys::QueryCompletion,
+            );
+        }
+
+        /// As [`finish`].
+        unsafe extern "C-unwind" fn utility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            $($tree: $kind,)?
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            receiver: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        ) {
+            // SAFETY: PostgreSQL gives a statement; its tag says what it is.
+            let copies = unsafe {
+                let statement = (*statement).utilityStmt;
+                (*statement).type_ == pg_sys::NodeTag::T_CopyStmt && (*statement.cast::<pg_sys::CopyStmt>()).is_from
+            };
+            let depth = depth();
+            if copies {
+                // SAFETY: reads a variable of this process.
+                let query = Query::Copy(unsafe { pg_sys::error_context_stack });
+                tell(Event::Begin { query, depth });
+            }
+            let previous = WATCH.get().and_then(|watch| watch.utility);
+            // SAFETY: the statement is handed on as it came, once.
+            unsafe {
+                match previous {
+                    Some(previous) => {
+                        previous(statement, text, $($tree,)? context, parameters, environment, receiver, completion);
+                    }
+                    None => standard_ProcessUtility(
+                        statement, text, $($tree,)? context, parameters, environment, receiver, completion,
+                    ),
+                }
+            }
+            if copies {
+                tell(Event::End { depth });
+            }
+        }
+    };
+}
+#[cfg(feature = "pg13")]
+utility!();
+#[cfg(not(feature = "pg13"))]
+utility!(read_only_tree: bool);
 
 unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, _: *mut c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
