@@ -134,7 +134,7 @@ impl Worker {
                 config::rejoin(std::mem::take(&mut claimed.rejoin))?;
             }
             if !exhausted {
-                self.lanes[number].due.goes_on(&look, last, Instant::now(), poll);
+                self.lanes[number].due.goes_on(&look, last, Instant::now());
                 return Ok(());
             }
             wait = self.next_due(number, &look)?;
