@@ -9,7 +9,7 @@ unsafe extern "C-unwind" {
     // Declared here because pgrx's own wrappers catch an ERROR and raise another with less in it.
     fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
     fn pg_trigger_depth(call: *mut c_void) -> usize;
-    // And because these are compared, not called.
+    // Compared, not called.
     fn CopyFromErrorCallback(of: *mut c_void);
 }
 
