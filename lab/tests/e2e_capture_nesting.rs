@@ -57,6 +57,21 @@ fn so_is_what_a_trigger_of_the_statement_changes_whatever_its_name() {
     same(&lab, &Rebuilt::read(&lab, STREAM), "t");
 }
 
+/// Also where a trigger in front of the row has filled it.
+#[test]
+fn what_a_trigger_behind_the_capture_changes_is_told_behind() {
+    let lab = with(
+        "create function again() returns trigger language plpgsql as
+             $$ begin update t set v = 'again' where v = 'once'; return null; end $$;
+         create trigger z_again after insert on t for each statement execute function again();
+         create function fills() returns trigger language plpgsql as $$ begin new.v := coalesce(new.v, 'filled'); return new; end $$;
+         create trigger fills before insert on t for each row execute function fills()",
+    );
+    lab.sql("insert into t values (1, 'once'), (2, null)").unwrap();
+    assert_eq!(told(&lab), "R I1 I2 U1");
+    same(&lab, &Rebuilt::read(&lab, STREAM), "t");
+}
+
 #[test]
 fn triggers_call_triggers_and_some_of_them_fail() {
     let deeper = "begin

@@ -172,3 +172,28 @@ fn servers_that_come_and_go_at_random_leave_one_copy_of_each() {
     worker(&lab);
     exactly_once(&lab, "S", committed);
 }
+
+/// As many messages in flight as there may be, and none of them acknowledged: there is nothing to be done.
+#[test]
+fn a_full_window_is_waited_for_in_peace() {
+    let lab = lab(&[("pg_jetstream.max_in_flight", "10"), ("pg_jetstream.batch_size", "10")]);
+    lab.sql(&insert("s.first", 1, 1)).unwrap();
+    drained(&lab, SOON);
+    lab.nats.pause().unwrap();
+    lab.sql(&insert("s.more", 2, 1_000)).unwrap();
+    // Longer than the interval at which it looks without being asked.
+    std::thread::sleep(Duration::from_millis(1_500));
+    let cycles = || -> i64 {
+        lab.value("select cycles from jetstream.status()")
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let before = cycles();
+    std::thread::sleep(Duration::from_secs(1));
+    let more = cycles() - before;
+    lab.nats.resume().unwrap();
+    drained(&lab, LATER);
+    assert!(more < 50, "{more} cycles in a second");
+    exactly_once(&lab, "S", 1..=1_000);
+}

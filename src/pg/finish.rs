@@ -91,12 +91,10 @@ impl Query {
     }
 }
 
-type Hook = unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc);
-
 /// Who is told, and the hooks that were there before.
 struct Watch {
     tell: fn(Event),
-    finish: Option<Hook>,
+    finish: pg_sys::ExecutorFinish_hook_type,
     utility: pg_sys::ProcessUtility_hook_type,
 }
 

@@ -113,6 +113,8 @@ impl Worker {
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
         if !self.has_room(number) {
+            // When there is room is not a matter of time: a look that is over time must not keep this busy until then.
+            self.lanes[number].due.soon();
             self.lanes[number].more = true;
             return Ok(());
         }

@@ -44,6 +44,12 @@ struct Room {
     bytes: usize,
 }
 
+impl Room {
+    fn is_none(&self) -> bool {
+        self.messages == 0 || self.bytes == 0
+    }
+}
+
 impl Worker {
     /// Runs one claim within the room there is, admitting what may go; true if it saw all there is.
     pub(super) fn visit(
@@ -55,7 +61,7 @@ impl Worker {
     ) -> SpiResult<bool> {
         let mut room = self.room(number);
         let (wanted, bytes) = (room.messages, room.bytes);
-        if room.messages == 0 || room.bytes == 0 {
+        if room.is_none() {
             self.lanes[number].more = true;
             return Ok(false);
         }
@@ -121,7 +127,7 @@ impl Worker {
                     delayed,
                 },
             );
-            if room.messages == 0 || room.bytes == 0 {
+            if room.is_none() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -161,8 +167,7 @@ impl Worker {
 
     /// Whether a claim may take a message.
     pub(super) fn has_room(&self, number: usize) -> bool {
-        let room = self.room(number);
-        room.messages > 0 && room.bytes > 0
+        !self.room(number).is_none()
     }
 
     /// Bytes each connection may have in flight: what waits for one that is down must leave room for the others.
