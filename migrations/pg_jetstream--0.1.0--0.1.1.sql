@@ -7,6 +7,8 @@ create index history_outbox_id on jetstream.history using brin (outbox_id)
     with (pages_per_range = 128, autosummarize = on);
 comment on index jetstream.history_outbox_id is 'What became of one message; by block ranges, as ids come nearly in order: a tree would cost a third of the insert';
 
+drop index jetstream.outbox_txid;
+
 create or replace view jetstream.outbox_summary as
 select connection, subject,
        count(*) as owed,

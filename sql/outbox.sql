@@ -48,9 +48,7 @@ comment on column jetstream.outbox.created_at is 'When it was inserted; of a cap
 -- Without a condition, which each insert would read and plan anew: rows to be sent at once are those whose deliver_at is
 -- null, in the order of their ids.
 create index outbox_due on jetstream.outbox (connection, deliver_at, id);
-create index outbox_txid on jetstream.outbox (txid);
 create index outbox_key on jetstream.outbox (connection, key, id) where key is not null;
-comment on index jetstream.outbox_txid is 'Claim of rows whose transaction ended after later ids were claimed';
 comment on index jetstream.outbox_due is 'Claim in insert order where deliver_at is null, otherwise of delayed messages and of further attempts';
 comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key';
 

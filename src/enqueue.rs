@@ -11,7 +11,6 @@ use crate::pg::bulk::Table;
 use crate::pg::enqueue::{self, Call};
 use crate::pg::refuse;
 use crate::pg::row::{Columns, RowTrigger};
-use crate::status::Request;
 use crate::{micros, wake};
 
 /// Columns of the outbox, in the order of sql/outbox.sql.
@@ -182,7 +181,7 @@ fn check_new(new: &Columns, old: Option<&Columns>) {
     }
     check_message(new);
     if old.is_none() {
-        wake::at_commit(Request::Look);
+        wake::inserted(new.value(column::ID).unwrap_or_default());
     }
 }
 

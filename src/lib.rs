@@ -19,6 +19,7 @@ mod launcher;
 mod log;
 mod message;
 mod micros;
+mod notes;
 mod order;
 mod pg;
 mod relay;

@@ -55,6 +55,8 @@ pub enum End {
         /// `synchronous_commit` is not off.
         synchronous: bool,
     },
+    /// It is about to be prepared for a commit in two phases.
+    Preparing,
     /// It has committed, and others see it.
     Committed,
     /// It has aborted or was prepared for a commit in two phases.
@@ -74,6 +76,7 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, cal
     let synchronous = unsafe { pg_sys::synchronous_commit } > 0;
     let end = match event {
         XACT_EVENT_PRE_COMMIT => End::Committing { synchronous },
+        XACT_EVENT_PRE_PREPARE => End::Preparing,
         XACT_EVENT_COMMIT => End::Committed,
         XACT_EVENT_ABORT | XACT_EVENT_PREPARE => End::AbortedOrPrepared,
         _ => return,

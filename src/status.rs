@@ -10,6 +10,7 @@ use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
 
 use crate::latency::Histogram;
 use crate::message::LinkState;
+use crate::notes::Ring;
 use crate::pg;
 
 /// Most databases one cluster can list.
@@ -169,12 +170,17 @@ impl Default for Synchronous {
 // SAFETY: atomics only.
 unsafe impl PGRXSharedMemory for Synchronous {}
 
+// SAFETY: atomics only.
+unsafe impl PGRXSharedMemory for Ring {}
+
 // SAFETY: the names are this extension's own.
 static SLOTS: PgLwLock<Slots> = unsafe { PgLwLock::new(c"pg_jetstream slots") };
 // SAFETY: as above.
 static WAKES: PgAtomic<WakeTable> = unsafe { PgAtomic::new(c"pg_jetstream wakes") };
 // SAFETY: as above.
 static SYNCHRONOUS: PgAtomic<Synchronous> = unsafe { PgAtomic::new(c"pg_jetstream synchronous commits") };
+// SAFETY: as above.
+static NOTES: PgAtomic<Ring> = unsafe { PgAtomic::new(c"pg_jetstream notes") };
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
 /// Asks for shared memory; only while `shared_preload_libraries` is processed.
@@ -182,6 +188,7 @@ pub fn init() {
     pg_shmem_init!(SLOTS);
     pg_shmem_init!(WAKES);
     pg_shmem_init!(SYNCHRONOUS);
+    pg_shmem_init!(NOTES);
     PRELOADED.store(true, Ordering::Relaxed);
 }
 
@@ -271,6 +278,11 @@ pub fn wake(database: u32, request: Request) -> bool {
 /// Says that a transaction's commit will be on disk before anybody sees it. To be called before it commits.
 pub fn note_synchronous(xid: u64) {
     SYNCHRONOUS.get().0[xid as usize % REMEMBERED].store(xid, Ordering::Release);
+}
+
+/// What transactions have inserted; only where the library was [`preloaded`].
+pub fn notes() -> &'static Ring {
+    NOTES.get()
 }
 
 /// Whether that was said of a transaction, and is remembered.

@@ -13,10 +13,11 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 
 use crate::guc::Settings;
 use crate::message::Message;
+use crate::notes::Span;
 use crate::snapshot::Snapshot;
 use claim::claim;
 pub use claim::{Found, Seen, Turn, Visit};
-use statements::{LATE_AT_ONCE, Statements};
+use statements::Statements;
 pub use stored::Record;
 
 /// SPI failed in a way that is not an ERROR of its own: a defect of this module.
@@ -60,27 +61,10 @@ impl Store {
         claim(self, |s| &s.insert_order, &[lane.into(), cursor.into()], lane, limit)
     }
 
-    /// Claims the rows up to `cursor` of transactions that have ended since, in insert order; from an earlier such
-    /// claim that was not exhausted, `after` is the last id it has visited.
-    pub fn claim_late(
-        &mut self,
-        lane: &str,
-        cursor: i64,
-        xids: &[u64],
-        after: Option<i64>,
-        mut limit: Visit<'_>,
-    ) -> Result<Seen> {
-        let mut args = vec![lane.into(), cursor.into(), xid_array(xids).into()];
-        match after {
-            Some(id) => {
-                args.push(id.into());
-                claim(self, |s| &s.late_from, &args, lane, limit)
-            }
-            None => {
-                limit.most = limit.most.min(LATE_AT_ONCE);
-                claim(self, |s| &s.late, &args, lane, limit)
-            }
-        }
+    /// Claims, in insert order, the rows of these transactions within a span of ids.
+    pub fn claim_late(&mut self, lane: &str, span: Span, xids: &[u64], limit: Visit<'_>) -> Result<Seen> {
+        let args = [lane.into(), span.low.into(), span.high.into(), xid_array(xids).into()];
+        claim(self, |s| &s.late, &args, lane, limit)
     }
 
     /// Claims rows whose `deliver_at` has come, behind `after` or all, except those in flight.

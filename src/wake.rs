@@ -1,12 +1,14 @@
-//! From a commit to the worker's latch. A statement trigger asks for a wake; the nudge happens after the commit, so that
-//! the worker sees the rows.
+//! From a commit to the worker: a note of what the transaction has inserted, left before the commit, and a nudge of the
+//! worker's latch after it, so that the worker sees the rows.
 
 use std::cell::Cell;
 
+use crate::notes::Span;
 use crate::pg::{self, End};
 use crate::status::{self, Request};
 
 thread_local! {
+    static INSERTED: Cell<Option<Span>> = const { Cell::new(None) };
     static ASKED: Cell<Option<Request>> = const { Cell::new(None) };
     static IGNORED: Cell<bool> = const { Cell::new(false) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -25,7 +27,7 @@ pub fn is_worker() -> bool {
 /// Wakes the worker of this database when the current transaction commits. Prepared transactions are found by the
 /// worker's poll instead.
 pub fn at_commit(request: Request) {
-    if !status::preloaded() || IGNORED.get() {
+    if is_unheard() {
         return;
     }
     if !REGISTERED.replace(true) {
@@ -36,19 +38,52 @@ pub fn at_commit(request: Request) {
     }
 }
 
+/// Whether this process's transactions concern no worker.
+fn is_unheard() -> bool {
+    !status::preloaded() || IGNORED.get()
+}
+
+/// A message of this id is inserted: the worker is told of it, and woken when the current transaction commits.
+pub fn inserted(id: i64) {
+    at_commit(Request::Look);
+    if is_unheard() {
+        return;
+    }
+    let mut span = INSERTED.get().unwrap_or(Span::of(id));
+    if !span.join(Span::of(id)) {
+        note();
+        span = Span::of(id);
+    }
+    INSERTED.set(Some(span));
+}
+
+/// Notes what was inserted since the last note.
+fn note() {
+    if let Some(span) = INSERTED.take() {
+        // Whoever has inserted has an id; of a transaction that has none, nothing will ever be visible.
+        if let Some(xid) = pg::own_xid() {
+            status::notes().push(xid, span);
+        }
+    }
+}
+
 fn ended(end: End) {
     match end {
-        End::Committing { synchronous: true } if ASKED.get().is_some() => {
-            if let Some(xid) = pg::own_xid() {
+        End::Committing { synchronous } => {
+            note();
+            if let (true, true, Some(xid)) = (synchronous, ASKED.get().is_some(), pg::own_xid()) {
                 status::note_synchronous(xid);
             }
         }
-        End::Committing { .. } => {}
+        End::Preparing => note(),
         End::Committed => {
             if let Some(request) = ASKED.take() {
                 status::wake(pg::my_database(), request);
             }
         }
-        End::AbortedOrPrepared => ASKED.set(None),
+        End::AbortedOrPrepared => {
+            ASKED.set(None);
+            INSERTED.set(None);
+        }
     }
 }

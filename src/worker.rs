@@ -8,6 +8,7 @@ mod checkpoint;
 mod claim;
 mod due;
 mod lane;
+mod late;
 mod link;
 mod settle;
 mod upkeep;
@@ -23,9 +24,11 @@ use rustc_hash::FxHashMap;
 use crate::guc::Settings;
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
+use crate::notes::Reader;
 use crate::order::{Keys, MAX_HELD};
 use crate::pg::bulk::Place;
 use crate::relay::{Command, Relay, Report};
+use crate::snapshot::Snapshot;
 use crate::store::{Store, config};
 use crate::{micros, pg, status};
 use begin::must;
@@ -103,6 +106,10 @@ struct Worker {
     /// What the last cycles took on average.
     took: Duration,
     seen_requests: (u32, u32),
+    /// Which ids other transactions have inserted.
+    notes: Reader,
+    /// What had ended when late committers were last looked for.
+    view: Snapshot,
     captured: crate::capture::expand::Seen,
     /// There are more captured changes than one transaction takes.
     more_captured: bool,
@@ -143,6 +150,8 @@ impl Worker {
             close: 0,
             took: Duration::ZERO,
             seen_requests: (u32::MAX, u32::MAX),
+            notes: Reader::new(status::notes(), pg::next_xid),
+            view: Snapshot::default(),
             captured: crate::capture::expand::Seen::default(),
             more_captured: false,
             may_be_captured: false,

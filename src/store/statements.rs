@@ -18,14 +18,10 @@ const COLUMNS: &str = "o.xmax, o.id, o.txid, o.subject, coalesce(o.raw, convert_
     greatest(o.created_at, o.deliver_at), o.webhook, o.unsure_since, \
     o.traceparent, o.deliver_at";
 
-/// Rows of ended transactions that one look takes from the index on `txid`, which does not have them in order.
-pub(super) const LATE_AT_ONCE: usize = 5000;
-
 /// The statements of a cycle, by what they do.
 pub(super) struct Statements {
     pub(super) insert_order: OwnedPreparedStatement,
     pub(super) late: OwnedPreparedStatement,
-    pub(super) late_from: OwnedPreparedStatement,
     pub(super) by_id: OwnedPreparedStatement,
     pub(super) due: OwnedPreparedStatement,
     pub(super) by_key: OwnedPreparedStatement,
@@ -91,24 +87,12 @@ impl Statements {
                 ),
                 &[text, int8],
             )?,
-            // The sums keep the planner from any index but the one on txid: walking another one costs as much as there
-            // are dead rows.
             late: make(
-                claim(
-                    "null::text",
-                    &format!(
-                        "o.connection || '' = $1 and o.id + 0 <= $2 and o.txid = any ($3::xid8[]) \
-                         and (o.deliver_at is null) is true order by o.id + 0 limit {LATE_AT_ONCE}"
-                    ),
-                ),
-                &[text, int8, text],
-            )?,
-            late_from: make(
                 in_lane(
-                    "o.id > $4 and o.id <= $2 and o.txid = any ($3::xid8[]) and o.deliver_at is null \
+                    "o.id between $2 and $3 and o.txid = any ($4::xid8[]) and o.deliver_at is null \
                      order by o.connection, o.deliver_at, o.id",
                 ),
-                &[text, int8, text, int8],
+                &[text, int8, int8, text],
             )?,
             due: make(
                 in_lane(

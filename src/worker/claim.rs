@@ -8,17 +8,21 @@ use pgrx::spi::SpiResult;
 
 use super::Worker;
 use super::due::Look;
-use super::lane::{Lane, Late};
+use super::lane::Lane;
+use super::late::Late;
 use super::visit::Reached;
 use crate::message::Message;
 use crate::order::{End, Key, Lane as Way, MAX_PER_KEY};
 use crate::pg;
 use crate::relay::Command;
 use crate::snapshot::Snapshot;
+use crate::status;
 use crate::store::{Found, Visit, config};
 
 /// Most keys claimed one by one in a transaction.
 const KEYS_AT_ONCE: usize = 100;
+/// How long one transaction walks over ids for late committers, about.
+const LATE_AT_ONCE: Duration = Duration::from_millis(20);
 
 /// What one transaction has claimed.
 #[derive(Default)]
@@ -43,6 +47,7 @@ pub(super) fn key_of(message: &Message) -> Option<Key> {
 impl Worker {
     /// Claims for every connection that is up.
     pub(super) fn claim(&mut self, claimed: &mut Claimed) -> SpiResult<()> {
+        self.forget_notes();
         for number in 0..self.lanes.len() {
             if self.lanes[number].ready {
                 self.claim_lane(number, claimed)?;
@@ -78,37 +83,50 @@ impl Worker {
             return Ok(true);
         }
         // A look that goes on keeps its view: what has ended since is not among what it looks for.
-        let Late { view, ended, mut after } = match self.lanes[number].late.take() {
+        let mut late = match self.lanes[number].late.take() {
             Some(late) => late,
             None => {
                 let view = self.store.snapshot()?;
-                let pending = self.lanes[number].pending.iter().copied();
-                let ended = pending.filter(|xid| view.has_ended(*xid)).collect();
-                Late {
-                    view,
-                    ended,
-                    after: None,
-                }
+                // After the view: whoever had ended then has left his notes.
+                self.notes.read(status::notes(), pg::next_xid);
+                let lane = &self.lanes[number];
+                let pending = lane.pending.iter().map(|(xid, above)| (*xid, *above));
+                Late::new(view, pending, &self.notes, lane.cursor)
             }
         };
-        claimed.view = Some(view.clone());
-        if ended.is_empty() {
-            return Ok(true);
+        claimed.view = Some(late.view.clone());
+        let began = Instant::now();
+        while let Some(span) = late.step() {
+            let mut last = None;
+            let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+                let row = &mut |found: Found| {
+                    last = Some(found.id());
+                    (visit.row)(found)
+                };
+                store.claim_late(lane, span, &late.sought, Visit { row, ..visit })
+            })?;
+            let seen = if exhausted { Some(span.high) } else { last };
+            seen.into_iter().for_each(|id| late.seen(id));
+            let lane = &mut self.lanes[number];
+            if !exhausted || began.elapsed() > LATE_AT_ONCE && late.step().is_some() {
+                lane.more = true;
+                lane.late = Some(late);
+                return Ok(false);
+            }
         }
-        let (cursor, from) = (self.lanes[number].cursor, after);
-        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
-            let row = &mut |found: Found| {
-                after = Some(found.id());
-                (visit.row)(found)
-            };
-            store.claim_late(lane, cursor, &ended, from, Visit { row, ..visit })
-        })?;
-        if exhausted {
-            self.lanes[number].pending.retain(|xid| !ended.contains(xid));
-        } else {
-            self.lanes[number].late = Some(Late { view, ended, after });
-        }
-        Ok(exhausted)
+        late.ended.iter().for_each(|xid| {
+            self.lanes[number].pending.remove(xid);
+        });
+        self.view = late.view;
+        Ok(true)
+    }
+
+    /// Forgets notes of transactions that no claim will ask for. To be called before the first claim of a cycle: what the
+    /// last one no longer waited for, one that was rolled back waits for again.
+    fn forget_notes(&mut self) {
+        let lanes = &self.lanes;
+        let wanted = |xid| lanes.iter().any(|lane| lane.pending.contains_key(&xid));
+        self.notes.forget(&self.view, wanted);
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
@@ -228,7 +246,7 @@ impl Worker {
             // This transaction's own id is among them once it has settled something; it inserts nothing.
             let own = pg::own_xid();
             let unfinished = snapshot.unfinished(pg::next_xid()).filter(|xid| Some(*xid) != own);
-            self.lanes[number].pending.extend(unfinished);
+            self.lanes[number].awaits(unfinished, start);
         }
         Ok(())
     }

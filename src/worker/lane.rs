@@ -4,13 +4,13 @@
 //! transaction that was in progress: these are kept in `pending` until one look has seen them ended. What was skipped
 //! because somebody held its lock is found by a sweep, from `low` up.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::checkpoint::Checkpoint;
 use super::due::Due;
-use crate::snapshot::Snapshot;
+use super::late::Late;
 
 /// Claim state of one connection.
 #[derive(Debug, Clone)]
@@ -21,9 +21,10 @@ pub struct Lane {
     pub ready: bool,
     /// Highest id claimed in insert order.
     pub cursor: i64,
-    /// Transactions that were in progress at a claim and may own rows at or below the cursor.
-    pub pending: BTreeSet<u64>,
-    /// Ended transactions whose rows were too many for one claim.
+    /// Transactions that were in progress at a claim and may own rows at or below the cursor; each with an id above
+    /// which all of its own are.
+    pub pending: BTreeMap<u64, i64>,
+    /// A look for late committers that goes on with the next claim.
     pub late: Option<Late>,
     /// Claimed and not settled.
     pub in_flight: usize,
@@ -47,17 +48,6 @@ pub struct Lane {
     candidate: Option<Candidate>,
 }
 
-/// A look at the rows of ended transactions that goes on with the next claim.
-#[derive(Debug, Clone)]
-pub struct Late {
-    /// What had ended when the look began.
-    pub view: Snapshot,
-    /// Of the pending transactions, those that had.
-    pub ended: Vec<u64>,
-    /// Last id visited; `None` if none was.
-    pub after: Option<i64>,
-}
-
 /// An id below which a sweep saw nothing, good as a start once the transactions before `next` have ended.
 #[derive(Debug, Clone, PartialEq)]
 struct Candidate {
@@ -73,7 +63,7 @@ impl Lane {
             name,
             ready: false,
             cursor: 0,
-            pending: BTreeSet::new(),
+            pending: BTreeMap::new(),
             late: None,
             in_flight: 0,
             delayed: 0,
@@ -93,8 +83,16 @@ impl Lane {
     pub fn rewind(&mut self, to: i64) {
         self.cursor = self.cursor.min(to);
         self.low = self.low.min(to);
+        self.pending.values_mut().for_each(|above| *above = (*above).min(to));
         self.candidate = None;
         self.more = true;
+    }
+
+    /// These were in progress at a claim: what they own lies above this id.
+    pub fn awaits(&mut self, xids: impl Iterator<Item = u64>, above: i64) {
+        for xid in xids {
+            self.pending.entry(xid).or_insert(above);
+        }
     }
 
     /// Begins a sweep; `oldest` is the oldest transaction in progress.
