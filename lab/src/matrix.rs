@@ -12,13 +12,14 @@ use crate::{install, second_major};
 
 /// The end-to-end tests that show what differs between versions: the raw calls, snapshots, statements, triggers, a
 /// crash.
-const SMOKE: [&str; 7] = [
+const SMOKE: [&str; 8] = [
     "e2e_publish",
     "e2e_settle",
     "e2e_recovery",
     "e2e_visibility",
     "e2e_capture_statements",
     "e2e_capture_nesting",
+    "e2e_late",
     "e2e_catalog",
 ];
 

@@ -86,7 +86,7 @@ impl Worker {
             if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| is_younger(row.txid, view)) {
                 match way {
                     Way::Insert => {
-                        lane.awaits(std::iter::once(row.txid), id - 1);
+                        lane.awaits(std::iter::once(row.txid), id.saturating_sub(1));
                         lane.more = true;
                         return ControlFlow::Continue(());
                     }

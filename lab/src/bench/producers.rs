@@ -159,7 +159,8 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
     let variants = &VARIANTS[..bench.size.pick(VARIANTS.len(), VARIANTS.len(), PUBLISH + 1)];
     let mut speeds: Vec<Vec<Speed>> = variants.iter().map(|_| Vec::new()).collect();
     let mut beside: Vec<Vec<f64>> = variants.iter().map(|_| Vec::new()).collect();
-    for n in 1..=bench.runs(20, 10, 1) {
+    let (runs, seconds) = runs(bench.size, paused);
+    for n in 1..=bench.runs(runs, runs, runs) {
         // Back and forth, so that what comes after what does not always weigh on the same one.
         let mut order: Vec<_> = variants.iter().enumerate().collect();
         if n % 2 == 0 {
@@ -169,12 +170,12 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
             bench
                 .steps
                 .say(&format!("{}, {clients} clients, run {n}", variant.name));
-            let speed = one(bench, &lab, variant, clients, paused)?;
+            let speed = one(&lab, variant, clients, paused, seconds)?;
             speeds[which].push(speed);
             if let (INSERT | PUBLISH, false, Some(reference)) = (which, paused, variant.reference) {
                 lab.sql("select jetstream.pause()")?;
                 let script = VARIANTS[reference].sql.replace(":body", BODY);
-                let done = beside_a_relay(&lab, &script, clients, seconds(bench), speed.per_second)?;
+                let done = beside_a_relay(&lab, &script, clients, seconds, speed.per_second)?;
                 beside[which].push(done.per_second);
             }
         }
@@ -200,12 +201,17 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
     Ok(table)
 }
 
-/// A machine that is faster in one minute than in the next is in each of many short runs beside each other the same.
-fn seconds(bench: &Bench) -> u32 {
-    bench.size.pick(3, 1, 1)
+/// How many runs, and how many seconds each takes. A machine that is faster in one minute than in the next is the same in
+/// short runs beside each other; a worker that publishes takes a moment until it does so steadily.
+fn runs(size: Size, paused: bool) -> (usize, u32) {
+    if paused {
+        size.pick((20, 2), (10, 1), (1, 1))
+    } else {
+        size.pick((7, 6), (3, 3), (1, 1))
+    }
 }
 
-fn one(bench: &Bench, lab: &Lab, variant: &Variant, clients: usize, paused: bool) -> Result<Speed> {
+fn one(lab: &Lab, variant: &Variant, clients: usize, paused: bool, seconds: u32) -> Result<Speed> {
     lab.sql("select jetstream.pause()")?;
     lab.sql(
         "truncate jetstream.outbox, public.plain, public.plain_indexed, public.bare, public.orders, \
@@ -215,7 +221,7 @@ fn one(bench: &Bench, lab: &Lab, variant: &Variant, clients: usize, paused: bool
         lab.sql("select jetstream.resume()")?;
     }
     let meter = Meter::of_lab(lab)?.start();
-    let done = pgbench(lab, &variant.sql.replace(":body", BODY), clients, seconds(bench))?;
+    let done = pgbench(lab, &variant.sql.replace(":body", BODY), clients, seconds)?;
     let used = meter.stop();
     let backends: BTreeMap<_, _> = used.micros_each(done.transactions);
     Ok(Speed {
