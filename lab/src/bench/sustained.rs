@@ -11,12 +11,20 @@ use super::cpu::Meter;
 use super::ground::{Bench, Watch, recycle_wal};
 use super::report::{Goal, Limit, Report, Row, Table, number, percentile};
 use super::writers::{self, Load};
-use crate::lab::DATABASE;
+use crate::lab::{DATABASE, Lab};
 
 /// Time between two looks at the lag, which a drain does not notice.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How exactly the end of the writers is seen: what is delivered then is divided by the time until then.
 const END_SEEN: Duration = Duration::from_millis(5);
+
+/// A load, and how long the stream remembers message ids, which costs nats-server memory and time; `None`: as long as it
+/// does by default.
+#[derive(Clone, Copy)]
+struct Case {
+    load: Load,
+    window: Option<&'static str>,
+}
 
 const fn load(rate: Option<f64>, each: usize, connections: usize) -> Load {
     let time = Duration::ZERO;
@@ -29,8 +37,12 @@ const fn load(rate: Option<f64>, each: usize, connections: usize) -> Load {
 }
 
 /// The first two are those the goals are about. One message a transaction where the machine can commit so many.
-fn cases(size: Size) -> Vec<Load> {
+fn cases(size: Size) -> Vec<Case> {
     let goals = [load(Some(500.0), 1, 8), load(Some(20_000.0), 10, 20)];
+    let forgetful = Case {
+        load: goals[1],
+        window: Some("10 seconds"),
+    };
     let more: Vec<Load> = match size {
         Size::Full => [1, 20, 100]
             .into_iter()
@@ -46,7 +58,12 @@ fn cases(size: Size) -> Vec<Load> {
         Size::Quick => vec![load(Some(5_000.0), 1, 20), load(None, 1, 20)],
         Size::Tiny => Vec::new(),
     };
-    goals.into_iter().chain(more).collect()
+    let usual = |load| Case { load, window: None };
+    let mut all: Vec<Case> = goals.into_iter().chain(more).map(usual).collect();
+    if size != Size::Tiny {
+        all.insert(goals.len(), forgetful);
+    }
+    all
 }
 
 /// What one run found, by name of the figure.
@@ -61,25 +78,25 @@ pub fn run(bench: &Bench) -> Result<Report> {
         "The disk alone before these runs, once calm or after ten looks: pages of 8 kB, each with an fdatasync",
     );
     let time = bench.size.pick(60, 15, 1);
-    for mut load in cases(bench.size) {
-        load.time = Duration::from_secs(time);
+    for mut case in cases(bench.size) {
+        case.load.time = Duration::from_secs(time);
         let (mut figures, mut micros): (Vec<Figures>, Vec<BTreeMap<&'static str, f64>>) = Default::default();
         let mut disks: Vec<Figures> = Vec::new();
         for n in 1..=bench.runs(3, 1, 1) {
-            bench.steps.say(&format!("{}, run {n}", name(&load)));
-            let (found, used, alone) = one(bench, load)?;
+            bench.steps.say(&format!("{}, run {n}", name(&case)));
+            let (found, used, alone) = one(bench, case)?;
             let text: Vec<String> = found
                 .iter()
                 .map(|(name, value)| format!("{name} {}", number(*value)))
                 .collect();
-            bench.steps.note(&format!("{}: {}", name(&load), text.join(", ")));
+            bench.steps.note(&format!("{}: {}", name(&case), text.join(", ")));
             figures.push(found);
             micros.push(used);
             disks.push(alone);
         }
-        speed.rows.push(row(&load, &figures));
-        disk.rows.push(row(&load, &disks));
-        cpu.rows.push(Row::new(name(&load)).with_cpu(&micros));
+        speed.rows.push(row(&case, &figures));
+        disk.rows.push(row(&case, &disks));
+        cpu.rows.push(Row::new(name(&case)).with_cpu(&micros));
     }
     let goals = goals(&speed);
     Ok(Report {
@@ -88,16 +105,23 @@ pub fn run(bench: &Bench) -> Result<Report> {
     })
 }
 
-fn row(load: &Load, runs: &[Figures]) -> Row {
+fn row(case: &Case, runs: &[Figures]) -> Row {
     let figures = (0..runs[0].len()).map(|column| (runs[0][column].0, runs.iter().map(move |run| run[column].1)));
-    figures.fold(Row::new(name(load)), |row, (name, values)| row.with(name, values))
+    figures.fold(Row::new(name(case)), |row, (name, values)| row.with(name, values))
 }
 
-fn name(load: &Load) -> String {
+fn name(case: &Case) -> String {
+    let load = &case.load;
     let rate = load
         .rate
         .map_or("as fast as they go".to_owned(), |rate| format!("{}/s", number(rate)));
-    format!("{rate}, {} a transaction, {} connections", load.each, load.connections)
+    let window = case
+        .window
+        .map_or(String::new(), |window| format!(", duplicate window {window}"));
+    format!(
+        "{rate}, {} a transaction, {} connections{window}",
+        load.each, load.connections
+    )
 }
 
 fn goals(speed: &Table) -> Vec<Goal> {
@@ -129,13 +153,16 @@ fn goals(speed: &Table) -> Vec<Goal> {
 const DELIVERED: &str = "delivered/s";
 
 /// What one run found, the processor time of a message, and the disk alone before it.
-fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64>, Figures)> {
+fn one(bench: &Bench, case: Case) -> Result<(Figures, BTreeMap<&'static str, f64>, Figures)> {
     let (lab, disk) = bench.lab_and_disk(&[])?;
+    if let Some(window) = case.window {
+        remember(&lab, window)?;
+    }
     recycle_wal(&lab, bench.size.pick(100, 30, 1))?;
     let mut watch = Watch::open(&lab)?;
     let mut client = lab.postgres.client(DATABASE)?;
     let meter = Meter::of_lab(&lab)?.process("writers", std::process::id()).start();
-    let writers = writers::start(&lab, load);
+    let writers = writers::start(&lab, case.load);
     let mut lag: f64 = 0.0;
     let mut look = Instant::now();
     while !writers.is_finished() {
@@ -162,6 +189,16 @@ fn one(bench: &Bench, load: Load) -> Result<(Figures, BTreeMap<&'static str, f64
     ];
     figures.extend(writers::percentiles(&millis));
     Ok((figures, used.micros_each(count), disk))
+}
+
+/// Has the stream remember message ids for so long.
+fn remember(lab: &Lab, window: &str) -> Result<()> {
+    lab.sql(&format!(
+        "update jetstream.streams set synced_at = null, duplicate_window = '{window}'"
+    ))?;
+    lab.wait_until("the stream is changed", || {
+        Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
+    })
 }
 
 fn lag_seconds(client: &mut Client) -> Result<f64> {
