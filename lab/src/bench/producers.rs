@@ -205,7 +205,7 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
 /// short runs beside each other; a worker that publishes takes a moment until it does so steadily.
 fn runs(size: Size, paused: bool) -> (usize, u32) {
     if paused {
-        size.pick((20, 2), (10, 1), (1, 1))
+        size.pick((40, 1), (20, 1), (1, 1))
     } else {
         size.pick((7, 6), (3, 3), (1, 1))
     }
