@@ -4,7 +4,7 @@
 //! what he has missed: notes are numbered, and each is sealed with its number.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::snapshot::Snapshot;
 
@@ -75,16 +75,14 @@ impl Ring {
     pub fn push(&self, xid: u64, span: Span) {
         let number = self.begun.fetch_add(1, Ordering::AcqRel);
         let place = &self.places[number as usize % PLACES];
-        // Broken first: nobody takes the old seal for that of the new values.
-        place.seal.store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
         place.xid.store(xid, Ordering::Relaxed);
         place.low.store(span.low, Ordering::Relaxed);
         place.high.store(span.high, Ordering::Relaxed);
         place.seal.store(seal(number, xid, span), Ordering::Release);
     }
 
-    /// The note of this number; `None` while it is being written, or once another one has its place.
+    /// The note of this number; `None` while it is being written, or once another one has its place: the seal is that of
+    /// all its values, whichever of them are read in which order.
     fn get(&self, number: u64) -> Option<(u64, Span)> {
         let place = &self.places[number as usize % PLACES];
         let sealed = place.seal.load(Ordering::Acquire);
