@@ -3,8 +3,9 @@
 //! A ring in shared memory, of atomics alone, so that a commit takes no lock and waits for nobody. Whoever reads knows
 //! what he has missed: notes are numbered, and each is sealed with its number.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use rustc_hash::FxHashMap;
 
 use crate::snapshot::Snapshot;
 
@@ -126,7 +127,7 @@ pub enum Inserted<'a> {
 pub struct Reader {
     /// Number of the first note not read.
     next: u64,
-    known: HashMap<u64, Vec<Span>>,
+    known: FxHashMap<u64, Vec<Span>>,
     /// Notes of transactions before this one may be lost.
     lost_before: u64,
     /// A note was being written when it was its turn.
@@ -138,7 +139,7 @@ impl Reader {
     pub fn new(ring: &Ring, next_xid: impl Fn() -> u64) -> Reader {
         Reader {
             next: ring.begun.load(Ordering::Acquire),
-            known: HashMap::new(),
+            known: FxHashMap::default(),
             lost_before: next_xid(),
             behind: false,
         }

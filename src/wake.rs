@@ -24,11 +24,11 @@ pub fn is_worker() -> bool {
     IGNORED.get()
 }
 
-/// Wakes the worker of this database when the current transaction commits. Prepared transactions are found by the
-/// worker's poll instead.
-pub fn at_commit(request: Request) {
-    if is_unheard() {
-        return;
+/// Wakes the worker of this database when the current transaction commits; false if this process's transactions concern
+/// no worker. Prepared transactions are found by the worker's poll instead.
+pub fn at_commit(request: Request) -> bool {
+    if !status::preloaded() || IGNORED.get() {
+        return false;
     }
     if !REGISTERED.replace(true) {
         pg::at_transaction_end(ended);
@@ -36,17 +36,12 @@ pub fn at_commit(request: Request) {
     if ASKED.get() != Some(Request::Reload) {
         ASKED.set(Some(request));
     }
-}
-
-/// Whether this process's transactions concern no worker.
-fn is_unheard() -> bool {
-    !status::preloaded() || IGNORED.get()
+    true
 }
 
 /// A message of this id is inserted: the worker is told of it, and woken when the current transaction commits.
 pub fn inserted(id: i64) {
-    at_commit(Request::Look);
-    if is_unheard() {
+    if !at_commit(Request::Look) {
         return;
     }
     let mut span = INSERTED.get().unwrap_or(Span::of(id));

@@ -162,6 +162,13 @@ impl Lab {
         })
     }
 
+    /// Waits until the server has every stream as it is asked for.
+    pub fn wait_for_streams(&self) -> Result<()> {
+        self.wait_until("the streams are as asked for", || {
+            Ok(self.value("select bool_and(synced_at is not null) from jetstream.streams")? == "t")
+        })
+    }
+
     /// Waits until the worker is connected to the NATS server.
     pub fn wait_connected(&self) -> Result<()> {
         let connected = || Ok(self.value("select jetstream.health() ->> 'connected'")? == "true");

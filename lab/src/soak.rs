@@ -84,9 +84,7 @@ fn prepare(lab: &Lab, proxy: &Proxy) -> Result<()> {
         "select jetstream.create_stream('SOAK', array['soak.>'], max_messages => 100000, duplicate_window => '10 s')",
     )?;
     lab.wait_connected()?;
-    lab.wait_until("the stream exists", || {
-        Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
-    })
+    lab.wait_for_streams()
 }
 
 /// Looks at the worker until the time is over, and cuts its connections now and then.

@@ -27,18 +27,15 @@ impl Late {
         let (mut ended, mut sought, mut spans) = (Vec::new(), Vec::new(), Vec::new());
         for (xid, above) in pending.filter(|(xid, _)| view.has_ended(*xid)) {
             ended.push(xid);
-            let before = spans.len();
             match notes.of(xid) {
                 Inserted::Within(noted) => spans.extend(noted),
                 Inserted::Unknown => spans.push(Span {
                     low: above.saturating_add(1),
                     high: i64::MAX,
                 }),
-                Inserted::Nothing => {}
+                Inserted::Nothing => continue,
             }
-            if spans.len() > before {
-                sought.push(xid);
-            }
+            sought.push(xid);
         }
         Late {
             view,

@@ -67,9 +67,7 @@ impl Bench {
         let time = Duration::from_millis(self.size.pick(10_000, 3_000, 100));
         let disk = disk::calm(&Paths::find()?.bench(), time, self.size.pick(LOOKS, LOOKS, 1))?;
         lab.sql("select jetstream.create_stream('BENCH', array['bench.>'])")?;
-        lab.wait_until("the stream exists", || {
-            Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
-        })?;
+        lab.wait_for_streams()?;
         Ok((lab, disk))
     }
 }

@@ -159,8 +159,14 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
     let variants = &VARIANTS[..bench.size.pick(VARIANTS.len(), VARIANTS.len(), PUBLISH + 1)];
     let mut speeds: Vec<Vec<Speed>> = variants.iter().map(|_| Vec::new()).collect();
     let mut beside: Vec<Vec<f64>> = variants.iter().map(|_| Vec::new()).collect();
-    let (runs, seconds) = runs(bench.size, paused);
-    for n in 1..=bench.runs(runs, runs, runs) {
+    // A machine that is faster in one minute than in the next is the same in short runs beside each other; a worker that
+    // publishes takes a moment until it does so steadily.
+    let (runs, seconds) = if paused {
+        (bench.runs(40, 20, 1), 1)
+    } else {
+        (bench.runs(7, 3, 1), bench.size.pick(6, 3, 1))
+    };
+    for n in 1..=runs {
         // Back and forth, so that what comes after what does not always weigh on the same one.
         let mut order: Vec<_> = variants.iter().enumerate().collect();
         if n % 2 == 0 {
@@ -199,16 +205,6 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
             .push(row.with_beside_a_relay("reference beside a relay/s", speeds, beside));
     }
     Ok(table)
-}
-
-/// How many runs, and how many seconds each takes. A machine that is faster in one minute than in the next is the same in
-/// short runs beside each other; a worker that publishes takes a moment until it does so steadily.
-fn runs(size: Size, paused: bool) -> (usize, u32) {
-    if paused {
-        size.pick((40, 1), (20, 1), (1, 1))
-    } else {
-        size.pick((7, 6), (3, 3), (1, 1))
-    }
 }
 
 fn one(lab: &Lab, variant: &Variant, clients: usize, paused: bool, seconds: u32) -> Result<Speed> {

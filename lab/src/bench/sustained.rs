@@ -196,9 +196,7 @@ fn remember(lab: &Lab, window: &str) -> Result<()> {
     lab.sql(&format!(
         "update jetstream.streams set synced_at = null, duplicate_window = '{window}'"
     ))?;
-    lab.wait_until("the stream is changed", || {
-        Ok(lab.value("select synced_at is not null from jetstream.streams")? == "t")
-    })
+    lab.wait_for_streams()
 }
 
 fn lag_seconds(client: &mut Client) -> Result<f64> {
