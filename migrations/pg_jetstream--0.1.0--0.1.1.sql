@@ -9,6 +9,19 @@ comment on index jetstream.history_outbox_id is 'What became of one message; by 
 
 drop index jetstream.outbox_txid;
 
+create or replace function jetstream.publish_batch(
+    subject text,
+    payloads jsonb[],
+    message_ids text[] default null,
+    headers jsonb default null,
+    key text default null,
+    deliver_at timestamptz default null,
+    connection text default 'default',
+    ttl interval default null
+) returns setof bigint
+language c volatile
+as 'MODULE_PATHNAME', 'jetstream_publish_batch';
+
 create or replace view jetstream.outbox_summary as
 select connection, subject,
        count(*) as owed,

@@ -130,26 +130,8 @@ create function jetstream.publish_batch(
     connection text default 'default',
     ttl interval default null
 ) returns setof bigint
-language plpgsql volatile
-as $$
-begin
-    if publish_batch.message_ids is not null
-        and pg_catalog.cardinality(publish_batch.message_ids) <> pg_catalog.cardinality(publish_batch.payloads) then
-        raise exception '% message ids for % payloads', pg_catalog.cardinality(publish_batch.message_ids),
-                pg_catalog.cardinality(publish_batch.payloads)
-            using errcode = 'array_subscript_error', hint = 'Give one message id for each payload, or none at all.';
-    end if;
-    return query
-        insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)
-        select publish_batch.connection, publish_batch.subject, b.payload, publish_batch.headers,
-               coalesce(b.message_id, pg_catalog.gen_random_uuid()::text), publish_batch.key,
-               publish_batch.deliver_at, publish_batch.ttl
-        from rows from (pg_catalog.unnest(publish_batch.payloads), pg_catalog.unnest(publish_batch.message_ids))
-            with ordinality as b (payload, message_id, n)
-        order by b.n
-        returning o.id;
-end
-$$;
+language c volatile
+as 'MODULE_PATHNAME', 'jetstream_publish_batch';
 comment on function jetstream.publish_batch(text, jsonb[], text[], jsonb, text, timestamptz, text, interval) is
     'Stores many JSON messages for one subject in one statement; returns their outbox ids in order
 payloads: Bodies as JSON, one message each

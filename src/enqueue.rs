@@ -2,6 +2,8 @@
 //!
 //! A plain `insert into jetstream.outbox` comes here by the table's trigger; `jetstream.publish` stores the row itself.
 
+mod batch;
+
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
 
@@ -12,6 +14,8 @@ use crate::pg::enqueue::{self, Call};
 use crate::pg::refuse;
 use crate::pg::row::{Columns, RowTrigger};
 use crate::{micros, wake};
+
+pub use batch::publish_batch;
 
 /// Columns of the outbox, in the order of sql/outbox.sql.
 mod column {
@@ -60,7 +64,26 @@ impl Body {
 /// The row goes into the table without a statement. Whoever has added to the outbox (columns, triggers, rules, check
 /// constraints, row security), or lacks what a statement would refuse, gets the statement.
 pub fn publish(call: &Call, body: Body) -> i64 {
-    let given = [
+    let given = given(body);
+    let mut row = [None; column::COUNT];
+    for (number, column) in given.into_iter().enumerate() {
+        row[column] = call.argument(number);
+    }
+    row[column::MESSAGE_ID] = row[column::MESSAGE_ID].or_else(|| Some(enqueue::Uuids::new(1).text()));
+    let table = Table::open(c"outbox");
+    let id = match table.as_ref().filter(|table| takes(table, &row, &given)) {
+        Some(table) => store(table, row),
+        None => store_by_statement(given.map(|column| row[column]), body),
+    };
+    if let Some(table) = table {
+        table.close();
+    }
+    id
+}
+
+/// The columns of the arguments, in their order.
+fn given(body: Body) -> [usize; 8] {
+    [
         column::SUBJECT,
         body.column(),
         column::MESSAGE_ID,
@@ -69,27 +92,12 @@ pub fn publish(call: &Call, body: Body) -> i64 {
         column::DELIVER_AT,
         column::CONNECTION,
         column::TTL,
-    ];
-    let mut row = [None; column::COUNT];
-    for (number, column) in given.into_iter().enumerate() {
-        row[column] = call.argument(number);
-    }
-    row[column::MESSAGE_ID] = row[column::MESSAGE_ID].or_else(|| Some(enqueue::random_uuid()));
-    let plain = |table: &&Table| {
-        row[column::SUBJECT].is_some()
-            && row[column::CONNECTION].is_some()
-            && is_plain(table)
-            && table.may_insert(&given)
-    };
-    let table = Table::open(c"outbox");
-    let id = match table.as_ref().filter(plain) {
-        Some(table) => store(table, row),
-        None => store_by_statement(given.map(|column| row[column]), body),
-    };
-    if let Some(table) = table {
-        table.close();
-    }
-    id
+    ]
+}
+
+/// Whether rows like this one may be stored without a statement, with values for the columns `given`.
+fn takes(outbox: &Table, row: &[Option<pg_sys::Datum>; column::COUNT], given: &[usize]) -> bool {
+    row[column::SUBJECT].is_some() && row[column::CONNECTION].is_some() && is_plain(outbox) && outbox.may_insert(given)
 }
 
 /// Whether the outbox is as sql/outbox.sql has made it, so that rows may be stored without a statement: nobody has added
@@ -103,17 +111,21 @@ pub fn next_id() -> Option<i64> {
     enqueue::next_value(c"outbox_id_seq")
 }
 
-fn store(table: &Table, mut row: [Option<pg_sys::Datum>; column::COUNT]) -> i64 {
-    enqueue::refuse_if_read_only();
-    // Before the id: see sql/outbox.sql.
-    row[column::TXID] = Some(enqueue::assign_xid());
-    let Some(id) = next_id() else {
+fn new_id() -> i64 {
+    next_id().unwrap_or_else(|| {
         refuse(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             "sequence jetstream.outbox_id_seq does not exist".into(),
             "Give the sequence of jetstream.outbox.id its name back.",
         )
-    };
+    })
+}
+
+fn store(table: &Table, mut row: [Option<pg_sys::Datum>; column::COUNT]) -> i64 {
+    enqueue::refuse_if_read_only();
+    // Before the id: see sql/outbox.sql.
+    row[column::TXID] = Some(enqueue::assign_xid());
+    let id = new_id();
     row[column::ID] = Some(pg_sys::Datum::from(id));
     row[column::TRACEPARENT] = enqueue::setting(c"jetstream.traceparent");
     row[column::ATTEMPTS] = Some(pg_sys::Datum::from(0));
@@ -196,33 +208,18 @@ fn check_connection(name: &str) {
     }
 }
 
+fn invalid(message: String, hint: &str) -> ! {
+    refuse(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message, hint)
+}
+
 fn check_message(row: &Columns) {
-    let invalid = |message: String, hint: &str| refuse(PgSqlErrorCode::ERRCODE_CHECK_VIOLATION, message, hint);
     if let Some(subject) = row.text(column::SUBJECT) {
         check_subject(&subject);
     }
     if let Some(headers) = row.json(column::HEADERS) {
         check_headers(JsonB(headers));
     }
-    if let Some(id) = row.text(column::MESSAGE_ID) {
-        check_message_id(&id);
-    }
-    let bodies = [column::PAYLOAD, column::RAW];
-    let given = bodies.iter().filter(|body| !row.is_null(**body)).count();
-    if given != 1 {
-        refuse(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            format!("message has {}", if given == 0 { "no payload" } else { "2 payloads" }),
-            "Set exactly one of payload (jsonb) and raw (bytea). For an empty message use raw = ''.",
-        );
-    }
-    if bodies.iter().map(|body| row.stored_bytes(*body)).sum::<usize>() >= SMALL_BODY {
-        let bytes = row.json_text_bytes(column::PAYLOAD) + row.full_bytes(column::RAW);
-        if bytes > MAX_BODY_BYTES {
-            let hint = format!("A message has at most {MAX_BODY_BYTES} bytes.");
-            invalid(format!("message has {bytes} bytes"), &hint);
-        }
-    }
+    check_id_and_body(row);
     let ttl = row
         .interval(column::TTL)
         .map(|ttl| micros::of_interval(ttl.months, ttl.days, ttl.micros));
@@ -248,5 +245,27 @@ fn check_message(row: &Columns) {
             format!("attempts {attempts} is below zero"),
             "Leave attempts to its default.",
         );
+    }
+}
+
+fn check_id_and_body(row: &Columns) {
+    if let Some(id) = row.text(column::MESSAGE_ID) {
+        check_message_id(&id);
+    }
+    let bodies = [column::PAYLOAD, column::RAW];
+    let given = bodies.iter().filter(|body| !row.is_null(**body)).count();
+    if given != 1 {
+        refuse(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("message has {}", if given == 0 { "no payload" } else { "2 payloads" }),
+            "Set exactly one of payload (jsonb) and raw (bytea). For an empty message use raw = ''.",
+        );
+    }
+    if bodies.iter().map(|body| row.stored_bytes(*body)).sum::<usize>() >= SMALL_BODY {
+        let bytes = row.json_text_bytes(column::PAYLOAD) + row.full_bytes(column::RAW);
+        if bytes > MAX_BODY_BYTES {
+            let hint = format!("A message has at most {MAX_BODY_BYTES} bytes.");
+            invalid(format!("message has {bytes} bytes"), &hint);
+        }
     }
 }

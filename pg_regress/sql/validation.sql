@@ -49,6 +49,10 @@ select failure('insert into jetstream.outbox (subject, payload, attempts) values
 -- Batches
 select failure('select jetstream.publish_batch(''a'', array[''1'']::jsonb[], array[''x'', ''y''])');
 select failure('select jetstream.publish_batch(''a.*'', array[''1'']::jsonb[])');
+select failure('select jetstream.publish_batch(''a'', null, array[''x''])');
+select failure('select jetstream.publish_batch(''a'', array[''1'', ''2'']::jsonb[], array[''x'', ''''])');
+select failure('select jetstream.publish_batch(''a'', array[''1'', ''2'']::jsonb[], ttl => ''0 s'')');
+select failure('select jetstream.publish_batch(''a'', array[''1'']::jsonb[], headers => ''{"a:b": "x"}'')');
 -- The checks also stand on updates.
 insert into jetstream.outbox (subject, payload) values ('a', '1');
 select failure('update jetstream.outbox set subject = ''a.*''');

@@ -14,7 +14,8 @@ use super::head::Head;
 use crate::array::Array;
 use crate::enqueue::{is_plain, next_id};
 use crate::micros;
-use crate::pg::bulk::{Table, Value};
+use crate::pg::bulk::Table;
+use crate::pg::values::Value;
 use crate::pg::values::array_parameter;
 use crate::pg::{self, enqueue};
 

@@ -6,7 +6,7 @@ use pgrx::PgSqlErrorCode;
 
 use super::{json, plan};
 use crate::pg;
-use crate::pg::bulk::Value;
+use crate::pg::values::Value;
 
 /// One row.
 pub struct Row<'a> {

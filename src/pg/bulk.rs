@@ -10,25 +10,15 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::ranges::Ranges;
+use super::row::Columns;
+use super::rows::Memory;
+use super::values::{Texts, Value};
 
 /// Where a version of a row stands (`ctid`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub(super) block: u32,
     pub(super) offset: u16,
-}
-
-/// A value of a row to append.
-#[derive(Debug, Clone, Copy)]
-pub enum Value<'a> {
-    /// Null.
-    Null,
-    /// A value of a type that is passed by value, as its `Datum` is.
-    Word(u64),
-    /// A value of type `text`.
-    Text(&'a str),
-    /// A value of type `bytea`.
-    Bytes(&'a [u8]),
 }
 
 /// A table of this extension, open until the transaction ends or [`Table::close`].
@@ -157,10 +147,17 @@ impl Table {
     /// Appends rows, which have values for these columns and nulls for the others. Returns how many it has appended:
     /// it stops at rows that a partition does not take, and appends none if another column has a default. A violated
     /// constraint is an ERROR.
-    pub fn append<'a, const N: usize>(
+    pub fn append<'a, const N: usize>(&self, columns: [&CStr; N], rows: impl Iterator<Item = [Value<'a>; N]>) -> usize {
+        self.append_checked(columns, rows, |_| ())
+    }
+
+    /// The same, but first `check` is shown each row, and may raise an ERROR. What `rows` allocates lives as long as is
+    /// needed.
+    pub fn append_checked<'a, const N: usize>(
         &self,
         columns: [&CStr; N],
         mut rows: impl Iterator<Item = [Value<'a>; N]>,
+        mut check: impl FnMut(&Columns),
     ) -> usize {
         let mut places = [0; N];
         for (place, name) in places.iter_mut().zip(columns) {
@@ -173,13 +170,16 @@ impl Table {
             return 0;
         }
         let mut appender = Appender::new(self.relation);
+        let mut memory = Memory::new();
         let mut appended = 0;
         loop {
-            let chunk: Vec<_> = rows.by_ref().take(CHUNK).collect();
-            if chunk.is_empty() || !appender.append(&places, &chunk) {
-                break;
-            }
-            appended += chunk.len();
+            let taken = memory.run(|| {
+                let chunk: Vec<_> = rows.by_ref().take(CHUNK).collect();
+                let appended = !chunk.is_empty() && appender.append(&places, &chunk, &mut check);
+                appended.then_some(chunk.len())
+            });
+            let Some(taken) = taken else { break };
+            appended += taken;
         }
         appender.end();
         appended
@@ -216,14 +216,16 @@ struct Appender {
     slots: Vec<*mut pg_sys::TupleTableSlot>,
     ranges: Vec<Ranges>,
     texts: Texts,
+    /// Where the slots live.
+    memory: pg_sys::MemoryContext,
 }
 
 impl Appender {
     fn new(relation: pg_sys::Relation) -> Appender {
         // SAFETY: the relation is open for as long as this lives.
-        let (target, state, ranges) = unsafe {
+        let (target, state, ranges, memory) = unsafe {
             let (target, state) = open_indexes(relation);
-            (target, state, Ranges::of(target))
+            (target, state, Ranges::of(target), pg_sys::CurrentMemoryContext)
         };
         Appender {
             relation,
@@ -232,11 +234,17 @@ impl Appender {
             slots: Vec::new(),
             ranges,
             texts: Texts::default(),
+            memory,
         }
     }
 
     /// Appends the chunk; false, and nothing appended, if one of its rows does not belong into this partition.
-    fn append<const N: usize>(&mut self, places: &[usize; N], chunk: &[[Value<'_>; N]]) -> bool {
+    fn append<const N: usize>(
+        &mut self,
+        places: &[usize; N],
+        chunk: &[[Value<'_>; N]],
+        mut check: impl FnMut(&Columns),
+    ) -> bool {
         self.fill(places, chunk);
         let count = chunk.len();
         // SAFETY: as `CopyMultiInsertBufferFlush` (copyfrom.c): the slots are filled, of the table's kind, and not used
@@ -246,6 +254,7 @@ impl Appender {
                 return false;
             };
             for slot in &self.slots[..count] {
+                check(&Columns::of(*slot));
                 if (*(*self.relation).rd_rel).relispartition
                     && !pg_sys::ExecPartitionCheck(self.target, *slot, self.state, false)
                 {
@@ -278,10 +287,12 @@ impl Appender {
         // SAFETY: as `NextCopyFrom` and `CopyFrom` fill and store a slot: emptied first, all columns set. Texts are kept
         // until the next chunk; the insert copies them.
         unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(self.memory);
             while self.slots.len() < chunk.len() {
                 self.slots
                     .push(pg_sys::table_slot_create(self.relation, ptr::null_mut()));
             }
+            pg_sys::MemoryContextSwitchTo(before);
             let width = (*(*self.relation).rd_att).natts as usize;
             for (row, &slot) in chunk.iter().zip(&self.slots) {
                 if let Some(clear) = (*(*slot).tts_ops).clear {
@@ -313,51 +324,6 @@ impl Appender {
             pg_sys::FreeExecutorState(self.state);
             pg_sys::CommandCounterIncrement();
         }
-    }
-}
-
-/// Texts and bytes of some rows as PostgreSQL has them in memory, each behind its size word.
-#[derive(Default)]
-pub(super) struct Texts(Vec<u32>);
-
-impl Texts {
-    /// Forgets what it holds, and makes room for the values of these rows: none may move once it has an address.
-    pub(super) fn make_room<const N: usize>(&mut self, rows: &[[Value<'_>; N]]) {
-        let words = |value: &Value<'_>| match value {
-            Value::Text(text) => 1 + text.len().div_ceil(4),
-            Value::Bytes(bytes) => 1 + bytes.len().div_ceil(4),
-            Value::Null | Value::Word(_) => 0,
-        };
-        self.0.clear();
-        self.0.reserve(rows.iter().flatten().map(words).sum());
-    }
-
-    /// A value of a row that room was made for, good until room is made again; none if it is null.
-    pub(super) fn datum(&mut self, value: Value<'_>) -> Option<pg_sys::Datum> {
-        match value {
-            Value::Null => None,
-            Value::Word(word) => Some(pg_sys::Datum::from(word)),
-            Value::Text(text) => Some(pg_sys::Datum::from(self.push(text.as_bytes()))),
-            Value::Bytes(bytes) => Some(pg_sys::Datum::from(self.push(bytes))),
-        }
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> *const u32 {
-        let start = self.0.len();
-        let (words, rest) = bytes.as_chunks::<4>();
-        assert!(
-            self.0.capacity() - start > words.len() + rest.len().div_ceil(4),
-            "no room was made"
-        );
-        self.0
-            .push(u32::from_ne_bytes(crate::array::size_word(bytes.len() + 4)));
-        self.0.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
-        if !rest.is_empty() {
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            self.0.push(u32::from_ne_bytes(last));
-        }
-        self.0[start..].as_ptr()
     }
 }
 

@@ -4,10 +4,11 @@ use std::ffi::CStr;
 use std::ptr;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::bulk::{Table, index_row, open_indexes};
+use super::refuse;
 use super::row::Columns;
 
 unsafe extern "C-unwind" {
@@ -30,6 +31,39 @@ impl Call {
     pub fn argument(&self, number: usize) -> Option<pg_sys::Datum> {
         // SAFETY: the call is valid, see `new`.
         unsafe { pgrx::fcinfo::pg_getarg_datum(self.0, number) }
+    }
+
+    /// Returns a set of these numbers, from a function that returns a set of `bigint`.
+    pub(super) fn return_set(&self, values: &[i64]) -> pg_sys::Datum {
+        // SAFETY: as functions in C return a set all at once (`InitMaterializedSRF` in funcapi.c): whoever calls one gives
+        // it a `ReturnSetInfo`, with the memory and the columns of the result.
+        unsafe {
+            let info = (*self.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            let takes_set = !info.is_null()
+                && (*info).type_ == pg_sys::NodeTag::T_ReturnSetInfo
+                && (*info).allowedModes as u32 & pg_sys::SetFunctionReturnMode::SFRM_Materialize != 0;
+            if !takes_set {
+                refuse(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    "set-valued function called in context that cannot accept a set".into(),
+                    "",
+                );
+            }
+            let before = pg_sys::MemoryContextSwitchTo((*(*info).econtext).ecxt_per_query_memory);
+            let columns = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
+            let backwards = (*info).allowedModes as u32 & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random != 0;
+            let store = pg_sys::tuplestore_begin_heap(backwards, false, pg_sys::work_mem);
+            pg_sys::MemoryContextSwitchTo(before);
+            for value in values {
+                let (mut datum, mut is_null) = (pg_sys::Datum::from(*value), false);
+                pg_sys::tuplestore_putvalues(store, columns, &mut datum, &mut is_null);
+            }
+            (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+            (*info).setResult = store;
+            (*info).setDesc = columns;
+            (*self.0).isnull = true;
+        }
+        pg_sys::Datum::null()
     }
 }
 
@@ -120,6 +154,32 @@ pub fn text(text: &str) -> pg_sys::Datum {
     unsafe { pg_sys::cstring_to_text_with_len(text.as_ptr().cast(), text.len() as i32) }.into()
 }
 
+/// The elements of an array of values of variable length aligned to four bytes, such as `text` and `jsonb`, where they
+/// stand in the memory of the call.
+pub fn elements(array: pg_sys::Datum) -> Vec<Option<pg_sys::Datum>> {
+    const LENGTH: i32 = -1;
+    const ALIGNMENT: std::ffi::c_char = b'i' as std::ffi::c_char;
+    let (mut values, mut nulls, mut count) = (ptr::null_mut(), ptr::null_mut(), 0);
+    // SAFETY: an array of such values, as the caller says; what comes back has `count` values and flags.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        let kind = (*array).elemtype;
+        pg_sys::deconstruct_array(
+            array,
+            kind,
+            LENGTH,
+            false,
+            ALIGNMENT,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
+        (0..count as usize)
+            .map(|n| (!*nulls.add(n)).then(|| *values.add(n)))
+            .collect()
+    }
+}
+
 /// A value of type `jsonb`, in the memory of the call; an ERROR if the text is none, or has a zero byte.
 pub fn jsonb(text: &str) -> pg_sys::Datum {
     let text = std::ffi::CString::new(text).unwrap_or_default();
@@ -128,13 +188,35 @@ pub fn jsonb(text: &str) -> pg_sys::Datum {
         .unwrap_or(pg_sys::Datum::null())
 }
 
-/// A random UUID as `text`.
-pub fn random_uuid() -> pg_sys::Datum {
-    // SAFETY: `gen_random_uuid` takes nothing, `uuid_out` a uuid; neither returns null.
-    unsafe {
-        let uuid = pgrx::direct_function_call_as_datum(pg_sys::gen_random_uuid, &[]);
-        pgrx::direct_function_call::<&CStr>(pg_sys::uuid_out, &[uuid])
-            .map_or(pg_sys::Datum::null(), |uuid| text(&uuid.to_string_lossy()))
+/// Random UUIDs, whose bytes are drawn for many at once: a draw takes as long as what is left to do for two.
+pub struct Uuids {
+    random: Vec<uuid::Bytes>,
+    left: usize,
+}
+
+impl Uuids {
+    /// About so many will be asked for.
+    pub fn new(count: usize) -> Uuids {
+        Uuids {
+            random: vec![uuid::Bytes::default(); count.clamp(1, 64)],
+            left: 0,
+        }
+    }
+
+    /// The next one, as `text` in the memory at hand.
+    pub fn text(&mut self) -> pg_sys::Datum {
+        if self.left == 0 {
+            let bytes = self.random.as_flattened_mut();
+            // SAFETY: fills the bytes there are.
+            if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+                let message = "could not generate random values".into();
+                refuse(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message, "");
+            }
+            self.left = self.random.len();
+        }
+        self.left -= 1;
+        let uuid = uuid::Builder::from_random_bytes(self.random[self.left]).into_uuid();
+        text(uuid.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
     }
 }
 

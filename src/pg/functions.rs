@@ -24,7 +24,8 @@ macro_rules! callable {
 callable!(
     pg_finfo_outbox_check,
     pg_finfo_jetstream_publish,
-    pg_finfo_jetstream_publish_raw
+    pg_finfo_jetstream_publish_raw,
+    pg_finfo_jetstream_publish_batch
 );
 
 /// The trigger `outbox_check`: see [`enqueue::check_row`].
@@ -63,4 +64,17 @@ pub unsafe extern "C-unwind" fn jetstream_publish(call: pg_sys::FunctionCallInfo
 pub unsafe extern "C-unwind" fn jetstream_publish_raw(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as above.
     pg_sys::Datum::from(enqueue::publish(&unsafe { Call::new(call) }, Body::Bytes))
+}
+
+/// `jetstream.publish_batch`: see [`enqueue::publish_batch`].
+///
+/// # Safety
+///
+/// As for [`outbox_check`].
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn jetstream_publish_batch(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: as above.
+    let call = unsafe { Call::new(call) };
+    call.return_set(&enqueue::publish_batch(&call))
 }

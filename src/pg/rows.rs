@@ -6,11 +6,10 @@ use std::marker::PhantomData;
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::{self, Datum, TriggerData, Tuplestorestate};
 
-use super::bulk::{Texts, Value};
 use super::fields::Field;
+use super::values::{Texts, Value};
 
-/// Memory for what is made of one row: the same for all statements of this process, because making it for each costs a
-/// statement of one row more than its use.
+/// Memory for what is made of a row, or of a few.
 pub struct Memory(PgMemoryContexts);
 
 thread_local! {
@@ -18,7 +17,13 @@ thread_local! {
 }
 
 impl Memory {
-    /// To be asked for once at a time: by a trigger that calls nothing that could fire another.
+    /// Memory of its own, freed with what it is made in at the latest.
+    pub fn new() -> Memory {
+        Memory(PgMemoryContexts::new("rows of pg_jetstream"))
+    }
+
+    /// The same for all statements of this process, because making it for each costs a statement of one row more than its
+    /// use. To be asked for once at a time: by a trigger that calls nothing that could fire another.
     pub fn of_rows() -> Memory {
         if MEMORY.get().is_null() {
             // SAFETY: makes a context that lives as long as the process; the name is a constant.

@@ -1,4 +1,4 @@
-//! Texts and bytes out of PostgreSQL and arrays into it, without a call into PostgreSQL for each value.
+//! Texts and bytes out of PostgreSQL, and values and arrays into it, without a call into PostgreSQL for each value.
 
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
@@ -40,4 +40,62 @@ pub fn array_parameter<'a>(array: &'a crate::array::Array) -> DatumWithOid<'a> {
     };
     // SAFETY: the image is a complete array of this type, aligned to 8 bytes, and outlives the parameter.
     unsafe { DatumWithOid::new(datum, oid) }
+}
+
+/// A value of a row to append.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    /// Null.
+    Null,
+    /// A value of a type that is passed by value, as its `Datum` is.
+    Word(u64),
+    /// A value of type `text`.
+    Text(&'a str),
+    /// A value of type `bytea`.
+    Bytes(&'a [u8]),
+}
+
+/// Texts and bytes of some rows as PostgreSQL has them in memory, each behind its size word.
+#[derive(Default)]
+pub(super) struct Texts(Vec<u32>);
+
+impl Texts {
+    /// Forgets what it holds, and makes room for the values of these rows: none may move once it has an address.
+    pub(super) fn make_room<const N: usize>(&mut self, rows: &[[Value<'_>; N]]) {
+        let words = |value: &Value<'_>| match value {
+            Value::Text(text) => 1 + text.len().div_ceil(4),
+            Value::Bytes(bytes) => 1 + bytes.len().div_ceil(4),
+            Value::Null | Value::Word(_) => 0,
+        };
+        self.0.clear();
+        self.0.reserve(rows.iter().flatten().map(words).sum());
+    }
+
+    /// A value of a row that room was made for, good until room is made again; none if it is null.
+    pub(super) fn datum(&mut self, value: Value<'_>) -> Option<pg_sys::Datum> {
+        match value {
+            Value::Null => None,
+            Value::Word(word) => Some(pg_sys::Datum::from(word)),
+            Value::Text(text) => Some(pg_sys::Datum::from(self.push(text.as_bytes()))),
+            Value::Bytes(bytes) => Some(pg_sys::Datum::from(self.push(bytes))),
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> *const u32 {
+        let start = self.0.len();
+        let (words, rest) = bytes.as_chunks::<4>();
+        assert!(
+            self.0.capacity() - start > words.len() + rest.len().div_ceil(4),
+            "no room was made"
+        );
+        self.0
+            .push(u32::from_ne_bytes(crate::array::size_word(bytes.len() + 4)));
+        self.0.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            self.0.push(u32::from_ne_bytes(last));
+        }
+        self.0[start..].as_ptr()
+    }
 }

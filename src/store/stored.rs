@@ -10,8 +10,9 @@ use crate::array::Array;
 use crate::guc::{History, Settings};
 use crate::message::Message;
 use crate::micros;
-use crate::pg::bulk::{Place, Table, Value};
+use crate::pg::bulk::{Place, Table};
 use crate::pg::values;
+use crate::pg::values::Value;
 
 /// One settled message as it goes into the history.
 pub struct Record<'a> {

@@ -124,7 +124,6 @@ pub(super) fn sqlstate(condition: &str) -> Option<&str> {
         return Some(condition);
     }
     let known = [
-        ("array_subscript_error", "2202E"),
         ("check_violation", "23514"),
         ("duplicate_object", "42710"),
         ("feature_not_supported", "0A000"),
