@@ -82,8 +82,7 @@ fn ask_worker(connection: &str, request: Option<u32>) -> Option<Answer> {
     }
     let report = &slot.report;
     let taken = request.is_some_and(|request| report.reconnects_taken.wrapping_sub(request) as i32 >= 0);
-    let mut links = report.link[..report.links as usize].iter();
-    match links.find(|link| link.name.as_str() == connection) {
+    match slot.links.shown().iter().find(|link| link.name.as_str() == connection) {
         Some(link) => answer(status::link_state_name(link.state), link.detail.as_str(), taken),
         None => answer(
             "unknown",
@@ -121,7 +120,7 @@ fn await_connection(connection: &str, timeout_ms: i32) -> JsonB {
                 ),
             };
         }
-        pg::wait(None, STEP);
+        pg::wait(STEP);
         pgrx::check_for_interrupts!();
     };
     JsonB(serde_json::json!({
@@ -173,7 +172,7 @@ fn worker_status() -> TableIterator<
         running.then_some(slot.pid),
         if running { report.state.as_str() } else { "not running" }.to_string(),
         JsonB(serde_json::Value::Array(if running {
-            shown_links(report)
+            shown_links(&slot.links)
         } else {
             Vec::new()
         })),
@@ -212,8 +211,8 @@ fn shown_slot() -> (status::Slot, Option<String>) {
     (slot, stopped)
 }
 
-fn shown_links(report: &status::Report) -> Vec<serde_json::Value> {
-    let shown = report.link[..report.links as usize].iter().map(|link| {
+fn shown_links(links: &status::Links) -> Vec<serde_json::Value> {
+    let shown = links.shown().iter().map(|link| {
         serde_json::json!({
             "name": link.name.as_str(),
             "state": status::link_state_name(link.state),

@@ -193,8 +193,15 @@ fn check_new(new: &Columns, old: Option<&Columns>) {
     }
     check_message(new);
     if old.is_none() {
-        wake::inserted(new.value(column::ID).unwrap_or_default());
+        inserted(new);
     }
+}
+
+fn inserted(row: &Columns) {
+    wake::inserted(
+        row.value(column::ID).unwrap_or_default(),
+        !row.is_null(column::DELIVER_AT),
+    );
 }
 
 fn check_connection(name: &str) {

@@ -68,7 +68,7 @@ pub extern "C-unwind" fn pg_jetstream_launcher_main(_arg: pg_sys::Datum) {
         pg::report_activity(None);
         let next = children.iter().filter(|c| !c.is_running()).map(|c| c.next_start).min();
         let timeout = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
-        pg::wait(None, timeout.max(Duration::from_millis(10)));
+        pg::wait(timeout.max(Duration::from_millis(10)));
         pgrx::check_for_interrupts!();
     }
 }

@@ -94,12 +94,31 @@ pub struct Report {
     pub started_at: i64,
     /// When the last transaction was made.
     pub last_cycle_at: i64,
-    /// Number of the last request to connect anew that `link` takes into account.
+    /// Number of the last request to connect anew that [`Slot::links`] takes into account.
     pub reconnects_taken: u32,
-    /// Connections, `links` of them.
-    pub link: [Link; MAX_LINKS],
-    /// How many of `link` are used.
-    pub links: u32,
+}
+
+/// The connections of one worker. Apart from its report, which is written in each cycle, because there is room for many.
+#[derive(Clone, Copy, Default)]
+pub struct Links {
+    list: [Link; MAX_LINKS],
+    count: usize,
+}
+
+impl Links {
+    /// Shows these, as many as there is room for.
+    pub fn show(&mut self, links: impl Iterator<Item = Link>) {
+        self.count = 0;
+        for (place, link) in self.list.iter_mut().zip(links) {
+            *place = link;
+            self.count += 1;
+        }
+    }
+
+    /// Those shown.
+    pub fn shown(&self) -> &[Link] {
+        &self.list[..self.count]
+    }
 }
 
 /// One slot: the launcher writes the first fields, the worker the rest.
@@ -115,6 +134,8 @@ pub struct Slot {
     pub stopped: Text<300>,
     /// What it reports.
     pub report: Report,
+    /// Its connections.
+    pub links: Links,
     /// Connection to connect anew; empty for all. Read when the reconnect counter moved.
     pub reconnect: Text<63>,
 }
@@ -139,6 +160,8 @@ pub struct Wake {
     latch: AtomicUsize,
     reloads: AtomicU32,
     reconnects: AtomicU32,
+    /// Messages with a `deliver_at` have been inserted since it last asked.
+    delayed: AtomicBool,
     /// It would not look at the outbox if it were woken for that.
     resting: AtomicBool,
 }
@@ -242,11 +265,18 @@ pub fn requests(slot: usize) -> (u32, u32) {
     )
 }
 
-/// What to ask of a worker besides waking it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether messages with a `deliver_at` have been inserted since the last call, as far as their commits woke the worker.
+pub fn take_delayed(slot: usize) -> bool {
+    WAKES.get().0[slot].delayed.swap(false, Ordering::SeqCst)
+}
+
+/// What to ask of a worker besides waking it; each asks for what stands before it, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Request {
     /// Look at the outbox.
     Look,
+    /// Look for what is due: a message with a `deliver_at` has been inserted.
+    LookForDue,
     /// Read connections and streams again.
     Reload,
 }
@@ -268,8 +298,11 @@ pub fn wake(database: u32, request: Request) -> bool {
         Request::Reload => {
             wake.reloads.fetch_add(1, Ordering::Release);
         }
-        Request::Look if wake.resting.load(Ordering::SeqCst) => return true,
+        Request::LookForDue => wake.delayed.store(true, Ordering::SeqCst),
         Request::Look => {}
+    }
+    if request != Request::Reload && wake.resting.load(Ordering::SeqCst) {
+        return true;
     }
     pg::set_latch(wake.latch.load(Ordering::Relaxed));
     true

@@ -14,7 +14,6 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiError, SpiTupleTable};
 use crate::guc::Settings;
 use crate::message::Message;
 use crate::notes::Span;
-use crate::snapshot::Snapshot;
 use claim::claim;
 pub use claim::{Found, Seen, Turn, Visit};
 use statements::Statements;
@@ -99,14 +98,6 @@ impl Store {
             lane,
             limit,
         )
-    }
-
-    /// Which transactions have ended.
-    pub fn snapshot(&mut self) -> Result<Snapshot> {
-        Spi::connect_mut(|client| {
-            let table = client.update(&self.statements(client)?.snapshot, None, &[])?;
-            Ok(Snapshot::parse(&table.first().get_one::<String>()?.unwrap_or_default()))
-        })
     }
 
     /// Of these ids, those that are still there and that nobody else holds; the worker holds them from now on.

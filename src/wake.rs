@@ -33,15 +33,15 @@ pub fn at_commit(request: Request) -> bool {
     if !REGISTERED.replace(true) {
         pg::at_transaction_end(ended);
     }
-    if ASKED.get() != Some(Request::Reload) {
-        ASKED.set(Some(request));
-    }
+    ASKED.set(ASKED.get().max(Some(request)));
     true
 }
 
-/// A message of this id is inserted: the worker is told of it, and woken when the current transaction commits.
-pub fn inserted(id: i64) {
-    if !at_commit(Request::Look) {
+/// A message of this id is inserted, `delayed` if it has a `deliver_at`: the worker is told of it, and woken when the
+/// current transaction commits.
+pub fn inserted(id: i64, delayed: bool) {
+    let request = if delayed { Request::LookForDue } else { Request::Look };
+    if !at_commit(request) {
         return;
     }
     let mut span = INSERTED.get().unwrap_or(Span::of(id));

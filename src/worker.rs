@@ -84,6 +84,7 @@ struct Worker {
     settings: Settings,
     store: Store,
     relay: Relay,
+    waiter: pg::Waiter,
     log: Log,
     links: Links,
     lanes: Vec<Lane>,
@@ -132,6 +133,7 @@ impl Worker {
             outbox,
             settings,
             store: Store::default(),
+            waiter: pg::Waiter::new(relay.wake_fd()),
             relay,
             log,
             links: Links::default(),
@@ -257,9 +259,7 @@ impl Worker {
             // The wait counts whole milliseconds: without the one more it would end too early, again and again.
             timeout = timeout.min(due.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         }
-        if pg::wait(Some(self.relay.wake_fd()), timeout) {
-            // What was committed may be due before anything known.
-            self.lanes.iter_mut().for_each(|lane| lane.due.wake());
+        if self.waiter.wait(timeout) {
             self.keep_apart();
             return;
         }
@@ -268,7 +268,7 @@ impl Worker {
         // set in the meantime ends the wait.
         while !self.outcomes.is_empty() && self.outcomes.len() < SETTLE_AT_ONCE {
             let left = SETTLE_DELAY.saturating_sub(self.outcomes_since.elapsed());
-            if left < Duration::from_millis(1) || pg::wait(Some(self.relay.wake_fd()), left) {
+            if left < Duration::from_millis(1) || self.waiter.wait(left) {
                 break;
             }
             self.take_reports();
@@ -351,11 +351,13 @@ impl Worker {
         self.report.in_flight = self.flights.len() as u32;
         self.report.in_flight_bytes = self.lanes.iter().map(|lane| lane.bytes as u64).sum();
         self.report.held_keys = self.keys.held() as u32;
-        self.links.show(&mut self.report);
         if !self.links.stale {
             self.report.reconnects_taken = self.seen_requests.1;
         }
-        status::update(self.slot, |slot| slot.report = self.report);
+        status::update(self.slot, |slot| {
+            slot.report = self.report;
+            slot.links.show(self.links.seen());
+        });
     }
 
     /// Ends the process: waits a moment for acknowledgements, settles them, leaves the rest to the next worker.
@@ -364,7 +366,7 @@ impl Worker {
         self.relay.send(Command::Shutdown(LAST_ACKS));
         let end = Instant::now() + LAST_ACKS + Duration::from_millis(500);
         while !self.relay.is_finished() && Instant::now() < end && !pg::termination_pending() {
-            pg::wait(Some(self.relay.wake_fd()), Duration::from_millis(20));
+            self.waiter.wait(Duration::from_millis(20));
             self.relay.clear_wake();
             self.collect_last();
         }

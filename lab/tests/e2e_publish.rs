@@ -220,6 +220,32 @@ fn delayed_messages_arrive_at_their_time() {
     );
 }
 
+/// Its commit has the worker look for its time, in whatever way it was inserted: the next look would be much later.
+#[test]
+fn a_delayed_message_is_looked_for_at_its_commit() {
+    let lab = lab(&[("pg_jetstream.poll_interval", "10min")]);
+    let soon = "deliver_at => clock_timestamp() + interval '300 ms'";
+    let delayed = |n: i64| {
+        format!(
+            "insert into jetstream.outbox (subject, payload, deliver_at)
+             values ('s.x', '{{\"n\": {n}}}', clock_timestamp() + interval '300 ms')"
+        )
+    };
+    let ways = [
+        delayed(1),
+        format!("select jetstream.publish('s.x', '{{\"n\": 2}}', {soon})"),
+        format!("select jetstream.publish_raw('s.x', '{{\"n\": 3}}', {soon})"),
+        format!("select jetstream.publish_batch('s.x', array['{{\"n\": 4}}'::jsonb], {soon})"),
+        // One transaction, whose last message is none.
+        format!("{}; {}", delayed(5), insert("s.x", 6, 6)),
+    ];
+    for way in &ways {
+        lab.sql(way).unwrap();
+        drained(&lab, SOON);
+    }
+    exactly_once(&lab, "S", 1..=6);
+}
+
 #[test]
 fn a_message_with_a_time_to_live_goes_by_itself() {
     let lab = lab(&[]);

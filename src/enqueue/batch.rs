@@ -5,12 +5,11 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::{Body, check_id_and_body, check_new, column, given, new_id, takes};
+use super::{Body, check_id_and_body, check_new, column, given, inserted, new_id, takes};
 use crate::pg::bulk::Table;
 use crate::pg::enqueue::{self, Call};
 use crate::pg::refuse;
 use crate::pg::values::Value;
-use crate::wake;
 
 /// The columns that a stored message has a value for; null is one, too.
 const TAKEN: [&CStr; 13] = [
@@ -104,7 +103,7 @@ fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item =
             check_new(row, None);
         } else {
             check_id_and_body(row);
-            wake::inserted(row.value(column::ID).unwrap_or_default());
+            inserted(row);
         }
     });
     (appended == count).then_some(ids)

@@ -26,7 +26,6 @@ pub(super) struct Statements {
     pub(super) due: OwnedPreparedStatement,
     pub(super) by_key: OwnedPreparedStatement,
     pub(super) sweep: OwnedPreparedStatement,
-    pub(super) snapshot: OwnedPreparedStatement,
     pub(super) lockable: OwnedPreparedStatement,
     pub(super) delete: OwnedPreparedStatement,
     pub(super) record: OwnedPreparedStatement,
@@ -116,7 +115,6 @@ impl Statements {
                 in_lane("o.id = $2 and (o.deliver_at is null or o.deliver_at <= clock_timestamp())"),
                 &[text, int8],
             )?,
-            snapshot: make("select pg_current_snapshot()::text".into(), &[])?,
             lockable: make(
                 "select id from jetstream.outbox where id = any ($1) for update skip locked".into(),
                 &[Oids::INT8ARRAYOID],

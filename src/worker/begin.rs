@@ -28,6 +28,7 @@ pub extern "C-unwind" fn pg_jetstream_worker_main(arg: pg_sys::Datum) {
             started_at: micros::from_time(SystemTime::now()),
             ..status::Report::default()
         };
+        slot.links = status::Links::default();
     });
     status::listen(slot, pg::my_database());
     run(slot, &database, role);
@@ -53,7 +54,7 @@ fn run(slot: usize, database: &str, role: Option<String>) -> ! {
             }
         }
         pg::report_activity(None);
-        pg::wait(None, Settings::current().poll_interval);
+        pg::wait(Settings::current().poll_interval);
         pgrx::check_for_interrupts!();
         if unwanted() {
             pg::exit(1);

@@ -35,14 +35,13 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Puts the connections into a report.
-    pub(super) fn show(&self, report: &mut status::Report) {
-        report.links = self.shown.len().min(status::MAX_LINKS) as u32;
-        for (place, shown) in report.link.iter_mut().zip(&self.shown) {
-            place.name = (&*shown.spec.name).into();
-            place.state = shown.state as u8;
-            place.detail = shown.detail.as_str().into();
-        }
+    /// The connections as others see them.
+    pub(super) fn seen(&self) -> impl Iterator<Item = status::Link> {
+        self.shown.iter().map(|shown| status::Link {
+            name: (&*shown.spec.name).into(),
+            state: shown.state as u8,
+            detail: shown.detail.as_str().into(),
+        })
     }
 
     fn judge(&mut self) {
@@ -60,7 +59,12 @@ impl Worker {
     /// Looks whether connections, streams or the pause have changed, or somebody asked to connect anew.
     pub(super) fn take_requests(&mut self) {
         let requests = status::requests(self.slot);
-        if requests != self.seen_requests {
+        let asked = requests != self.seen_requests;
+        if status::take_delayed(self.slot) || asked {
+            // What was committed may be due before anything known.
+            self.lanes.iter_mut().for_each(|lane| lane.due.wake());
+        }
+        if asked {
             if self.seen_requests.1 != u32::MAX && requests.1 != self.seen_requests.1 {
                 let which = status::slot(self.slot).reconnect;
                 for shown in self.links.shown.iter_mut().filter(|shown| shown.enabled) {

@@ -14,6 +14,7 @@ use crate::latency::Histogram;
 use crate::message::{Message, Outcome, Settled};
 use crate::micros;
 use crate::order::End;
+use crate::pg;
 use crate::relay::Command;
 use crate::store::{Failure, Record, config};
 
@@ -304,7 +305,7 @@ impl Worker {
     /// Begins a sweep of every connection, and releases keys whose failing message is gone.
     pub(super) fn look_everywhere(&mut self) -> SpiResult<()> {
         self.follow_sequence()?;
-        let oldest = self.store.snapshot()?.oldest;
+        let oldest = pg::snapshot().oldest;
         self.lanes.iter_mut().for_each(|lane| lane.begin_sweep(oldest));
         let blockers = self.keys.blockers();
         if !blockers.is_empty() {
