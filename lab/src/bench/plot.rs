@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::report::{Table, number};
+use super::report::{Row, Table, number};
 
 /// Pixels of a bar, of the space between two rows, of the names left of the bars, and of the whole.
 const BAR: i32 = 16;
@@ -23,6 +23,36 @@ const COLORS: [RGBColor; 4] = [
     RGBColor(91, 155, 92),
 ];
 
+/// Values that differ by more are drawn by their logarithms.
+const LINEAR_UP_TO: f64 = 1000.0;
+
+/// How long bars are.
+struct Scale {
+    most: f64,
+    /// The power of ten below all values, where bars begin that are drawn by their logarithms.
+    decade: Option<f64>,
+}
+
+impl Scale {
+    fn of(values: impl Iterator<Item = f64>) -> Scale {
+        let positive = values.filter(|value| value.is_finite() && *value > 0.0);
+        let (least, most) = positive.fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), value| {
+            (least.min(value), most.max(value))
+        });
+        let decade = (most / least > LINEAR_UP_TO).then(|| least.log10().floor());
+        Scale { most, decade }
+    }
+
+    /// A value's part of the longest bar.
+    fn share(&self, value: f64) -> f64 {
+        match self.decade {
+            Some(decade) if value > 0.0 => (value.log10() - decade) / (self.most.log10() - decade),
+            Some(_) => 0.0,
+            None => value / self.most,
+        }
+    }
+}
+
 /// Draws the figures of [`Table::plotted`] to `<dir>/<name>.svg`; the longest bar is the largest value of all.
 ///
 /// Errors: the file cannot be written.
@@ -31,20 +61,14 @@ pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(format!("{name}.svg"));
     let bars = i32::try_from(table.plotted.len())?;
     let height = HEAD + i32::try_from(table.rows.len())? * (bars * BAR + GAP);
-    let values = || {
-        table
-            .rows
-            .iter()
-            .flat_map(|row| table.plotted.iter().filter_map(|name| row.get(name)))
-    };
-    let most = values()
-        .filter(|value| value.is_finite())
-        .fold(f64::MIN_POSITIVE, f64::max);
+    let values = |row| table.plotted.iter().filter_map(move |name| Row::get(row, name));
+    let scale = Scale::of(table.rows.iter().flat_map(values));
     let root = SVGBackend::new(&path, (u32::try_from(WIDTH)?, u32::try_from(height)?)).into_drawing_area();
     let text = |what: String, at: (i32, i32), size: i32| Text::new(what, at, ("sans-serif", size).into_font());
     let drawn = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
         root.fill(&WHITE)?;
-        root.draw(&text(table.title.clone(), (8, 8), 18))?;
+        let scaled = if scale.decade.is_some() { " (logarithmic)" } else { "" };
+        root.draw(&text(format!("{}{scaled}", table.title), (8, 8), 18))?;
         let mut y = HEAD;
         for (n, name) in table.plotted.iter().enumerate() {
             let x = NAMES + n as i32 * 140;
@@ -58,7 +82,7 @@ pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
             root.draw(&text(row.case.clone(), (8, y + bars * BAR / 2 - 7), 12))?;
             for (n, name) in table.plotted.iter().enumerate() {
                 if let Some(value) = row.get(name).filter(|value| value.is_finite()) {
-                    let length = (value / most * f64::from(WIDTH - NAMES - 70)).round() as i32;
+                    let length = (scale.share(value) * f64::from(WIDTH - NAMES - 70)).round() as i32;
                     let corners = [(NAMES, y), (NAMES + length.max(1), y + BAR - 2)];
                     root.draw(&Rectangle::new(corners, COLORS[n % COLORS.len()].filled()))?;
                     root.draw(&text(number(value), (NAMES + length + 6, y + 1), 12))?;
@@ -77,7 +101,6 @@ pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::Row;
 
     #[test]
     fn bars_are_as_long_as_their_values() {
@@ -88,5 +111,12 @@ mod tests {
         // The first bar is the whole width between the names and the margin, the second half of it.
         assert!(svg.contains("width=\"460\"") && svg.contains("width=\"230\""), "{svg}");
         assert!(svg.contains("half"), "{svg}");
+    }
+
+    #[test]
+    fn values_far_apart_are_drawn_by_their_logarithms() {
+        let scale = Scale::of([0.1, 10_000.0, f64::NAN].into_iter());
+        assert_eq!([0.1, 10.0, 10_000.0].map(|value| scale.share(value)), [0.0, 0.4, 1.0]);
+        assert_eq!(Scale::of([1.0, 1000.0].into_iter()).share(10.0), 0.01);
     }
 }
