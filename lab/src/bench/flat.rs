@@ -70,7 +70,7 @@ impl Case {
 
 /// How much is measured.
 struct Plan {
-    /// Each after its reference.
+    /// Each after its reference, in the first round.
     cases: Vec<Case>,
     /// Messages of one drain.
     drain: usize,
@@ -120,14 +120,20 @@ struct Found {
     indexes_after: f64,
 }
 
-/// In each round all cases; ratios are to the reference's run of the same round.
+/// In each round all cases, back and forth: a machine may become slower by what the cases before have written. Ratios are
+/// to the reference's run of the same round.
 pub fn run(bench: &Bench) -> Result<Report> {
     let plan = plan(bench);
     let mut found = plan.cases.iter().map(|_| Vec::new()).collect::<Vec<_>>();
     for n in 1..=bench.runs(3, 1, 1) {
-        for (case, found) in plan.cases.iter().zip(&mut found) {
+        let mut order: Vec<usize> = (0..plan.cases.len()).collect();
+        if n.is_multiple_of(2) {
+            order.reverse();
+        }
+        for place in order {
+            let case = plan.cases[place];
             bench.steps.say(&format!("{}, run {n}", case.name()));
-            found.push(one(bench, &plan, *case)?);
+            found[place].push(one(bench, &plan, case)?);
         }
     }
     let of = |case: Case| {
