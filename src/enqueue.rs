@@ -13,7 +13,7 @@ use crate::pg::bulk::Table;
 use crate::pg::enqueue::{self, Call};
 use crate::pg::refuse;
 use crate::pg::row::{Columns, RowTrigger};
-use crate::{micros, wake};
+use crate::{micros, pg, wake};
 
 pub use batch::publish_batch;
 
@@ -65,10 +65,7 @@ impl Body {
 /// constraints, row security), or lacks what a statement would refuse, gets the statement.
 pub fn publish(call: &Call, body: Body) -> i64 {
     let given = given(body);
-    let mut row = [None; column::COUNT];
-    for (number, column) in given.into_iter().enumerate() {
-        row[column] = call.argument(number);
-    }
+    let mut row = arguments(call, given);
     row[column::MESSAGE_ID] = row[column::MESSAGE_ID].or_else(|| Some(enqueue::Uuids::new(1).text()));
     let table = Table::open(c"outbox");
     let id = match table.as_ref().filter(|table| takes(table, &row, &given)) {
@@ -79,6 +76,18 @@ pub fn publish(call: &Call, body: Body) -> i64 {
         table.close();
     }
     id
+}
+
+/// Values of a row's columns.
+type Row = [Option<pg_sys::Datum>; column::COUNT];
+
+/// The arguments of a call, each as the value of its column.
+fn arguments(call: &Call, given: [usize; 8]) -> Row {
+    let mut row = [None; column::COUNT];
+    for (number, column) in given.into_iter().enumerate() {
+        row[column] = call.argument(number);
+    }
+    row
 }
 
 /// The columns of the arguments, in their order.
@@ -96,7 +105,7 @@ fn given(body: Body) -> [usize; 8] {
 }
 
 /// Whether rows like this one may be stored without a statement, with values for the columns `given`.
-fn takes(outbox: &Table, row: &[Option<pg_sys::Datum>; column::COUNT], given: &[usize]) -> bool {
+fn takes(outbox: &Table, row: &Row, given: &[usize]) -> bool {
     row[column::SUBJECT].is_some() && row[column::CONNECTION].is_some() && is_plain(outbox) && outbox.may_insert(given)
 }
 
@@ -121,15 +130,15 @@ fn new_id() -> i64 {
     })
 }
 
-fn store(table: &Table, mut row: [Option<pg_sys::Datum>; column::COUNT]) -> i64 {
+fn store(table: &Table, mut row: Row) -> i64 {
     enqueue::refuse_if_read_only();
     // Before the id: see sql/outbox.sql.
-    row[column::TXID] = Some(enqueue::assign_xid());
+    row[column::TXID] = Some(pg_sys::Datum::from(pg::assigned_xid()));
     let id = new_id();
     row[column::ID] = Some(pg_sys::Datum::from(id));
     row[column::TRACEPARENT] = enqueue::setting(c"jetstream.traceparent");
     row[column::ATTEMPTS] = Some(pg_sys::Datum::from(0));
-    row[column::CREATED_AT] = Some(enqueue::now());
+    row[column::CREATED_AT] = Some(pg_sys::Datum::from(pg::now()));
     table.insert(&row, |row| check_new(row, None));
     id
 }

@@ -5,7 +5,8 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::{Body, check_id_and_body, check_new, column, given, inserted, new_id, takes};
+use super::{Body, Row, arguments, check_id_and_body, check_new, column, given, inserted, new_id, takes};
+use crate::pg;
 use crate::pg::bulk::Table;
 use crate::pg::enqueue::{self, Call};
 use crate::pg::refuse;
@@ -28,19 +29,15 @@ const TAKEN: [&CStr; 13] = [
     c"created_at",
 ];
 
-/// What a call says of all its messages.
-type Shared = [Option<pg_sys::Datum>; column::COUNT];
-/// What it says of one: its body and its message id.
+/// What a call says of one of its messages: its body and its message id.
 type Own = (Option<pg_sys::Datum>, Option<pg_sys::Datum>);
 
 /// Stores one message for each payload, returns their `outbox.id`s in the order of the payloads.
 ///
 /// The rows go into the table without a statement, as far as [`super::publish`] does so.
 pub fn publish_batch(call: &Call) -> Vec<i64> {
-    let mut shared = [None; column::COUNT];
-    for (number, column) in given(Body::Json).into_iter().enumerate() {
-        shared[column] = call.argument(number);
-    }
+    let given = given(Body::Json);
+    let mut shared = arguments(call, given);
     let arrays = [
         (shared[column::PAYLOAD].take(), pg_sys::JSONBARRAYOID),
         (shared[column::MESSAGE_ID].take(), pg_sys::TEXTARRAYOID),
@@ -56,7 +53,7 @@ pub fn publish_batch(call: &Call) -> Vec<i64> {
     }
     let own = |n: usize| (payloads[n], message_ids.as_ref().and_then(|ids| ids[n]));
     let table = Table::open(c"outbox");
-    let possible = table.as_ref().filter(|table| takes(table, &shared, &given(Body::Json)));
+    let possible = table.as_ref().filter(|table| takes(table, &shared, &given));
     let stored = possible.and_then(|table| store(table, &shared, (0..payloads.len()).map(own)));
     let stored = stored.unwrap_or_else(|| store_by_statement(&shared, arrays));
     if let Some(table) = table {
@@ -65,8 +62,8 @@ pub fn publish_batch(call: &Call) -> Vec<i64> {
     stored
 }
 
-/// None, and nothing stored, if somebody has given another column a default.
-fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item = Own>) -> Option<Vec<i64>> {
+/// Stores messages that have all but these values in common. None, and nothing stored, if somebody has given another column a default.
+fn store(table: &Table, shared: &Row, messages: impl ExactSizeIterator<Item = Own>) -> Option<Vec<i64>> {
     enqueue::refuse_if_read_only();
     let count = messages.len();
     if count == 0 {
@@ -74,7 +71,7 @@ fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item =
     }
     let value = |datum: Option<pg_sys::Datum>| datum.map_or(Value::Null, |datum| Value::Word(datum.value() as u64));
     // Before the ids: see sql/outbox.sql.
-    let xid = enqueue::assign_xid();
+    let xid = pg::assigned_xid();
     let traceparent = enqueue::setting(c"jetstream.traceparent");
     let mut uuids = enqueue::Uuids::new(count);
     let mut ids = Vec::with_capacity(count);
@@ -82,7 +79,7 @@ fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item =
         let id = new_id();
         ids.push(id);
         [
-            value(Some(xid)),
+            Value::Word(xid),
             Value::Word(id as u64),
             value(shared[column::CONNECTION]),
             value(shared[column::SUBJECT]),
@@ -94,7 +91,7 @@ fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item =
             value(shared[column::TTL]),
             value(traceparent),
             Value::Word(0),
-            value(Some(enqueue::now())),
+            Value::Word(pg::now() as u64),
         ]
     });
     let mut first = true;
@@ -109,7 +106,7 @@ fn store(table: &Table, shared: &Shared, messages: impl ExactSizeIterator<Item =
     (appended == count).then_some(ids)
 }
 
-fn store_by_statement(shared: &Shared, arrays: [(Option<pg_sys::Datum>, pg_sys::Oid); 2]) -> Vec<i64> {
+fn store_by_statement(shared: &Row, arrays: [(Option<pg_sys::Datum>, pg_sys::Oid); 2]) -> Vec<i64> {
     use pg_sys::{INTERVALOID, JSONBOID, TEXTOID, TIMESTAMPTZOID};
     const INSERT: &str = "
         insert into jetstream.outbox as o (connection, subject, payload, headers, message_id, key, deliver_at, ttl)

@@ -129,23 +129,11 @@ pub fn refuse_if_read_only() {
     unsafe { pg_sys::PreventCommandIfReadOnly(c"INSERT".as_ptr()) }
 }
 
-/// The id of the current transaction, which gets one if it has none.
-pub fn assign_xid() -> pg_sys::Datum {
-    // SAFETY: to be called in a transaction, as all that has arguments is.
-    pg_sys::Datum::from(unsafe { pg_sys::GetTopFullTransactionId() }.value)
-}
-
 /// The next value of a sequence of this extension, whatever the user may do with it; `None` if there is none.
 pub fn next_value(sequence: &CStr) -> Option<i64> {
     let oid = pg_sys::Oid::from(super::table_oid(sequence)?);
     // SAFETY: an ERROR if it is no sequence; guarded by hand, as it is no binding of pgrx.
     Some(unsafe { pg_guard_ffi_boundary(|| nextval_internal(oid, false)) })
-}
-
-/// The time of the clock, as `timestamptz`.
-pub fn now() -> pg_sys::Datum {
-    // SAFETY: reads the clock.
-    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
 }
 
 /// A value of type `text`, in the memory of the call.

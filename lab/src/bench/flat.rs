@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use postgres::Client;
 
-use super::ground::{Bench, OUTBOX, Watch, owe, owe_in};
+use super::ground::{Bench, OUTBOX, Watch, back_and_forth, owe, owe_in};
 use super::report::{Goal, Limit, Report, Row, Table, median, number};
 use super::writers::{self, Load};
 use crate::lab::{DATABASE, Lab};
@@ -126,14 +126,9 @@ pub fn run(bench: &Bench) -> Result<Report> {
     let plan = plan(bench);
     let mut found = plan.cases.iter().map(|_| Vec::new()).collect::<Vec<_>>();
     for n in 1..=bench.runs(3, 1, 1) {
-        let mut order: Vec<usize> = (0..plan.cases.len()).collect();
-        if n.is_multiple_of(2) {
-            order.reverse();
-        }
-        for place in order {
-            let case = plan.cases[place];
+        for (place, case) in back_and_forth(&plan.cases, n) {
             bench.steps.say(&format!("{}, run {n}", case.name()));
-            found[place].push(one(bench, &plan, case)?);
+            found[place].push(one(bench, &plan, *case)?);
         }
     }
     let of = |case: Case| {

@@ -35,6 +35,16 @@ pub struct Bench {
     pub steps: Steps,
 }
 
+/// All, each with its place, for the run of this number: every second run goes backwards, so that what comes after what
+/// does not always weigh on the same one.
+pub fn back_and_forth<T>(all: &[T], run: usize) -> Vec<(usize, &T)> {
+    let mut order: Vec<_> = all.iter().enumerate().collect();
+    if run.is_multiple_of(2) {
+        order.reverse();
+    }
+    order
+}
+
 impl Bench {
     /// Runs of which the median counts: as told, else by size.
     pub fn runs(&self, full: usize, quick: usize, tiny: usize) -> usize {

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::Size;
 use super::cpu::{BACKENDS, Meter};
-use super::ground::{Bench, season};
+use super::ground::{Bench, back_and_forth, season};
 use super::pgbench::{beside_a_relay, pgbench};
 use super::report::{Goal, Limit, OF_BESIDE, Report, Row, Table};
 use crate::lab::Lab;
@@ -167,12 +167,7 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
         (bench.runs(7, 3, 1), bench.size.pick(6, 3, 1))
     };
     for n in 1..=runs {
-        // Back and forth, so that what comes after what does not always weigh on the same one.
-        let mut order: Vec<_> = variants.iter().enumerate().collect();
-        if n % 2 == 0 {
-            order.reverse();
-        }
-        for (which, variant) in order {
+        for (which, variant) in back_and_forth(variants, n) {
             bench
                 .steps
                 .say(&format!("{}, {clients} clients, run {n}", variant.name));
