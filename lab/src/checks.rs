@@ -72,6 +72,13 @@ pub fn run(paths: &Paths) -> Result<Count> {
     Ok(checks.total)
 }
 
+/// Runs pg_regress against a server of its own, with the extension that is installed.
+pub fn regress(paths: &Paths) -> Result<Count> {
+    let mut checks = Checks::new(paths);
+    checks.pg_regress()?;
+    Ok(checks.total)
+}
+
 /// Runs pg_regress against the server that the environment names.
 pub fn installcheck(paths: &Paths, pg_config: &std::path::Path) -> Result<Count> {
     let mut checks = Checks::new(paths);

@@ -36,8 +36,10 @@ pub mod release;
 pub mod second_major;
 pub mod setup;
 pub mod soak;
+pub mod sql_script;
 pub mod tools;
 pub mod up;
+pub mod upgrade_script;
 pub mod user;
 
 pub use crate::lab::{Lab, StoredMessage, wait_until};

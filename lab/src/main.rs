@@ -9,6 +9,7 @@ use lab::checks::{self, Count};
 use lab::paths::Paths;
 use lab::{
     bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak, up,
+    upgrade_script,
 };
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
@@ -93,6 +94,10 @@ enum Cmd {
     },
     /// Write docs/reference.md from the comments in the catalog
     Reference,
+    /// Write the script in sql/ that updates the last released version to this one
+    UpgradeScript,
+    /// Run pg_regress against a PostgreSQL of its own
+    Regress,
     /// Keep the installed script of this version in migrations/released/, where it stays as it is
     Freeze,
     /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
@@ -196,6 +201,15 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let installed = release::installed_script(&paths, &release::version(&paths)?);
             println!("{}", release::freeze(&installed, &release::folder(&paths))?.display());
         }
+        Cmd::UpgradeScript => {
+            let paths = setup::run()?;
+            install::run(&paths)?;
+            match upgrade_script::write(&paths)? {
+                Some(file) => println!("{}", file.display()),
+                None => println!("no older version is released"),
+            }
+        }
+        Cmd::Regress => return Ok(verdict(checks::regress(&Paths::ready()?)?)),
         Cmd::Installcheck { pg_config } => {
             let paths = Paths::find()?;
             let pg_config = pg_config.unwrap_or_else(|| paths.pg_config());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use e2e_support::{LATER, SOON, eventually, stream};
 use lab::lab::DATABASE;
 use lab::paths::Paths;
-use lab::{Lab, release, setup};
+use lab::{Lab, release, setup, upgrade_script};
 
 /// What the next version has more than this one, in a fresh install and by its upgrade script.
 const NEXT: &str = "
@@ -293,5 +293,18 @@ fn what_is_released_is_what_is_installed() {
                 "{version} is released: raise the version in Cargo.toml, for these differ: {different:#?}"
             );
         }
+    }
+}
+
+#[test]
+fn the_upgrade_script_is_what_the_sources_say() {
+    let paths = Paths::ready().unwrap();
+    if let Some((file, script)) = upgrade_script::make(&paths).unwrap() {
+        let written = fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            written == script,
+            "{} is stale: run `lab/run upgrade-script`",
+            file.display()
+        );
     }
 }

@@ -1,0 +1,3 @@
+-- DDL from 0.1.1 to 0.1.2. Functions, views, comments and rights come from sql/.
+
+-- generated statements
