@@ -113,7 +113,7 @@ fn session(number: u32, conninfo: &str, stop: &AtomicBool, commits: &Mutex<Vec<D
             client = Client::connect(conninfo, NoTls).ok();
             continue;
         };
-        let commit = count % ROLLED_BACK != 0;
+        let commit = !count.is_multiple_of(ROLLED_BACK);
         match order(connected, number, commit) {
             Ok((_, took)) if commit => {
                 if let Ok(mut all) = commits.lock() {
