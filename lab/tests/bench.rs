@@ -1,4 +1,4 @@
-//! The bench runs to its end and writes what it says: its figures at this size mean nothing.
+//! Runs the bench in its shortest form and checks what it writes. Its figures mean nothing at this size.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use lab::paths::Paths;
 use serde_json::Value;
 
-/// Runs one measurement in its shortest form on real servers; what it wrote.
+/// Runs one measurement in its shortest form on real servers and returns the JSON that it wrote.
 fn measure(name: &str) -> Value {
     let dir = Paths::find().unwrap().bench();
     let file = dir.join(format!("tiny-{name}.json"));
@@ -22,7 +22,7 @@ fn measure(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// The figure of a row that begins with `case`, in any table.
+/// A figure of the first row whose name begins with `case`, in any table.
 fn figure(report: &Value, case: &str, name: &str) -> f64 {
     let tables = report["tables"].as_array().unwrap().iter();
     let rows = tables.flat_map(|table| table["rows"].as_array().unwrap());
@@ -65,12 +65,12 @@ fn producers_are_compared_with_a_plain_insert() {
     let report = measure("producers");
     let ratio = figure(&report, "insert into the outbox", "ratio");
     let speeds =
-        ["insert into the outbox", "insert into a like table"].map(|case| figure(&report, case, "transactions/s"));
+        ["insert into the outbox", "insert into a plain table"].map(|case| figure(&report, case, "transactions/s"));
     assert!((speeds[0] / speeds[1] - ratio).abs() < 1e-9, "{report}");
 }
 
 #[test]
-fn captures_are_compared_with_a_like_table() {
+fn captures_are_compared_with_an_identical_table() {
     let report = measure("capture");
     let speeds = ["transactions/s", "without capture/s"].map(|name| figure(&report, "insert", name));
     let ratio = figure(&report, "insert", "ratio");
@@ -83,7 +83,7 @@ fn captures_are_compared_with_a_like_table() {
     assert_eq!(report["goals"].as_array().unwrap().len(), 4);
 }
 
-/// The figure of a statement of many rows, in the last table.
+/// A figure of a large statement, which is in the last table.
 fn large(report: &Value, case: &str, name: &str) -> f64 {
     let table = report["tables"].as_array().unwrap().last().unwrap();
     figure(&serde_json::json!({ "tables": [table] }), case, name)
@@ -97,11 +97,11 @@ fn disturbances_are_compared_with_a_run_that_wrote_as_much() {
         assert!((ratio - figure(&report, case, "ratio")).abs() < 1e-9, "{report}");
     };
     compared("a snapshot held", "undisturbed");
-    compared("2,000 owed to a disabled", "2,000 in a like table");
-    // Nobody takes what is owed to a disabled connection.
+    compared("2,000 pending for a disabled", "2,000 in a plain table");
+    // Messages pending for a disabled connection stay in the outbox.
     let left = |case| figure(&report, case, "table after");
     assert!(
-        left("2,000 owed to a disabled") > left("2,000 in a like table"),
+        left("2,000 pending for a disabled") > left("2,000 in a plain table"),
         "{report}"
     );
 }

@@ -1,5 +1,5 @@
-//! What a capture costs whoever changes the table: transactions of one row, and statements of many, beside the same on
-//! a table that is not captured.
+//! Measures what capture costs the session that changes the table: single-row transactions and large statements, each
+//! compared with an identical table that is not captured.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use super::pgbench::{beside_a_relay, pgbench};
 use super::report::{Goal, Limit, OF_BESIDE, Report, Row, Table, median};
 use crate::lab::{DATABASE, Lab};
 
-/// Two tables alike; `captured` is captured in the default format.
+/// Two identical tables. Only `captured` is captured, in the default format.
 const TABLES: &str = "
 create table public.plain (id bigint generated always as identity primary key, v integer,
     t text default 'some text', at timestamptz default now());
@@ -22,10 +22,10 @@ select jetstream.capture('public.captured');
 ";
 const PAIR: [&str; 2] = ["public.plain", "public.captured"];
 
-/// Rows there before updates and deletes.
+/// Rows in each table before updates and deletes.
 const ROWS: usize = 100_000;
 
-/// Transactions of one row, by name; the last kind uses the rows up.
+/// Single-row transactions by name. The last kind consumes the rows, so the table is refilled before each run.
 const SINGLE: [(&str, &str); 3] = [
     ("insert", "insert into TABLE (v) values (1)"),
     (
@@ -39,16 +39,16 @@ const SINGLE: [(&str, &str); 3] = [
     ),
 ];
 
-/// Rows of a large statement.
+/// Rows changed by one large statement.
 const LARGE: usize = 10_000;
 
 const MORE: &str = "more µs";
 
-/// Of the kinds above, those that make one message a transaction.
+/// The first kinds of [`SINGLE`] publish exactly one message in each transaction.
 const ONE_MESSAGE: usize = 2;
 
-/// Single rows with no worker (what the transaction itself costs) and with one that publishes on the same processors;
-/// large statements without a worker.
+/// Measures single rows without a worker, which shows the cost of the transaction itself, and with a worker that
+/// publishes on the same processors. Large statements run without a worker.
 pub fn run(bench: &Bench) -> Result<Report> {
     let (mut tables, mut goals) = (Vec::new(), Vec::new());
     let clients: &[usize] = bench.size.pick(&[1, 16], &[1, 16], &[2]);
@@ -64,7 +64,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
             );
             let references = [
                 ("ratio", "the transactions/s without capture"),
-                (OF_BESIDE, "those without capture beside a relay alone"),
+                (OF_BESIDE, "the transactions/s without capture next to a relay alone"),
             ];
             for (figure, reference) in references {
                 if let Some(ratio) = table.rows[0].get(figure) {
@@ -76,7 +76,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
     }
     let table = large(bench)?;
     for row in &table.rows {
-        let what = format!("capture of a row, {} of {LARGE} rows, µs", row.case);
+        let what = format!("capture cost per row, {} of {LARGE} rows, µs", row.case);
         goals.push(Goal::new(what, Limit::Below(3.0), row.get(MORE).unwrap_or(f64::NAN)));
     }
     tables.push(table);
@@ -87,7 +87,7 @@ fn beside(publishing: bool) -> &'static str {
     if publishing { "worker publishing" } else { "no worker" }
 }
 
-/// Servers with the two tables.
+/// Starts the servers and creates the two tables.
 fn lab(bench: &Bench, worker: bool) -> Result<Lab> {
     let mut lab = bench.lab(&[])?;
     season(&lab, bench.size)?;
@@ -101,10 +101,10 @@ fn lab(bench: &Bench, worker: bool) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Both tables with so many rows, and nothing captured.
+/// Refills both tables with `rows` rows and discards what that captured.
 fn refill(lab: &Lab, rows: usize) -> Result<()> {
     let fill = |table: &str| format!("truncate {table} restart identity; {}", inserts(table, rows));
-    // In one transaction, so that a worker sees none of it.
+    // One transaction, so that a worker sees none of these rows.
     let [plain, captured] = PAIR.map(fill);
     lab.sql(&format!(
         "begin; {plain}; {captured}; truncate jetstream.capture_queue, jetstream.outbox; commit"
@@ -118,7 +118,7 @@ fn inserts(table: &str, rows: usize) -> String {
 
 fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<Table> {
     let lab = lab(bench, publishing)?;
-    let title = format!("Transactions of one row, {clients} clients, {}", beside(publishing));
+    let title = format!("Single-row transactions, {clients} clients, {}", beside(publishing));
     let mut table = Table::new(title).plot(&["transactions/s", "without capture/s"]);
     let mut runs: Vec<[Vec<(f64, f64)>; 2]> = SINGLE.iter().map(|_| Default::default()).collect();
     let mut beside: Vec<Vec<f64>> = SINGLE.iter().map(|_| Vec::new()).collect();
@@ -156,7 +156,7 @@ fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<Table>
             .with("backend µs", captured.iter().map(|run| run.1))
             .with(MORE, pairs().map(|(own, other)| own.1 - other.1))
             .with_beside_a_relay(
-                "without capture beside a relay/s",
+                "without capture next to a relay/s",
                 captured.iter().map(|run| run.0),
                 beside,
             );
@@ -165,14 +165,14 @@ fn single_rows(bench: &Bench, clients: usize, publishing: bool) -> Result<Table>
     Ok(table)
 }
 
-/// Microseconds of a row: elapsed, and on the processor of the backend.
+/// Microseconds for one row: elapsed time, and processor time of the backend.
 type Micros = (f64, f64);
 
 fn large(bench: &Bench) -> Result<Table> {
     let lab = lab(bench, false)?;
     let mut client = lab.postgres.client(DATABASE)?;
     let pid: i32 = client.query_one("select pg_backend_pid()", &[])?.get(0);
-    let mut table = Table::new(format!("Statements of {LARGE} rows, microseconds of a row, no worker")).plot(&[MORE]);
+    let mut table = Table::new(format!("Statements of {LARGE} rows, microseconds per row, no worker")).plot(&[MORE]);
     for kind in ["insert", "update", "delete"] {
         let mut runs: [Vec<Micros>; 2] = Default::default();
         for n in 1..=bench.runs(15, 7, 1) {
@@ -217,7 +217,8 @@ fn one(client: &mut Client, pid: i32, statement: &str) -> Result<Micros> {
     Ok((elapsed / LARGE as f64, processor / LARGE as f64))
 }
 
-/// Nanoseconds a process has run so far; finer than what [`Meter`] reads, for statements of some milliseconds.
+/// Nanoseconds of processor time a process has used so far. Finer than what [`Meter`] reads, so it can measure
+/// statements that take a few milliseconds.
 fn on_processor(pid: i32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
     Ok(text.split_whitespace().next().context("no schedstat")?.parse()?)

@@ -1,5 +1,5 @@
-//! Processor seconds of processes and of single threads, from /proc. The kernel counts them exactly and shows them in
-//! hundredths of a second, so a measurement should take a second or more.
+//! Processor time of processes and single threads, read from /proc. The kernel reports it in hundredths of a second, so
+//! a measurement should last a second or more.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use crate::lab::Lab;
 use crate::process;
 
-/// Name of the relay's thread, in the worker as in the lab.
+/// Name of the relay's thread, both in the worker and in the lab.
 pub const RELAY_THREAD: &str = "jetstream relay";
 
-/// Every role there is, in the order of the tables.
+/// All roles, in the order of the table columns.
 pub const ROLES: [&str; 10] = [
     "worker",
     "relay",
@@ -27,7 +27,7 @@ pub const ROLES: [&str; 10] = [
     "writers",
 ];
 
-/// Whose time is counted.
+/// The process or thread whose time is counted.
 #[derive(Clone, Debug)]
 enum Source {
     Process(u32),
@@ -35,7 +35,7 @@ enum Source {
     ThreadNamed(u32, &'static str),
 }
 
-/// Counts from its start; each source has a role under which its time is shown.
+/// Counts processor time from its start. Each source has a role, under which its time is reported.
 #[derive(Debug)]
 pub struct Meter {
     sources: Vec<(&'static str, Source)>,
@@ -44,30 +44,30 @@ pub struct Meter {
     began: Instant,
 }
 
-/// What was used between start and stop of a [`Meter`].
+/// Processor time used between start and stop of a [`Meter`].
 #[derive(Clone, Debug)]
 pub struct Used {
     /// Processor seconds by role.
     pub seconds: BTreeMap<&'static str, f64>,
-    /// How long it took.
+    /// Elapsed time.
     pub wall: Duration,
 }
 
 impl Used {
-    /// Microseconds of processor time for each of `count` messages, by role.
+    /// Microseconds of processor time per message, by role, for `count` messages.
     pub fn micros_each(&self, count: usize) -> BTreeMap<&'static str, f64> {
         let each = |seconds: &f64| seconds * 1e6 / count as f64;
         self.seconds.iter().map(|(role, s)| (*role, each(s))).collect()
     }
 
-    /// Per cent of one core that a role used.
+    /// Percentage of one core that a role used.
     pub fn core_percent(&self, role: &str) -> f64 {
         self.seconds.get(role).copied().unwrap_or(0.0) * 100.0 / self.wall.as_secs_f64()
     }
 }
 
 impl Meter {
-    /// One that counts nothing yet.
+    /// A meter without sources.
     pub fn new() -> Self {
         Self {
             sources: Vec::new(),
@@ -77,9 +77,9 @@ impl Meter {
         }
     }
 
-    /// The worker's two threads, nats-server, and every other process of PostgreSQL.
+    /// Counts the worker's two threads, nats-server, and every other PostgreSQL process.
     ///
-    /// Errors: no worker runs.
+    /// Errors: no worker is running.
     pub fn of_lab(lab: &Lab) -> Result<Self> {
         let worker = worker_pid(lab)?;
         let mut meter = Self::new()
@@ -90,7 +90,7 @@ impl Meter {
         Ok(meter)
     }
 
-    /// Every process of PostgreSQL; a worker counts among the backends.
+    /// Counts every PostgreSQL process. A worker counts as a backend.
     pub fn of_postgres(lab: &Lab) -> Self {
         Self {
             postmaster: Some(lab.postgres.pid()),
@@ -104,26 +104,26 @@ impl Meter {
         self
     }
 
-    /// Counts the first thread of a process.
+    /// Counts the main thread of a process.
     pub fn main_thread(mut self, role: &'static str, pid: u32) -> Self {
         self.sources.push((role, Source::MainThread(pid)));
         self
     }
 
-    /// Counts the relay's thread in a process.
+    /// Counts the relay thread of a process.
     pub fn relay(mut self, role: &'static str, pid: u32) -> Self {
         self.sources.push((role, Source::ThreadNamed(pid, RELAY_THREAD)));
         self
     }
 
-    /// Counts from now on.
+    /// Starts counting.
     pub fn start(mut self) -> Self {
         self.before = self.look();
         self.began = Instant::now();
         self
     }
 
-    /// What was used since the start.
+    /// Processor time used since the start.
     pub fn stop(&self) -> Used {
         let wall = self.began.elapsed();
         let mut seconds = self.look();
@@ -147,7 +147,7 @@ impl Meter {
             for pid in process::children(postmaster).into_iter().filter(|pid| !known(pid)) {
                 *seconds.entry(postgres_role(pid)).or_default() += ticks(&format!("/proc/{pid}/stat"), OWN);
             }
-            // Processes that have ended are found in the sum their parent has.
+            // The time of processes that have ended is in their parent's total.
             *seconds.entry(BACKENDS).or_default() += ticks(&format!("/proc/{postmaster}/stat"), OF_ENDED_CHILDREN);
         }
         seconds
@@ -168,12 +168,11 @@ impl Source {
     }
 }
 
-/// Process id of the drain worker.
 pub fn worker_pid(lab: &Lab) -> Result<u32> {
     Ok(lab.value("select pid from jetstream.worker_status()")?.parse()?)
 }
 
-/// `RssAnon` of a process in megabytes: its memory without files and shared memory.
+/// `RssAnon` of a process in megabytes: its memory without mapped files and shared memory.
 pub fn anonymous_megabytes(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -186,7 +185,7 @@ pub fn anonymous_megabytes(pid: u32) -> Result<f64> {
     Ok(kilobytes / 1024.0)
 }
 
-/// Role of client connections, and of whatever has ended or has no role of its own.
+/// Role of client connections, of processes that have ended, and of processes without a role of their own.
 pub const BACKENDS: &str = "backends";
 
 fn postgres_role(pid: u32) -> &'static str {
@@ -195,14 +194,14 @@ fn postgres_role(pid: u32) -> &'static str {
     roles.into_iter().find(|role| title.contains(role)).unwrap_or(BACKENDS)
 }
 
-/// Fields utime and stime of a stat file, counted behind the program's name.
+/// Fields utime and stime of a stat file, counted after the program name.
 const OWN: std::ops::Range<usize> = 11..13;
-/// Fields cutime and cstime.
+/// Fields cutime and cstime, counted the same way.
 const OF_ENDED_CHILDREN: std::ops::Range<usize> = 13..15;
 
-/// Seconds in two fields of a stat file; none if there is no such process any more.
+/// Seconds in two fields of a stat file. Zero if the process no longer exists.
 fn ticks(stat: &str, fields: std::ops::Range<usize>) -> f64 {
-    // USER_HZ, in which Linux shows times to programs, is 100 on every architecture PostgreSQL runs on.
+    // Linux reports times in units of USER_HZ, which is 100 on every architecture PostgreSQL supports.
     let text = fs::read_to_string(stat).unwrap_or_default();
     let Some((_, rest)) = text.rsplit_once(')') else {
         return 0.0;
@@ -235,7 +234,7 @@ mod tests {
             .name(RELAY_THREAD.to_owned())
             .spawn(move || {
                 let meter = Meter::new().relay("relay", own).start();
-                // By its own account, as a busy machine may give it little.
+                // Measured by the thread's own clock, because a busy machine may give it little time.
                 while meter.stop().seconds["relay"] < 0.2 && meter.began.elapsed() < Duration::from_secs(20) {
                     for n in 0..1_000_000 {
                         std::hint::black_box(n);
@@ -246,8 +245,11 @@ mod tests {
         let busy = thread.unwrap().join().unwrap();
         let used = all.stop();
         assert!(busy.seconds["relay"] >= 0.2, "{busy:?}");
-        assert!(used.seconds["worker"] >= 0.19, "the whole process: {used:?}");
-        assert!(used.seconds["feed"] < 0.1, "its main thread waits: {used:?}");
+        assert!(
+            used.seconds["worker"] >= 0.19,
+            "a process includes all of its threads: {used:?}"
+        );
+        assert!(used.seconds["feed"] < 0.1, "the main thread only waits: {used:?}");
         assert_eq!(busy.micros_each(1000)["relay"], busy.seconds["relay"] * 1e6 / 1000.0);
         assert!(busy.core_percent("relay") > 0.0 && busy.core_percent("feed") == 0.0);
     }

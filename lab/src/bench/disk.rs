@@ -1,4 +1,4 @@
-//! The disk by itself: what a commit would wait for if nothing else were going on.
+//! Measures the disk alone: how long a commit would wait on an otherwise idle machine.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -9,19 +9,19 @@ use anyhow::Result;
 
 use super::report::percentile;
 
-/// Bytes of one write: a page of the write-ahead log.
+/// Size of one write, the same as a WAL page.
 const PAGE: usize = 8192;
-/// Pages of the file, which has its full length before anything is measured, as a recycled file of the log has.
+/// Pages in the file. It has its full length before the measurement starts, like a recycled WAL file.
 const PAGES: u64 = 2048;
 /// A write that takes longer counts as a stall.
 const STALL: Duration = Duration::from_millis(5);
 
 const STALLED: &str = "stalled %";
-/// Per cent of the time that a calm disk stalls for less than.
+/// A disk is calm if it stalls for less than this percentage of the time.
 const CALM: f64 = 1.0;
 
-/// Looks at the disk until it is calm, as it is not for a while after gigabytes were removed from it, at most so often;
-/// the last look.
+/// Measures the disk up to `looks` times until it is calm, and returns the last result. A disk is slow for a while
+/// after gigabytes have been removed from it.
 ///
 /// Errors: as [`alone`].
 pub fn calm(folder: &Path, time: Duration, looks: usize) -> Result<Vec<(&'static str, f64)>> {
@@ -34,9 +34,10 @@ pub fn calm(folder: &Path, time: Duration, looks: usize) -> Result<Vec<(&'static
     alone(folder, time)
 }
 
-/// Writes pages one by one into a file of `folder`, each with an fdatasync, for so long; the figures of a row.
+/// Writes pages one by one into a file in `folder`, each with an fdatasync, for the duration of `time`. Returns the
+/// figures of a table row.
 ///
-/// Errors: the folder cannot be written to.
+/// Errors: the folder is not writable.
 pub fn alone(folder: &Path, time: Duration) -> Result<Vec<(&'static str, f64)>> {
     std::fs::create_dir_all(folder)?;
     let mut file = tempfile::tempfile_in(folder)?;

@@ -1,4 +1,5 @@
-//! How fast what is owed leaves the outbox, beside the relay alone and the relay fed by a plain `select`.
+//! Measures how fast pending messages leave the outbox, compared with the relay alone and with the relay fed by a plain
+//! `select`.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use super::relay::{Rate, relay_rate};
 use super::report::{Goal, Limit, Report, Row, Table, number};
 use super::select::select_rate;
 
-/// What is owed.
+/// The pending messages of one drain.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     count: usize,
@@ -23,7 +24,7 @@ const fn case(count: usize, bytes: usize, history: &'static str) -> Case {
     Case { count, bytes, history }
 }
 
-/// The first is the one that the goals are about. Few enough of the large ones to stay at about 200 MB.
+/// The goals apply to the first case. The number of large messages is limited to stay at about 200 MB.
 const CASES: [Case; 7] = [
     case(200_000, 256, "all"),
     case(200_000, 256, "failures"),
@@ -44,17 +45,17 @@ impl Case {
     }
 }
 
-/// What one run used, by role.
+/// Processor time of one run, by role.
 type Micros = BTreeMap<&'static str, f64>;
 
-/// Each case `bench.runs` times, in turn with its references.
+/// Runs each case `bench.runs` times, alternating with its references.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let mut speed = Table::new("Drain, messages/s, with the references of the same run").plot(&[
+    let mut speed = Table::new("Drain, messages/s, with the references from the same run").plot(&[
         "drain",
         "relay alone",
         "fed by select",
     ]);
-    let mut cpu = Table::new("Processor time for each message of a drain");
+    let mut cpu = Table::new("Processor time per message in a drain");
     let cases = match bench.size {
         Size::Full => CASES.to_vec(),
         Size::Quick => vec![CASES[0]],
@@ -111,14 +112,14 @@ fn goals(speed: &Table) -> Vec<Goal> {
             of_first(TO_RELAY),
         ),
         Goal::new(
-            "the same in messages/s, four times the closest peer's best",
+            "drain of 256 B in messages/s, four times the best of the closest peer",
             Limit::AtLeast(96_000.0),
             of_first("drain"),
         ),
     ]
 }
 
-/// Messages a second from the resumption to the last acknowledgement.
+/// Messages per second, from `resume()` to the last acknowledgement.
 fn drain(bench: &Bench, case: Case) -> Result<(f64, Used)> {
     let lab = bench.lab(&[("pg_jetstream.history", case.history)])?;
     lab.sql("select jetstream.pause()")?;

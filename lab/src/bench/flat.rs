@@ -1,4 +1,4 @@
-//! Whether speed and latency stay what they are under a backlog, a history, an old snapshot, an open transaction.
+//! Checks that speed and latency do not depend on a backlog, a history, an old snapshot or an open transaction.
 
 use std::time::Duration;
 
@@ -15,27 +15,28 @@ const CHUNK: usize = 500_000;
 /// Rows of the history inserted in one transaction.
 const HISTORY_CHUNK: usize = 1_000_000;
 
-/// What is in the way, or what speed and latency with that are compared with.
+/// A condition that could slow the worker down, or a reference to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
-    /// Nothing.
+    /// Reference: no disturbance.
     Undisturbed,
-    /// So many messages in a like table, which the worker never reads. Whoever fills gigabytes leaves a machine behind on
-    /// which all are slower for a while, nats-server first: new pages of memory and of files cost more.
+    /// Reference: this many messages in a table with the same columns, which the worker never reads. After gigabytes
+    /// have been written, everything on the machine is slower for a while, nats-server first, because new pages of
+    /// memory and of files cost more.
     Aside(usize),
-    /// So many rows in a table like the history.
+    /// Reference: this many rows in a table with the columns of the history.
     HistoryAside(usize),
-    /// So many messages owed to a connection that is disabled.
+    /// This many messages pending for a disabled connection.
     Elsewhere(usize),
-    /// So many that are due in a day.
+    /// This many messages scheduled for the next day.
     Delayed(usize),
-    /// So many in front: the drain of the first of these is what is measured.
+    /// This many pending messages at the head of the outbox. The drain of the first of them is measured.
     InFront(usize),
-    /// So many rows of history.
+    /// This many rows of history.
     History(usize),
-    /// A snapshot held from before the first of several drains to the end.
+    /// A snapshot held from before the first drain until the end.
     Snapshot,
-    /// A transaction with an id, open as long.
+    /// A transaction with an id, held open for the same time.
     OpenTransaction,
 }
 
@@ -46,18 +47,18 @@ impl Case {
         let count = |count: usize| number(count as f64);
         match self {
             Undisturbed => "undisturbed".to_owned(),
-            Aside(n) => format!("{} in a like table", count(n)),
-            HistoryAside(n) => format!("history of {} in a like table", count(n)),
-            Elsewhere(n) => format!("{} owed to a disabled connection", count(n)),
-            Delayed(n) => format!("{} due in a day", count(n)),
-            InFront(n) => format!("{} owed, speed while they drain", count(n)),
+            Aside(n) => format!("{} in a plain table", count(n)),
+            HistoryAside(n) => format!("history of {} in a plain table", count(n)),
+            Elsewhere(n) => format!("{} pending for a disabled connection", count(n)),
+            Delayed(n) => format!("{} scheduled for tomorrow", count(n)),
+            InFront(n) => format!("{} pending, speed while they drain", count(n)),
             History(n) => format!("history of {}", count(n)),
             Snapshot => "a snapshot held".to_owned(),
             OpenTransaction => "a transaction id held".to_owned(),
         }
     }
 
-    /// What wrote as much before and had nothing in the way; none for what is a reference itself.
+    /// The reference that wrote as much without being disturbed, or `None` for a reference.
     fn reference(self) -> Option<Self> {
         match self {
             Undisturbed | Aside(_) | HistoryAside(_) => None,
@@ -68,15 +69,15 @@ impl Case {
     }
 }
 
-/// How much is measured.
+/// How much to measure.
 struct Plan {
-    /// Each after its reference, in the first round.
+    /// Each case follows its reference in the first round.
     cases: Vec<Case>,
-    /// Messages of one drain.
+    /// Messages per drain.
     drain: usize,
-    /// Drains made one after the other; all but the first are measured, when the dead rows of those before lie about.
+    /// Consecutive drains. All but the first are measured, so that dead rows of earlier drains are present.
     drains: usize,
-    /// How long latency is measured, at 500 transactions a second.
+    /// How long latency is measured, at 500 transactions per second.
     latency: Duration,
 }
 
@@ -109,7 +110,7 @@ fn plan(bench: &Bench) -> Plan {
     }
 }
 
-/// What one run found.
+/// Results of one run.
 struct Found {
     rate: f64,
     p50: f64,
@@ -120,8 +121,8 @@ struct Found {
     indexes_after: f64,
 }
 
-/// In each round all cases, back and forth: a machine may become slower by what the cases before have written. Ratios are
-/// to the reference's run of the same round.
+/// Every round runs all cases, in alternating direction, because what one case has written may slow the machine down
+/// for the next. Ratios compare with the reference's run in the same round.
 pub fn run(bench: &Bench) -> Result<Report> {
     let plan = plan(bench);
     let mut found = plan.cases.iter().map(|_| Vec::new()).collect::<Vec<_>>();
@@ -136,7 +137,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
         place.map_or(&[][..], |place| &found[place])
     };
     let mut table =
-        Table::new("Drain and commit to stored at 500/s while something is in the way; sizes in MB").plot(&["drain/s"]);
+        Table::new("Drain, and commit to acknowledgement at 500/s, under disturbances; sizes in MB").plot(&["drain/s"]);
     table.rows.extend(
         plan.cases
             .iter()
@@ -152,7 +153,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
 const SPEED: &str = "ratio";
 const LATENCY: &str = "p50 ratio";
 
-/// `reference`: what its ratios are to, and what that found.
+/// `reference` is the case that the ratios compare with, and its results.
 fn row(case: Case, found: &[Found], reference: Option<(Case, &[Found])>) -> Row {
     let all = |figure: fn(&Found) -> f64| found.iter().map(figure);
     let row = Row::new(case.name())
@@ -191,14 +192,14 @@ fn goals(table: &Table) -> Vec<Goal> {
     let rows = table.rows.iter();
     rows.flat_map(|row| {
         let speed = goal(row, SPEED, "drain", Limit::AtLeast(0.9));
-        let latency = goal(row, LATENCY, "commit to stored", Limit::Below(1.1));
+        let latency = goal(row, LATENCY, "commit to acknowledgement", Limit::Below(1.1));
         speed.into_iter().chain(latency)
     })
     .collect()
 }
 
 fn one(bench: &Bench, plan: &Plan, case: Case) -> Result<Found> {
-    // All of it is gigabytes; the drains themselves are short.
+    // The disturbances write gigabytes, although the drains are short.
     let lab = bench.lab(&[("max_wal_size", "4GB")])?;
     lab.sql("select jetstream.pause()")?;
     let _holder = disturb(&lab, case)?;
@@ -225,7 +226,7 @@ fn one(bench: &Bench, plan: &Plan, case: Case) -> Result<Found> {
         }
     }
     let (mut p50, mut p99) = (f64::NAN, f64::NAN);
-    // What is in front is delivered first: the time of a message behind it is not of interest.
+    // Messages at the head are delivered first, so the latency of messages behind them means nothing.
     if !matches!(case, InFront(_)) {
         let millis = latency(&lab, plan.latency, stored, &mut watch)?;
         (p50, p99) = (millis[0].1, millis[2].1);
@@ -242,8 +243,8 @@ fn one(bench: &Bench, plan: &Plan, case: Case) -> Result<Found> {
     })
 }
 
-/// Percentiles of commit to stored. Three short times of which the median counts, as one checkpoint more or less would
-/// decide otherwise.
+/// Percentiles of the time from commit to acknowledgement. The median of three short periods counts, because a single
+/// checkpoint would distort one long period.
 fn latency(lab: &Lab, time: Duration, stored: usize, watch: &mut Watch) -> Result<[(&'static str, f64); 4]> {
     let mut stored = stored;
     let mut all = Vec::new();
@@ -265,7 +266,7 @@ fn latency(lab: &Lab, time: Duration, stored: usize, watch: &mut Watch) -> Resul
     }))
 }
 
-/// Puts it in the way; what is returned keeps it there.
+/// Creates the disturbance. It lasts as long as the returned client.
 fn disturb(lab: &Lab, case: Case) -> Result<Option<Client>> {
     let owe_all = |table: &str, count: usize, columns: &str, values: &str| {
         (0..count)
@@ -299,7 +300,7 @@ fn disturb(lab: &Lab, case: Case) -> Result<Option<Client>> {
         }
         OpenTransaction => return hold(lab, "begin; select pg_current_xact_id()"),
     }
-    // What was written for this is not written during the drains.
+    // Writes out what the disturbance left behind, so that this does not happen during the drains.
     lab.sql("checkpoint")?;
     Ok(None)
 }
@@ -323,7 +324,7 @@ fn fill_history(lab: &Lab, table: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Megabytes of the outbox's table, and of its indexes.
+/// Megabytes of the outbox table and of its indexes.
 fn sizes(lab: &Lab) -> Result<(f64, f64)> {
     let text = "select pg_table_size(o) / 1048576.0, pg_indexes_size(o) / 1048576.0 \
                 from (select 'jetstream.outbox'::regclass) x (o)";

@@ -1,4 +1,5 @@
-//! What every measurement stands on: servers as in production, messages that are owed, a look at how far the worker is.
+//! What every measurement is based on: servers configured as in production, pending messages, and a view of the
+//! worker's progress.
 
 use std::time::{Duration, Instant};
 
@@ -10,33 +11,31 @@ use crate::lab::{DATABASE, Lab};
 use crate::paths::Paths;
 use crate::progress::Steps;
 
-/// Longest time without a single further message before a measurement is given up.
+/// A measurement fails if the worker makes no progress for this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Files of 16 MB that writers of single rows fill in a measurement.
+/// WAL files of 16 MB that single-row producers fill during one measurement.
 const WAL_FILES: usize = 60;
 
-/// How often the disk is looked at until it is calm.
+/// Measurements of the disk before giving up on a calm one.
 const LOOKS: usize = 10;
 
-/// Where messages are owed.
 pub const OUTBOX: &str = "jetstream.outbox";
 
-/// How a run of the bench was asked for.
+/// The options of a bench run.
 #[derive(Debug)]
 pub struct Bench {
-    /// How long its measurements are.
+    /// Determines how long measurements take.
     pub size: Size,
-    /// Runs of which the median counts, if told.
+    /// Number of runs from which the median is taken, if the user chose one.
     pub told_runs: Option<usize>,
-    /// Lines of postgresql.conf for every server.
+    /// Lines added to postgresql.conf on every server.
     pub settings: Vec<(String, String)>,
-    /// Shows how far it is.
     pub steps: Steps,
 }
 
-/// All, each with its place, for the run of this number: every second run goes backwards, so that what comes after what
-/// does not always weigh on the same one.
+/// All items with their indexes, in the order for run number `run`. Every second run goes backwards, so that an item is
+/// not always affected by the same predecessor.
 pub fn back_and_forth<T>(all: &[T], run: usize) -> Vec<(usize, &T)> {
     let mut order: Vec<_> = all.iter().enumerate().collect();
     if run.is_multiple_of(2) {
@@ -46,19 +45,20 @@ pub fn back_and_forth<T>(all: &[T], run: usize) -> Vec<(usize, &T)> {
 }
 
 impl Bench {
-    /// Runs of which the median counts: as told, else by size.
+    /// Number of runs from which the median is taken: the user's choice, otherwise by size.
     pub fn runs(&self, full: usize, quick: usize, tiny: usize) -> usize {
         self.told_runs.unwrap_or(self.size.pick(full, quick, tiny)).max(1)
     }
 
-    /// Servers as in production, with a stream `BENCH` for the subjects below `bench.`, on a disk that is calm by then.
+    /// Starts servers configured as in production, with a stream `BENCH` for the subjects `bench.>`, and waits for a
+    /// calm disk.
     ///
     /// Errors: a server does not start.
     pub fn lab(&self, settings: &[(&str, &str)]) -> Result<Lab> {
         self.lab_and_disk(settings).map(|(lab, _)| lab)
     }
 
-    /// The same, and what the last look at the disk found.
+    /// Does the same, and also returns the last measurement of the disk.
     pub fn lab_and_disk(&self, settings: &[(&str, &str)]) -> Result<(Lab, Vec<(&'static str, f64)>)> {
         let mut builder = Lab::builder()
             .durable()
@@ -82,9 +82,9 @@ impl Bench {
     }
 }
 
-/// Makes a server as one is that has run for a while.
+/// Brings a new server into the state of one that has been running for a while.
 ///
-/// Errors: the server refuses.
+/// Errors: a statement fails.
 pub fn season(lab: &Lab, size: Size) -> Result<()> {
     if size == Size::Tiny {
         return Ok(());
@@ -93,12 +93,12 @@ pub fn season(lab: &Lab, size: Size) -> Result<()> {
     recycle_wal(lab, WAL_FILES)
 }
 
-/// Uses every page of `shared_buffers` once, as a server has that has run for a while: a page of memory that nobody has
-/// used yet costs whoever extends a table as much as several rows.
+/// Uses every page of `shared_buffers` once. The first use of a page of memory costs the session that extends a table
+/// as much as several rows.
 ///
-/// Errors: the server refuses.
+/// Errors: a statement fails.
 fn touch_buffers(lab: &Lab) -> Result<()> {
-    // A row of 7,000 bytes fills a page.
+    // One row of 7,000 bytes fills a page.
     lab.sql(
         "create unlogged table public.touched (filler text);
         alter table public.touched alter column filler set storage plain;
@@ -109,10 +109,10 @@ fn touch_buffers(lab: &Lab) -> Result<()> {
     .map(|_| ())
 }
 
-/// Makes WAL files as a server has them that has run for a while: recycled, so that no writer waits for a new one to be
-/// filled with zeros (about 30 ms for each 16 MB).
+/// Creates WAL files that can be recycled, so that no producer waits while a new file is filled with zeros (about 30 ms
+/// for each 16 MB).
 ///
-/// Errors: the server refuses.
+/// Errors: a statement fails.
 pub fn recycle_wal(lab: &Lab, files: usize) -> Result<()> {
     lab.sql("create table public.wal (n integer)")?;
     for _ in 0..files {
@@ -124,15 +124,15 @@ pub fn recycle_wal(lab: &Lab, files: usize) -> Result<()> {
     Ok(())
 }
 
-/// Inserts `count` messages of `size` bytes over 128 subjects, in one transaction; with `others` (`", name = value"`
-/// of further columns) they may be such as are not due or go elsewhere.
+/// Inserts `count` messages of `size` bytes over 128 subjects in one transaction. `columns` and `values` set further
+/// columns, for example to schedule the messages or to choose a connection; both begin with a comma.
 pub fn owe(lab: &Lab, count: usize, size: usize, columns: &str, values: &str) -> Result<()> {
     owe_in(lab, OUTBOX, count, size, columns, values)
 }
 
-/// The same, into a table like the outbox.
+/// Does the same in a table with the columns of the outbox.
 pub fn owe_in(lab: &Lab, table: &str, count: usize, size: usize, columns: &str, values: &str) -> Result<()> {
-    // Of digests, so that TOAST finds nothing to compress.
+    // The body consists of digests, which TOAST cannot compress.
     let body =
         format!("select substr(string_agg(sha256(int4send(n)), ''), 1, {size}) from generate_series(0, {size} / 32) n");
     lab.sql(&format!(
@@ -143,30 +143,29 @@ pub fn owe_in(lab: &Lab, table: &str, count: usize, size: usize, columns: &str, 
     Ok(())
 }
 
-/// Looks at the worker's counters on a connection of its own, which stays open.
+/// Reads the worker's counters over a connection of its own.
 pub struct Watch {
     client: Client,
     stored: Statement,
 }
 
 impl Watch {
-    /// Opens the connection.
     pub fn open(lab: &Lab) -> Result<Self> {
         let mut client = lab.postgres.client(DATABASE)?;
-        // Not status(), which looks at the outbox for the lag and would take part in what is measured.
+        // `status()` would read the outbox to determine the lag, and so take part in what is measured.
         let stored = client.prepare("select stored from jetstream.worker_status()")?;
         Ok(Self { client, stored })
     }
 
-    /// Messages stored since the worker started.
+    /// Messages delivered since the worker started.
     pub fn stored(&mut self) -> Result<usize> {
         let row = self.client.query_one(&self.stored, &[])?;
         Ok(usize::try_from(row.get::<_, i64>(0))?)
     }
 
-    /// Waits until the worker has stored `count` since it started; calls `each` at every look.
+    /// Waits until the worker has delivered `count` messages since it started. Calls `each` at every poll.
     ///
-    /// Errors: a minute without any progress.
+    /// Errors: no progress for [`PATIENCE`].
     pub fn until(&mut self, lab: &Lab, count: usize, mut each: impl FnMut() -> Result<()>) -> Result<()> {
         let (mut last, mut moved) = (0, Instant::now());
         loop {
@@ -178,7 +177,7 @@ impl Watch {
                 (last, moved) = (stored, Instant::now());
             }
             if moved.elapsed() > PATIENCE {
-                bail!("stands still at {stored} of {count}\n{}", lab.logs());
+                bail!("no progress after {stored} of {count} messages\n{}", lab.logs());
             }
             each()?;
             std::thread::sleep(Duration::from_millis(10));
@@ -186,9 +185,11 @@ impl Watch {
     }
 }
 
-/// That the stream holds exactly so many messages.
+/// Checks that the stream holds exactly `count` messages.
 pub fn check_stream(lab: &Lab, count: usize) -> Result<()> {
-    let stored = lab.message_count("BENCH").context("cannot count the messages stored")?;
+    let stored = lab
+        .message_count("BENCH")
+        .context("cannot count the messages in the stream")?;
     ensure!(stored == count as u64, "{stored} messages in the stream, not {count}");
     Ok(())
 }

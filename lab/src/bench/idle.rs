@@ -1,4 +1,4 @@
-//! What a worker with nothing to do costs.
+//! Measures what a worker costs when it has nothing to do.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use super::cpu::Meter;
 use super::ground::Bench;
 use super::report::{Goal, Limit, Report, Row, Table};
 
-/// Looks at one idle worker, again and again.
+/// Measures one idle worker several times.
 pub fn run(bench: &Bench) -> Result<Report> {
-    // Counts every statement, also those within the worker; its own cost comes on top.
+    // `pg_stat_statements` counts every statement, including those inside the worker. Its own cost is part of the
+    // result.
     let lab = bench.lab(&[
         ("shared_preload_libraries", "pg_stat_statements,pg_jetstream"),
         ("pg_stat_statements.track", "all"),
     ])?;
     lab.sql("create extension pg_stat_statements")?;
     lab.wait_connected()?;
-    // What begins with the worker, such as partitions of the history, is over by then.
+    // By then, the work that follows a start, such as creating history partitions, is done.
     std::thread::sleep(Duration::from_secs(bench.size.pick(10, 5, 1)));
     let time = Duration::from_secs(bench.size.pick(120, 30, 2));
     let (mut worker, mut relay, mut queries, mut cycles) = (vec![], vec![], vec![], vec![]);
@@ -49,7 +50,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
     let reached = row.get(SUM).unwrap_or(f64::NAN);
     let mut table = Table::new("An idle worker");
     table.rows.push(row);
-    let goal = Goal::new("an idle worker, per cent of a core", Limit::Below(0.1), reached);
+    let goal = Goal::new("an idle worker, percentage of a core", Limit::Below(0.1), reached);
     Ok(Report {
         tables: vec![table],
         goals: vec![goal],

@@ -1,4 +1,4 @@
-//! On what is measured.
+//! Describes the machine on which the figures were measured.
 
 use std::fs;
 use std::path::Path;
@@ -10,24 +10,23 @@ use serde::Serialize;
 use crate::nats::nats_binary;
 use crate::paths::Paths;
 
-/// Machine, versions and commit.
+/// The machine, the versions and the commit.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
-    /// Processors that this process may use.
+    /// Processors available to this process.
     pub cores: usize,
-    /// Name of the processor.
     pub processor: String,
-    /// Version of Linux.
+    /// Version of the Linux kernel.
     pub kernel: String,
-    /// What `postgres --version` says.
+    /// Output of `postgres --version`.
     pub postgresql: String,
-    /// What `nats-server --version` says.
+    /// Output of `nats-server --version`.
     pub nats_server: String,
-    /// Commit measured; with `+` if files differ from it, empty outside a repository.
+    /// The measured commit, followed by `+` if files differ from it. Empty outside a repository.
     pub commit: String,
-    /// Load average of the last minute when the measuring began.
+    /// Load average over one minute when the bench started.
     pub load: f64,
-    /// Whether the measurements were shortened, which makes their figures worth less.
+    /// Whether the measurements were shortened, which makes the figures less reliable.
     pub shortened: bool,
 }
 
@@ -48,9 +47,9 @@ impl Machine {
     }
 }
 
-/// Looks at this machine.
+/// Collects the facts about this machine.
 ///
-/// Errors: PostgreSQL or nats-server does not say its version.
+/// Errors: PostgreSQL or nats-server does not report its version.
 pub fn look(paths: &Paths, shortened: bool) -> Result<Machine> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpuinfo

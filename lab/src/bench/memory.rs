@@ -1,4 +1,4 @@
-//! How much memory the worker takes beyond shared memory, however much is owed.
+//! Measures how much private memory the worker uses, depending on the number of pending messages.
 
 use anyhow::Result;
 
@@ -7,12 +7,12 @@ use super::cpu::{anonymous_megabytes, worker_pid};
 use super::ground::{Bench, Watch, owe};
 use super::report::{Goal, Limit, Report, Row, Table, number};
 
-/// Messages drained before the most is known.
+/// After this many messages, memory has reached its maximum.
 const ENOUGH: usize = 500_000;
 /// Messages inserted in one transaction.
 const CHUNK: usize = 500_000;
 
-/// Messages owed, and bytes of each.
+/// Number of pending messages, and bytes of each.
 fn cases(size: Size) -> Vec<(usize, usize)> {
     match size {
         Size::Full => vec![
@@ -28,11 +28,11 @@ fn cases(size: Size) -> Vec<(usize, usize)> {
     }
 }
 
-/// One drain for each backlog.
+/// Runs one drain for each backlog.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let mut table = Table::new("Memory of the worker beyond shared memory, MB").plot(&[MOST]);
+    let mut table = Table::new("Private memory of the worker, MB").plot(&[MOST]);
     for (owed, bytes) in cases(bench.size) {
-        let name = format!("{} × {} B owed", number(owed as f64), number(bytes as f64));
+        let name = format!("{} × {} B pending", number(owed as f64), number(bytes as f64));
         let (mut most, mut after) = (vec![], vec![]);
         for n in 1..=bench.runs(3, 1, 1) {
             bench.steps.say(&format!("memory with {name}, run {n}"));
@@ -57,7 +57,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
 const MOST: &str = "most";
 
 fn one(bench: &Bench, owed: usize, bytes: usize) -> Result<(f64, f64)> {
-    // Speed is of no matter here, space on the disk is.
+    // Speed does not matter here, but disk space does.
     let lab = bench.lab(&[("max_wal_size", "1GB")])?;
     lab.sql("select jetstream.pause()")?;
     for begin in (0..owed).step_by(CHUNK) {

@@ -1,7 +1,8 @@
-//! `make bench`: how fast it is. Each figure is printed beside its reference from the same run, with the processor time
-//! of a message, and written to `target/bench/<measurement>.json`.
+//! `make bench`: measures how fast pg_jetstream is. Each figure is printed next to its reference from the same run,
+//! together with the processor time per message, and written to `target/bench/<measurement>.json`.
 //!
-//! One file a measurement; `ground` is what they stand on, `cpu` counts processor time, `report` is what they find.
+//! There is one file per measurement. `ground` is what they share, `cpu` counts processor time, `report` holds the
+//! results.
 
 mod capture;
 pub mod cpu;
@@ -32,22 +33,22 @@ use report::{Goal, Report};
 /// What to measure, and how.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Options {
-    /// Only these measurements
+    /// Run only these measurements
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Measurement>,
-    /// Shortened forms, to see whether a change moves anything
+    /// Run shortened measurements, which show whether a change makes a difference
     #[arg(long)]
     pub quick: bool,
-    /// Draw docs/img/bench_*.svg as well
+    /// Also draw docs/img/bench_*.svg
     #[arg(long)]
     pub plots: bool,
-    /// So short that the figures mean nothing: whether the bench itself works
+    /// Run for so short a time that the figures mean nothing, to test the bench itself
     #[arg(long, hide = true)]
     pub tiny: bool,
-    /// Runs of which the median counts, otherwise three or what suits the measurement
+    /// Number of runs from which the median is taken (default: three, or what suits the measurement)
     #[arg(long)]
     pub runs: Option<usize>,
-    /// A line of postgresql.conf for every server, name=value
+    /// Add a line to postgresql.conf on every server, as name=value
     #[arg(long, value_parser = setting)]
     pub set: Vec<(String, String)>,
 }
@@ -57,16 +58,16 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
-/// The measurements, in the order in which they are made.
+/// The measurements, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Measurement {
-    /// How fast what is owed leaves the outbox
+    /// How fast pending messages leave the outbox
     Drain,
-    /// Writers at a steady rate, and the time from their commit to the stream
+    /// Producers at a steady rate, and the time from their commit to the acknowledgement
     Sustained,
     /// What a message costs the transaction that inserts it
     Producers,
-    /// What a capture costs the statements that change a table
+    /// What capture costs the statements that change a table
     Capture,
     /// Drain and latency under a backlog, a history, an old snapshot, an open transaction
     Flat,
@@ -95,14 +96,14 @@ impl Measurement {
     }
 }
 
-/// How long measurements are.
+/// Determines how long measurements take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// For the record.
+    /// For figures that are published.
     Full,
-    /// To see whether a change moves anything.
+    /// To see whether a change makes a difference.
     Quick,
-    /// To see whether the bench works.
+    /// To test the bench itself.
     Tiny,
 }
 
@@ -117,9 +118,9 @@ impl Size {
     }
 }
 
-/// Runs what was asked for, prints tables and goals, writes the JSON. A goal that is not met is no error.
+/// Runs the chosen measurements, prints tables and goals, and writes the JSON files. A missed goal is not an error.
 ///
-/// Errors: a measurement that could not be made.
+/// Errors: a measurement fails.
 pub fn run(options: &Options) -> Result<()> {
     let paths = Paths::ready()?;
     let size = match (options.quick, options.tiny) {
@@ -153,7 +154,7 @@ pub fn run(options: &Options) -> Result<()> {
                 bench.steps.note(&format!("drawn: {}", path.display()));
             }
         }
-        // What is shortened does not stand in for what is not.
+        // Results of shortened measurements get a file name of their own, so that they never replace full ones.
         let file = size.pick("", "quick-", "tiny-").to_owned() + &name;
         let path = report::write_json(&dir, &file, &machine, &report)?;
         bench.steps.note(&format!("written: {}", path.display()));

@@ -1,4 +1,4 @@
-//! Transactions of pgbench.
+//! Runs transactions with pgbench.
 
 use std::fs;
 use std::process::Command;
@@ -10,20 +10,21 @@ use super::relay::Running;
 use crate::lab::Lab;
 use crate::paths::Paths;
 
-/// What pgbench has done.
+/// Results of a pgbench run.
 pub struct Done {
-    /// Transactions in all.
+    /// Total number of transactions.
     pub transactions: usize,
-    /// Transactions a second of all clients together.
+    /// Transactions per second of all clients together.
     pub per_second: f64,
 }
 
-/// Runs a script for so many seconds, with prepared statements.
+/// Runs a script for `seconds` with prepared statements.
 ///
-/// Errors: a transaction failed, or pgbench says something unexpected.
+/// Errors: a transaction fails, or pgbench prints something unexpected.
 pub fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<Done> {
     let file = tempfile::NamedTempFile::new()?;
-    // One statement a line, or pgbench would take them for one; without the last semicolon it reads on behind the end.
+    // pgbench needs each statement on a line of its own, otherwise it sends them as one. Without the last semicolon it
+    // would read past the end.
     fs::write(file.path(), script.replace("; ", ";\n") + ";\n")?;
     let output = Command::new(Paths::ready()?.pg_bin().join("pgbench"))
         .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres", "postgres"])
@@ -47,7 +48,7 @@ pub fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<
         let number = number.split('/').next().unwrap_or_default();
         number
             .parse()
-            .with_context(|| format!("no {name:?} in what pgbench says:\n{text}"))
+            .with_context(|| format!("no {name:?} in the output of pgbench:\n{text}"))
     };
     Ok(Done {
         transactions: after("number of transactions actually processed: ")? as usize,
@@ -55,10 +56,10 @@ pub fn pgbench(lab: &Lab, script: &str, clients: usize, seconds: u32) -> Result<
     })
 }
 
-/// The same while a relay alone, fed from memory, publishes so many messages of 256 bytes a second to a server of its
-/// own on the same processors: what is left of the machine beside any program that publishes as much.
+/// Does the same while a relay, fed from memory, publishes `per_second` messages of 256 bytes to a server of its own on
+/// the same processors. This shows how much of the machine remains next to any program that publishes as much.
 ///
-/// Errors: as [`pgbench`]; no server; a message that was not stored.
+/// Errors: as [`pgbench`]; a server does not start; a message is not delivered.
 pub fn beside_a_relay(lab: &Lab, script: &str, clients: usize, seconds: u32, per_second: f64) -> Result<Done> {
     const WINDOW: usize = 1_000;
     const BODY: usize = 256;
@@ -69,7 +70,7 @@ pub fn beside_a_relay(lab: &Lab, script: &str, clients: usize, seconds: u32, per
         let done = pgbench(lab, script, clients, seconds);
         stop.store(true, Ordering::Relaxed);
         let stored = relay.join().map_err(|_| anyhow!("the relay's feed panicked"))??;
-        // Less would be another load than asked for.
+        // A lower rate would not be the requested load.
         let wanted = per_second * f64::from(seconds);
         ensure!(
             stored as f64 >= wanted * 0.9,

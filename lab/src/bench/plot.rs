@@ -1,4 +1,4 @@
-//! Bars of a table's figures, as SVG.
+//! Draws figures of a table as bars, in SVG.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use plotters::prelude::*;
 
 use super::report::{Row, Table, number};
 
-/// Pixels of a bar, of the space between two rows, of the names left of the bars, and of the whole.
+/// Sizes in pixels: a bar, the space between two rows, the names to the left of the bars, and the whole picture.
 const BAR: i32 = 16;
 const GAP: i32 = 14;
 const NAMES: i32 = 430;
 const WIDTH: i32 = 960;
-/// Above the bars: title and legend.
+/// Height of title and legend above the bars.
 const HEAD: i32 = 64;
 
 const COLORS: [RGBColor; 4] = [
@@ -23,13 +23,13 @@ const COLORS: [RGBColor; 4] = [
     RGBColor(91, 155, 92),
 ];
 
-/// Values that differ by more are drawn by their logarithms.
+/// If values differ by more than this factor, the scale is logarithmic.
 const LINEAR_UP_TO: f64 = 1000.0;
 
-/// How long bars are.
+/// Converts values to lengths of bars.
 struct Scale {
     most: f64,
-    /// The power of ten below all values, where bars begin that are drawn by their logarithms.
+    /// With a logarithmic scale, the power of ten below all values, at which bars begin.
     decade: Option<f64>,
 }
 
@@ -43,7 +43,7 @@ impl Scale {
         Scale { most, decade }
     }
 
-    /// A value's part of the longest bar.
+    /// Length for a value, as a share of the longest bar.
     fn share(&self, value: f64) -> f64 {
         match self.decade {
             Some(decade) if value > 0.0 => (value.log10() - decade) / (self.most.log10() - decade),
@@ -53,7 +53,7 @@ impl Scale {
     }
 }
 
-/// Draws the figures of [`Table::plotted`] to `<dir>/<name>.svg`; the longest bar is the largest value of all.
+/// Draws the figures of [`Table::plotted`] to `<dir>/<name>.svg`. The largest value gets the longest bar.
 ///
 /// Errors: the file cannot be written.
 pub fn draw(table: &Table, dir: &Path, name: &str) -> Result<PathBuf> {
@@ -108,7 +108,7 @@ mod tests {
         table.rows = vec![Row::new("all").with("a", [200.0]), Row::new("half").with("a", [100.0])];
         let dir = tempfile::tempdir().unwrap();
         let svg = fs::read_to_string(draw(&table, dir.path(), "speed").unwrap()).unwrap();
-        // The first bar is the whole width between the names and the margin, the second half of it.
+        // The first bar fills the width between the names and the margin, the second one half of it.
         assert!(svg.contains("width=\"460\"") && svg.contains("width=\"230\""), "{svg}");
         assert!(svg.contains("half"), "{svg}");
     }

@@ -1,4 +1,5 @@
-//! What a message costs the transaction that inserts it: transactions a second by pgbench, beside a plain insert.
+//! Measures what a message costs the transaction that inserts it: transactions per second with pgbench, compared with a
+//! plain insert.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,9 @@ use super::pgbench::{beside_a_relay, pgbench};
 use super::report::{Goal, Limit, OF_BESIDE, Report, Row, Table};
 use crate::lab::Lab;
 
-/// Tables to compare with. `plain` has the columns of the outbox, their defaults, and a primary key: its rows are the
-/// same, but nobody checks, wakes or claims. `plain_indexed` has the indexes of the outbox too. `bare` has no defaults
-/// but that of its primary key.
+/// Tables to compare with. `plain` has the columns and defaults of the outbox and a primary key, so its rows are the
+/// same, but nothing checks them, wakes the worker or claims them. `plain_indexed` also has the indexes of the outbox.
+/// `bare` has no defaults except its primary key.
 const TABLES: &str = "
 create table public.plain (like jetstream.outbox including defaults including identity, primary key (id));
 create table public.plain_indexed (like jetstream.outbox including defaults including identity including indexes);
@@ -35,11 +36,11 @@ create trigger publish after insert on public.orders_plain for each row execute 
 create trigger publish after insert on public.orders_outbox for each row execute function public.to_outbox();
 ";
 
-/// One kind of transaction, a single statement.
+/// One kind of transaction.
 struct Variant {
     name: &'static str,
     sql: &'static str,
-    /// The one it is compared with.
+    /// Index of the variant it is compared with.
     reference: Option<usize>,
 }
 
@@ -47,15 +48,15 @@ const fn variant(name: &'static str, sql: &'static str, reference: Option<usize>
     Variant { name, sql, reference }
 }
 
-/// Each has its reference before it.
+/// Each variant follows its reference.
 const VARIANTS: [Variant; 9] = [
     variant(
-        "insert into a like table",
+        "insert into a plain table",
         "insert into public.plain (subject, payload) values ('bench.orders', :body)",
         None,
     ),
     variant(
-        "insert into a like table with the outbox's indexes",
+        "insert into a plain table with the outbox's indexes",
         "insert into public.plain_indexed (subject, payload) values ('bench.orders', :body)",
         Some(0),
     ),
@@ -80,7 +81,7 @@ const VARIANTS: [Variant; 9] = [
         None,
     ),
     variant(
-        "business insert, a trigger inserts into the like table",
+        "business insert, a trigger inserts into the plain table",
         "insert into public.orders_plain (customer, total) values ('ann', 12.5)",
         Some(5),
     ),
@@ -96,14 +97,15 @@ const VARIANTS: [Variant; 9] = [
         Some(5),
     ),
 ];
-/// Those that the goals are about.
+/// The variants that have goals.
 const INSERT: usize = 3;
 const PUBLISH: usize = 4;
 
 /// A body of about 256 bytes.
 const BODY: &str = "('{\"n\": 1, \"body\": \"' || repeat('x', 230) || '\"}')::jsonb";
 
-/// All variants in turn, with the worker paused (what the transaction itself costs) and publishing.
+/// Runs all variants in turn, first with the worker paused, which shows the cost of the transaction itself, then with
+/// the worker publishing.
 pub fn run(bench: &Bench) -> Result<Report> {
     let mut tables = Vec::new();
     let mut goals = Vec::new();
@@ -140,12 +142,12 @@ fn goal_name(clients: usize, paused: bool, which: usize) -> String {
 
 fn beside_name(clients: usize, which: usize) -> String {
     format!(
-        "{}, {clients} clients, worker publishing, as a share of a plain insert's beside a relay alone",
+        "{}, {clients} clients, worker publishing, as a share of a plain insert's transactions/s next to a relay alone",
         VARIANTS[which].name
     )
 }
 
-/// Transactions a second, and processor time of the backends for each.
+/// Transactions per second, and the processor time of the backends for each transaction.
 #[derive(Clone, Copy)]
 struct Speed {
     per_second: f64,
@@ -159,8 +161,8 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
     let variants = &VARIANTS[..bench.size.pick(VARIANTS.len(), VARIANTS.len(), PUBLISH + 1)];
     let mut speeds: Vec<Vec<Speed>> = variants.iter().map(|_| Vec::new()).collect();
     let mut beside: Vec<Vec<f64>> = variants.iter().map(|_| Vec::new()).collect();
-    // A machine that is faster in one minute than in the next is the same in short runs beside each other; a worker that
-    // publishes takes a moment until it does so steadily.
+    // A machine may be faster in one minute than in the next, so short runs close together are easier to compare. With
+    // a publishing worker, runs are longer because the worker takes a moment to reach a steady state.
     let (runs, seconds) = if paused {
         (bench.runs(40, 20, 1), 1)
     } else {
@@ -197,7 +199,7 @@ fn compare(bench: &Bench, clients: usize, paused: bool) -> Result<Table> {
         let speeds = own.iter().map(|own| own.per_second);
         table
             .rows
-            .push(row.with_beside_a_relay("reference beside a relay/s", speeds, beside));
+            .push(row.with_beside_a_relay("reference next to a relay/s", speeds, beside));
     }
     Ok(table)
 }

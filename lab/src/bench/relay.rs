@@ -1,4 +1,4 @@
-//! How fast the relay alone is: messages from memory, through the relay, into a stream on disk.
+//! Measures how fast the relay alone is: messages go from memory through the relay into a stream on disk.
 
 use std::io;
 use std::sync::Arc;
@@ -12,43 +12,43 @@ use crate::message::{Auth, ConnectionSpec, Message, Outcome, StreamSpec, Tls};
 use crate::nats::NatsServer;
 use crate::relay::{Command, Limits, Relay, Report};
 
-/// Names of subjects that the messages are spread over.
+/// Number of subjects that the messages are spread over.
 const SUBJECTS: usize = 128;
 
-/// Messages handed to the relay at once, as the drain worker does.
+/// Messages handed to the relay together, as the drain worker does.
 const BATCH: usize = 1_000;
 
-/// Messages handed over and not yet settled at any time, and their bytes, as `pg_jetstream.max_in_flight_bytes` has it.
+/// Limits on messages that are handed over and not yet settled, by number and by bytes. The bytes match the default of
+/// `pg_jetstream.max_in_flight_bytes`.
 const OUTSTANDING: usize = 8_000;
 const OUTSTANDING_BYTES: usize = 32 << 20;
 
-/// Longest silence of the relay before the measurement is given up.
+/// The measurement fails if the relay reports nothing for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How far apart messages are handed over that come at a given rate: as far as the worker holds its cycles apart at most.
+/// Interval between hand-overs at a given rate. It matches the longest pause between cycles of the worker.
 const GATHERED: Duration = Duration::from_millis(4);
 
-/// What was measured.
+/// Result of a measurement.
 #[derive(Debug, Clone)]
 pub struct Rate {
-    /// Messages stored.
+    /// Messages delivered.
     pub messages: usize,
-    /// From the first hand-over to the last outcome, and the processor time.
+    /// Elapsed time from the first hand-over to the last outcome, and the processor time.
     pub used: Used,
 }
 
 impl Rate {
-    /// Messages stored in a second.
+    /// Messages delivered per second.
     pub fn per_second(&self) -> f64 {
         self.messages as f64 / self.used.wall.as_secs_f64()
     }
 }
 
-/// Publishes `count` messages of `size` bytes each, with message ids, through a relay with a window of
-/// `max_in_flight`, to a file stream of a server of its own; `keys` of them are spread over the messages as ordering
-/// keys, none if zero.
+/// Publishes `count` messages of `size` bytes with message ids, through a relay with a window of `max_in_flight`, to a
+/// file stream on a server of its own. The messages are spread over `keys` ordering keys; zero means no keys.
 ///
-/// Errors: no server, or an outcome other than stored.
+/// Errors: a server does not start, or an outcome is other than stored.
 pub fn relay_rate(count: usize, size: usize, max_in_flight: usize, keys: usize) -> io::Result<Rate> {
     let running = Running::start(max_in_flight)?;
     let payload = Bytes::from(vec![b'x'; size]);
@@ -63,7 +63,8 @@ pub fn relay_rate(count: usize, size: usize, max_in_flight: usize, keys: usize) 
     })
 }
 
-/// Time from the hand-over of a single message of `size` bytes to its outcome, `count` times, shortest first.
+/// Measures the time from the hand-over of a single message of `size` bytes to its outcome, `count` times. The shortest
+/// comes first.
 ///
 /// Errors: as [`relay_rate`].
 pub fn relay_round_trips(count: usize, size: usize) -> io::Result<Vec<Duration>> {
@@ -89,7 +90,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts both; the relay's window is `max_in_flight`.
+    /// Starts the server, and a relay with a window of `max_in_flight`.
     pub fn start(max_in_flight: usize) -> io::Result<Self> {
         let server = NatsServer::start()?;
         let limits = Limits {
@@ -103,7 +104,7 @@ impl Running {
         Ok(Self { server, relay })
     }
 
-    /// Counts the relay's thread, the server, and the main thread of this process, which feeds the relay.
+    /// Counts the relay thread, the server, and the main thread of this process, which feeds the relay.
     pub fn meter(&self) -> Meter {
         let own = std::process::id();
         Meter::new()
@@ -112,7 +113,8 @@ impl Running {
             .process("nats-server", self.server.pid())
     }
 
-    /// Publishes `count` messages of about `size` bytes, as many at a time as `next` gives of those wanted.
+    /// Publishes `count` messages of about `size` bytes. `next` returns the next messages, at most as many as its
+    /// argument.
     pub fn publish(
         self,
         count: usize,
@@ -128,7 +130,9 @@ impl Running {
             while sent < count && sent - stored + at_once <= most {
                 let batch = next(at_once)?;
                 if batch.is_empty() {
-                    return Err(io::Error::other(format!("only {sent} of {count} messages to publish")));
+                    return Err(io::Error::other(format!(
+                        "the source ended after {sent} of {count} messages"
+                    )));
                 }
                 sent += batch.len();
                 self.relay.send(Command::Publish(batch));
@@ -140,8 +144,8 @@ impl Running {
         Ok(Rate { messages: count, used })
     }
 
-    /// Publishes about `per_second` messages of `size` bytes a second, those that are due each [`GATHERED`], until
-    /// `stop`; the number stored.
+    /// Publishes about `per_second` messages of `size` bytes until `stop`, handing over what is due every [`GATHERED`].
+    /// Returns the number of messages delivered.
     pub fn publish_at(self, per_second: f64, size: usize, stop: &AtomicBool) -> io::Result<usize> {
         let payload = Bytes::from(vec![b'x'; size]);
         let (mut sent, mut stored) = (0, 0);
@@ -163,7 +167,7 @@ impl Running {
         Ok(stored)
     }
 
-    /// Waits for a report; the number of messages stored by it.
+    /// Waits for a report and returns the number of messages it reports as delivered.
     fn settled(&self) -> io::Result<usize> {
         stored_by(self.relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)?)
     }
@@ -182,7 +186,7 @@ fn stored_by(report: Report) -> io::Result<usize> {
         .iter()
         .find(|one| !matches!(one.outcome, Outcome::Stored { .. }));
     match bad {
-        Some(bad) => Err(io::Error::other(format!("not stored: {bad:?}"))),
+        Some(bad) => Err(io::Error::other(format!("not delivered: {bad:?}"))),
         None => Ok(settled.len()),
     }
 }
@@ -199,7 +203,7 @@ fn wait_for_stream(relay: &Relay) -> io::Result<()> {
 
 fn numbered(id: usize, payload: &Bytes, keys: usize) -> Message {
     let key = id.checked_rem(keys).map(|key| format!("key-{key}"));
-    // As long as a UUID, which message ids are by default.
+    // As long as a UUID, the default message id.
     let message_id = format!("{id:036}");
     let subject = format!("bench.{}", id % SUBJECTS);
     message(
@@ -211,7 +215,7 @@ fn numbered(id: usize, payload: &Bytes, keys: usize) -> Message {
     )
 }
 
-/// A message for connection `default`, without anything special.
+/// A message for connection `default` without optional fields.
 pub fn message(id: i64, subject: String, payload: Bytes, message_id: String, key: Option<String>) -> Message {
     Message {
         id,

@@ -1,4 +1,4 @@
-//! What a measurement found: a table for the terminal (Markdown, as the documents have it) and JSON for programs.
+//! Results of a measurement: a Markdown table for the terminal and the documents, and JSON for programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,34 +11,31 @@ use serde::Serialize;
 use super::cpu;
 use super::machine::Machine;
 
-/// The figure of ratios to a reference beside a relay alone.
-pub const OF_BESIDE: &str = "ratio to that";
+/// Name of the ratio to a reference that ran next to a relay alone.
+pub const OF_BESIDE: &str = "ratio next to a relay";
 
-/// One value, of as many runs as were made.
+/// One value and the runs it comes from.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
-    /// What it is, with its unit: the column it stands in.
+    /// Name with unit, which is the heading of the column.
     pub name: String,
-    /// Median of the runs.
     pub median: f64,
-    /// Each run, in order.
+    /// The value of each run, in order.
     pub runs: Vec<f64>,
 }
 
-/// One thing measured.
+/// One measured case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What was measured.
     pub case: String,
-    /// What came out.
     pub figures: Vec<Figure>,
-    /// What its ratios are to, if there are several such things in the table.
+    /// The case that the ratios compare with, if the table has several references.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
 }
 
 impl Row {
-    /// One without figures yet.
+    /// A row without figures.
     pub fn new(case: impl Into<String>) -> Self {
         Self {
             case: case.into(),
@@ -47,7 +44,7 @@ impl Row {
         }
     }
 
-    /// Adds a figure, of one run or more.
+    /// Adds a figure with the values of its runs.
     pub fn with(mut self, name: impl Into<String>, runs: impl IntoIterator<Item = f64>) -> Self {
         let runs: Vec<f64> = runs.into_iter().collect();
         self.figures.push(Figure {
@@ -58,8 +55,8 @@ impl Row {
         self
     }
 
-    /// Adds the speeds of a reference beside a relay alone, and the ratio of `own` speeds to them; nothing if it was not
-    /// measured.
+    /// Adds the speeds of a reference next to a relay alone, and the ratio of `own` speeds to them. Adds nothing if the
+    /// reference was not measured.
     pub fn with_beside_a_relay(self, name: &str, own: impl Iterator<Item = f64>, beside: &[f64]) -> Self {
         if beside.is_empty() {
             return self;
@@ -68,13 +65,13 @@ impl Row {
             .with(OF_BESIDE, own.zip(beside).map(|(own, other)| own / other))
     }
 
-    /// Says what its ratios are to.
+    /// Sets the case that the ratios compare with.
     pub fn to(mut self, reference: impl Into<String>) -> Self {
         self.reference = Some(reference.into());
         self
     }
 
-    /// Adds the processor time of each role: `runs` has one map for each run.
+    /// Adds the processor time of each role. `runs` has one map per run.
     pub fn with_cpu(mut self, runs: &[BTreeMap<&'static str, f64>]) -> Self {
         let used = |role: &&str| {
             runs.iter()
@@ -88,27 +85,25 @@ impl Row {
         self.with("sum µs", totals)
     }
 
-    /// The median of a figure; none if the row lacks it.
+    /// The median of a figure, or `None` if the row does not have it.
     pub fn get(&self, name: &str) -> Option<f64> {
         let found = self.figures.iter().find(|figure| figure.name == name);
         found.map(|figure| figure.median)
     }
 }
 
-/// Rows with the same kind of figures.
+/// Rows with the same columns.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {
-    /// What it shows.
     pub title: String,
-    /// Its rows.
     pub rows: Vec<Row>,
-    /// Figures worth a plot.
+    /// Figures to plot.
     #[serde(skip)]
     pub plotted: Vec<&'static str>,
 }
 
 impl Table {
-    /// One without rows yet.
+    /// A table without rows.
     pub fn new(title: impl Into<String>) -> Self {
         Self {
             title: title.into(),
@@ -117,13 +112,12 @@ impl Table {
         }
     }
 
-    /// Figures that a plot shows beside each other, all in one unit.
+    /// Chooses the figures that the plot shows next to each other. They have the same unit.
     pub fn plot(mut self, figures: &[&'static str]) -> Self {
         self.plotted = figures.to_vec();
         self
     }
 
-    /// Markdown.
     pub fn markdown(&self) -> String {
         let mut names: Vec<&str> = Vec::new();
         for figure in self.rows.iter().flat_map(|row| &row.figures) {
@@ -148,31 +142,30 @@ impl Table {
     }
 }
 
-/// Which side of a limit is good.
+/// The good side of a limit.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
-    /// Good from here up.
+    /// The limit or more is good.
     AtLeast(f64),
-    /// Good below this.
+    /// Less than the limit is good.
     Below(f64),
 }
 
-/// What is to be reached, and what was.
+/// A limit, and the value that was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Goal {
-    /// What is meant.
     pub what: String,
-    /// The limit, in the unit of `what`.
+    /// The limit, in the unit named in `what`.
     pub limit: Limit,
-    /// What was measured.
+    /// The measured value.
     pub reached: f64,
-    /// Whether that is on the good side.
+    /// Whether the value is on the good side.
     pub met: bool,
 }
 
 impl Goal {
-    /// A goal and what was reached; a value that is no number is not met.
+    /// A goal and the value reached. A goal is not met if the value is NaN.
     pub fn new(what: impl Into<String>, limit: Limit, reached: f64) -> Self {
         let met = match limit {
             Limit::AtLeast(least) => reached >= least,
@@ -197,16 +190,14 @@ impl Goal {
     }
 }
 
-/// All that one measurement found.
+/// All results of one measurement.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// What it found.
     pub tables: Vec<Table>,
-    /// What it should have.
     pub goals: Vec<Goal>,
 }
 
-/// Writes `<measurement>.json`; returns its path.
+/// Writes `<measurement>.json` and returns its path.
 pub fn write_json(dir: &Path, name: &str, machine: &Machine, report: &Report) -> Result<PathBuf> {
     #[derive(Serialize)]
     struct Document<'a> {
@@ -227,7 +218,7 @@ pub fn write_json(dir: &Path, name: &str, machine: &Machine, report: &Report) ->
     Ok(path)
 }
 
-/// The middle of the values, the mean of the two in the middle of an even number; NaN of none.
+/// The middle value, or the mean of the two middle values. NaN if there are no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -235,13 +226,13 @@ pub fn median(values: &[f64]) -> f64 {
     middle.iter().sum::<f64>() / middle.len() as f64
 }
 
-/// The value at this share (0 to 1) of sorted values; NaN of none.
+/// The value at this share (0 to 1) of sorted values. NaN if there are no values.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1) as f64;
     sorted.get((last * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Large numbers whole, with thousands set apart; small ones with three digits that count.
+/// Formats large numbers as integers with thousands separators, and small ones with three significant digits.
 pub fn number(value: f64) -> String {
     let size = value.abs();
     match size {

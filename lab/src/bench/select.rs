@@ -1,4 +1,4 @@
-//! The relay fed by a client that reads the outbox through a cursor, and settles nothing: what reading alone costs.
+//! Measures what reading alone costs: a client reads the outbox through a cursor, feeds the relay, and settles nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::message::Message;
 
 /// Reads `count` messages of `size` bytes in insert order and publishes them to a server of their own.
 ///
-/// Errors: as [`super::relay::relay_rate`], or the outbox holds fewer.
+/// Errors: as [`super::relay::relay_rate`], or the outbox holds fewer messages.
 pub fn select_rate(lab: &Lab, count: usize, size: usize) -> Result<Rate> {
     let running = Running::start(1_000)?;
     let mut client = lab.postgres.client(DATABASE)?;
-    // A sort of all rows would stand before the first one; without statistics the planner may want it.
+    // Without statistics the planner may sort, and a sort reads all rows before it returns the first.
     client.batch_execute("set enable_sort = off; set jit = off")?;
     let backend: i32 = client.query_one("select pg_backend_pid()", &[])?.get(0);
     let statement = client.prepare("select id, subject, raw, message_id from jetstream.outbox order by id")?;

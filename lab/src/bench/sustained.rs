@@ -1,4 +1,4 @@
-//! Writers at a steady rate: whether the worker keeps up, and how long it takes from a commit to the stream.
+//! Measures producers at a steady rate: whether the worker keeps up, and the time from commit to acknowledgement.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,13 +13,14 @@ use super::report::{Goal, Limit, Report, Row, Table, number, percentile};
 use super::writers::{self, Load};
 use crate::lab::{DATABASE, Lab};
 
-/// Time between two looks at the lag, which a drain does not notice.
+/// Interval between readings of the lag. A drain is not affected by readings this rare.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How exactly the end of the writers is seen: what is delivered then is divided by the time until then.
+/// Precision of the end of the producers. The delivery rate is what is delivered by then, divided by the time until
+/// then.
 const END_SEEN: Duration = Duration::from_millis(5);
 
-/// A load, and how long the stream remembers message ids, which costs nats-server memory and time; `None`: as long as it
-/// does by default.
+/// A load and the stream's duplicate window. Remembering message ids costs nats-server memory and time. `None` means
+/// the default window.
 #[derive(Clone, Copy)]
 struct Case {
     load: Load,
@@ -36,7 +37,7 @@ const fn load(rate: Option<f64>, each: usize, connections: usize) -> Load {
     }
 }
 
-/// The first two are those the goals are about. One message a transaction where the machine can commit so many.
+/// The goals apply to the first two cases. A load has one message per transaction if the machine can commit that often.
 fn cases(size: Size) -> Vec<Case> {
     let goals = [load(Some(500.0), 1, 8), load(Some(20_000.0), 10, 20)];
     let forgetful = Case {
@@ -66,16 +67,19 @@ fn cases(size: Size) -> Vec<Case> {
     all
 }
 
-/// What one run found, by name of the figure.
+/// Results of one run, by name of the figure.
 type Figures = Vec<(&'static str, f64)>;
 
-/// Each load on servers of its own; before it, the disk by itself, whose stalls stop writers and nats-server alike.
+/// Runs each load on servers of its own. The disk is measured before each run, because its stalls stop producers and
+/// nats-server alike.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let mut speed = Table::new("Writers at a steady rate; commit to stored, from when the writer knows of its commit")
-        .plot(&["p50 ms", "p99 ms"]);
-    let mut cpu = Table::new("Processor time for each message written at a steady rate");
+    let mut speed = Table::new(
+        "Producers at a steady rate; commit to acknowledgement, starting when the producer knows of its commit",
+    )
+    .plot(&["p50 ms", "p99 ms"]);
+    let mut cpu = Table::new("Processor time per message at a steady rate");
     let mut disk = Table::new(
-        "The disk alone before these runs, once calm or after ten looks: pages of 8 kB, each with an fdatasync",
+        "The disk alone before these runs, once calm or after ten attempts: pages of 8 kB, each with an fdatasync",
     );
     let time = bench.size.pick(60, 15, 1);
     for mut case in cases(bench.size) {
@@ -114,7 +118,7 @@ fn name(case: &Case) -> String {
     let load = &case.load;
     let rate = load
         .rate
-        .map_or("as fast as they go".to_owned(), |rate| format!("{}/s", number(rate)));
+        .map_or("as fast as possible".to_owned(), |rate| format!("{}/s", number(rate)));
     let window = case
         .window
         .map_or(String::new(), |window| format!(", duplicate window {window}"));
@@ -128,12 +132,12 @@ fn goals(speed: &Table) -> Vec<Goal> {
     let at = |row: usize, figure| speed.rows.get(row).and_then(|row| row.get(figure)).unwrap_or(f64::NAN);
     vec![
         Goal::new(
-            "commit to stored at 500/s, p50 in ms",
+            "commit to acknowledgement at 500/s, p50 in ms",
             Limit::Below(1.0),
             at(0, "p50 ms"),
         ),
         Goal::new(
-            "commit to stored at 500/s, p99 in ms",
+            "commit to acknowledgement at 500/s, p99 in ms",
             Limit::Below(5.0),
             at(0, "p99 ms"),
         ),
@@ -143,7 +147,7 @@ fn goals(speed: &Table) -> Vec<Goal> {
             at(1, DELIVERED),
         ),
         Goal::new(
-            "commit to stored at 20,000/s, p99 in ms",
+            "commit to acknowledgement at 20,000/s, p99 in ms",
             Limit::Below(10.0),
             at(1, "p99 ms"),
         ),
@@ -152,7 +156,7 @@ fn goals(speed: &Table) -> Vec<Goal> {
 
 const DELIVERED: &str = "delivered/s";
 
-/// What one run found, the processor time of a message, and the disk alone before it.
+/// Results of one run, processor time per message, and the measurement of the disk before it.
 fn one(bench: &Bench, case: Case) -> Result<(Figures, BTreeMap<&'static str, f64>, Figures)> {
     let (lab, disk) = bench.lab_and_disk(&[])?;
     if let Some(window) = case.window {
@@ -183,15 +187,15 @@ fn one(bench: &Bench, case: Case) -> Result<(Figures, BTreeMap<&'static str, f64
     let mut figures = vec![
         ("written/s", written.rate()),
         (DELIVERED, delivered),
-        ("owed at the end", count.saturating_sub(behind) as f64),
-        ("most lag s", lag),
+        ("pending at the end", count.saturating_sub(behind) as f64),
+        ("maximum lag s", lag),
         ("transaction p99 ms", percentile(&written.transactions, 0.99)),
     ];
     figures.extend(writers::percentiles(&millis));
     Ok((figures, used.micros_each(count), disk))
 }
 
-/// Has the stream remember message ids for so long.
+/// Sets the stream's duplicate window.
 fn remember(lab: &Lab, window: &str) -> Result<()> {
     lab.sql(&format!(
         "update jetstream.streams set synced_at = null, duplicate_window = '{window}'"

@@ -1,4 +1,4 @@
-//! Connections that write messages at a given rate, and how long each message then took to be stored.
+//! Connections that write messages at a given rate, and the time until each message was delivered.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,37 +9,36 @@ use postgres::fallible_iterator::FallibleIterator;
 use super::report::percentile;
 use crate::lab::{DATABASE, Lab, PATIENCE, wait_until};
 
-/// What is written.
+/// What to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Messages a second of all connections together; none for as fast as they go.
+    /// Messages per second of all connections together. `None` means as fast as possible.
     pub rate: Option<f64>,
-    /// Messages of one transaction: of one `publish`, or of one `publish_batch` if more than one.
+    /// Messages per transaction. One uses `publish`, more use a single `publish_batch`.
     pub each: usize,
-    /// Connections.
     pub connections: usize,
-    /// For how long.
+    /// How long to write.
     pub time: Duration,
 }
 
-/// What was written: outbox ids, and when the writer knew that their commit was done.
+/// What was written, and when the producers knew that their transactions were committed.
 pub struct Written {
     /// Commit time by `outbox.id`.
     pub committed: HashMap<i64, SystemTime>,
-    /// From the first to the last transaction.
+    /// Time from the first to the last transaction.
     pub took: Duration,
-    /// What each transaction took, milliseconds, sorted.
+    /// Duration of each transaction in milliseconds, sorted.
     pub transactions: Vec<f64>,
 }
 
 impl Written {
-    /// Messages a second.
+    /// Messages per second.
     pub fn rate(&self) -> f64 {
         self.committed.len() as f64 / self.took.as_secs_f64()
     }
 }
 
-/// Starts writing in a thread of its own, which ends with what was written.
+/// Starts the producers in a thread of their own, which returns what was written.
 pub fn start(lab: &Lab, load: Load) -> std::thread::JoinHandle<Result<Written>> {
     let conninfo = lab.postgres.conninfo(DATABASE);
     std::thread::spawn(move || {
@@ -48,7 +47,7 @@ pub fn start(lab: &Lab, load: Load) -> std::thread::JoinHandle<Result<Written>> 
     })
 }
 
-/// Waits for the end of [`start`].
+/// Waits for the producers of [`start`].
 pub fn join(writers: std::thread::JoinHandle<Result<Written>>) -> Result<Written> {
     writers.join().map_err(|_| anyhow!("a writer panicked"))?
 }
@@ -80,12 +79,12 @@ async fn write_all(conninfo: String, load: Load) -> Result<Written> {
     })
 }
 
-/// Ids with the time of their commit, and the milliseconds of each transaction.
+/// Ids with their commit times, and the duration of each transaction in milliseconds.
 type OfOne = (Vec<(i64, SystemTime)>, Vec<f64>);
 
-/// One connection. Its transactions are due at fixed times, whatever the last one took.
+/// Writes over one connection. Transactions are due at fixed times, however long the previous one took.
 async fn write(client: tokio_postgres::Client, load: Load, begin: Instant, which: usize) -> Result<OfOne> {
-    // About 256 bytes with what JSON adds.
+    // About 256 bytes including the JSON syntax.
     const BODY: &str = "jsonb_build_object('n', n, 'body', repeat('x', 230))";
     let text = match load.each {
         1 => format!("select jetstream.publish('bench.s' || n % 128, {BODY}) from (select $1::integer) x (n)"),
@@ -99,7 +98,7 @@ async fn write(client: tokio_postgres::Client, load: Load, begin: Instant, which
     let (mut committed, mut millis) = (Vec::new(), Vec::new());
     for n in 0.. {
         if let Some(step) = step {
-            // Spread, so that not all connections commit at once.
+            // Spreads the connections over the interval, so that they do not all commit at the same moment.
             let due = step * (n as f64 + which as f64 / load.connections as f64);
             tokio::time::sleep_until((begin + Duration::from_secs_f64(due)).into()).await;
         }
@@ -115,13 +114,14 @@ async fn write(client: tokio_postgres::Client, load: Load, begin: Instant, which
     Ok((committed, millis))
 }
 
-/// Milliseconds from commit to stored, sorted: each message written, as the history has it. Waits until all are there.
+/// Milliseconds from commit to acknowledgement for each message written, sorted, according to the history. Waits until
+/// the history is complete.
 ///
-/// Errors: one of them was not stored.
+/// Errors: a message was not delivered.
 pub fn recorded_millis(lab: &Lab, written: &Written) -> Result<Vec<f64>> {
     let mut found = Vec::new();
-    // The worker counts a message before others see what it has committed of it.
-    wait_until(PATIENCE, "all that was written in the history", || {
+    // The worker counts a message before its settlement is committed and visible to others.
+    wait_until(PATIENCE, "everything written to be in the history", || {
         found = millis(lab, written)?;
         Ok(found.len() == written.committed.len())
     })?;
@@ -139,15 +139,18 @@ fn millis(lab: &Lab, written: &Written) -> Result<Vec<f64>> {
     let mut rows = client.query_raw(query, [first, last])?;
     while let Some(row) = rows.next()? {
         let (id, stored): (i64, SystemTime) = (row.get(0), row.get(1));
-        let commit = written.committed.get(&id).context("a message nobody wrote")?;
-        // An acknowledgement may be in before the writer is told of its own commit.
+        let commit = written
+            .committed
+            .get(&id)
+            .context("the history has a message that no producer wrote")?;
+        // An acknowledgement may arrive before the producer knows that its own transaction is committed.
         millis.push(stored.duration_since(*commit).unwrap_or_default().as_secs_f64() * 1000.0);
     }
     millis.sort_by(f64::total_cmp);
     Ok(millis)
 }
 
-/// The percentiles of the tables, with their names.
+/// Percentiles shown in the tables, with their names.
 pub fn percentiles(sorted: &[f64]) -> [(&'static str, f64); 4] {
     [("p50 ms", 0.5), ("p95 ms", 0.95), ("p99 ms", 0.99), ("p99.9 ms", 0.999)]
         .map(|(name, share)| (name, percentile(sorted, share)))
