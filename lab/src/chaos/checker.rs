@@ -1,4 +1,4 @@
-//! Compares what the writers committed with what the stream has held.
+//! Compares what the producers committed with what the stream has held.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
@@ -11,44 +11,44 @@ use super::log::FaultLog;
 use super::stream::{Copy, Deletion, Observed};
 use crate::lab::{DATABASE, Lab};
 
-/// At most so many broken promises are told in full.
+/// Broken promises of each kind that are reported in full.
 const TOLD: usize = 5;
 
-/// How long after the end of a stream an acknowledgement by it may be recorded.
+/// An acknowledgement may be recorded this long after its stream was deleted.
 const LATE_ACK: Duration = Duration::from_secs(10);
 
-/// A line of the ledger: a committed message.
+/// A ledger entry: one committed message.
 #[derive(Clone, Debug)]
 pub struct Line {
     n: i64,
     key: Option<String>,
 }
 
-/// What was found.
+/// The result of the comparison.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// Messages in the ledger.
     pub committed: usize,
-    /// Messages read from the stream, copies included.
+    /// Messages read from the stream, including duplicates.
     pub stored: usize,
     /// Committed messages in `dead_letters`.
     pub dead: usize,
-    /// Found to be in the stream already when they were sent again or looked for.
+    /// Messages that turned out to be in the stream already when the worker sent or looked them up again.
     pub known: i64,
-    /// Stored twice, but the first copy was taken away by an operator before the second came.
+    /// Messages stored twice, where an operator had removed the first copy before the second arrived.
     pub forgiven: usize,
-    /// Not read, but the history says that the stream had it which an operator then deleted.
+    /// Messages that were not read. According to the history they were in a stream that an operator deleted.
     pub excused: usize,
-    /// What breaks a promise, with the id of the message.
+    /// Broken promises: the message id and what is wrong.
     pub broken: Vec<(String, String)>,
 }
 
 impl Verdict {
-    /// One line.
+    /// One line for the terminal.
     pub fn summary(&self) -> String {
         let count = |what: &str| self.broken.iter().filter(|(_, text)| text.starts_with(what)).count();
         format!(
-            "{} committed, {} stored ({} found there already), {} dead letters; missing {}, phantoms {}, twice {}, out of order {} \
+            "{} committed, {} stored ({} already there), {} dead letters; missing {}, phantoms {}, twice {}, out of order {} \
              (by purge or deletion: {} stored again, {} unread)",
             self.committed,
             self.stored,
@@ -64,7 +64,7 @@ impl Verdict {
     }
 }
 
-/// Reads the ledger and the tables of the extension, and compares.
+/// Reads the ledger and the tables of the extension, and compares them with what was observed.
 pub fn check(lab: &Lab, observed: &Observed) -> Result<Verdict> {
     let mut client = lab.postgres.client(DATABASE)?;
     let mut ledger = HashMap::new();
@@ -93,7 +93,7 @@ pub fn check(lab: &Lab, observed: &Observed) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// The messages that a deleted stream had acknowledged after it was last read.
+/// Messages that a deleted stream acknowledged after it was last read.
 fn unread(client: &mut postgres::Client, deletion: &Deletion) -> Result<Vec<String>> {
     let query = "select message_id from (select * from jetstream.history union all select * from chaos.history) h \
                  where success and sequence > $1 and published_at between $2::text::timestamptz and $3::text::timestamptz";
@@ -102,7 +102,7 @@ fn unread(client: &mut postgres::Client, deletion: &Deletion) -> Result<Vec<Stri
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// The comparison itself.
+/// Compares without any I/O.
 pub fn compare(
     ledger: &HashMap<String, Line>,
     observed: &Observed,
@@ -123,19 +123,19 @@ pub fn compare(
         .filter(|id| !copies.contains_key(id.as_str()) && !dead.contains(*id))
     {
         if owed.contains(id) {
-            broken(id, "missing: still owed".to_owned());
+            broken(id, "missing: still pending".to_owned());
         } else if deleted.contains(id) {
             verdict.excused += 1;
         } else {
             broken(
                 id,
-                "missing: committed, and neither in the stream nor owed nor dead".to_owned(),
+                "missing: committed, but neither in the stream, nor pending, nor a dead letter".to_owned(),
             );
         }
     }
     for (id, found) in &copies {
         if !ledger.contains_key(*id) {
-            broken(id, "phantom: in the stream, and never committed".to_owned());
+            broken(id, "phantom: in the stream, but never committed".to_owned());
         }
         for pair in found.windows(2) {
             if pair[0].gone.is_some_and(|gone| gone <= pair[1].at) {
@@ -152,7 +152,7 @@ pub fn compare(
     verdict
 }
 
-/// First copies only: a second one is another fault.
+/// Considers first copies only, because a second copy is reported as a duplicate.
 fn out_of_order(ledger: &HashMap<String, Line>, copies: &[Copy]) -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<&str, (i64, &Copy)> = BTreeMap::new();
@@ -194,7 +194,7 @@ pub fn histories(lab: &Lab, observed: &Observed, verdict: &Verdict, log: &FaultL
         let _ = writeln!(text, "\nmessage {id}: {what}");
         let copies: Vec<&Copy> = observed.copies.iter().filter(|copy| copy.id == *id).collect();
         for copy in &copies {
-            let gone = copy.gone.map(|at| format!(", taken away {at}")).unwrap_or_default();
+            let gone = copy.gone.map(|at| format!(", removed {at}")).unwrap_or_default();
             let _ = writeln!(
                 text,
                 "  stream: sequence {} (life {}) at {}{gone}: {}",

@@ -1,4 +1,4 @@
-//! A small disk of one's own for PostgreSQL, to be filled up.
+//! A small disk for PostgreSQL that can be filled up.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
 
-/// A file system in a file; it goes when this goes.
+/// A file system in a file. It is unmounted and removed on drop.
 pub struct SmallDisk {
     image: PathBuf,
     folder: PathBuf,
 }
 
 impl SmallDisk {
-    /// Makes a file system of so many megabytes and mounts it at `folder`. Only root can.
+    /// Creates a file system of this many megabytes and mounts it at `folder`. This requires root.
     pub fn make(folder: &Path, megabytes: u64) -> Result<Self> {
         if !Uid::effective().is_root() {
             bail!("only root can mount a small disk");
@@ -29,12 +29,12 @@ impl SmallDisk {
         };
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&disk.image))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&disk.image).arg(folder))?;
-        // PostgreSQL takes no data folder with anything in it.
+        // PostgreSQL accepts only an empty data directory.
         let _ = fs::remove_dir(folder.join("lost+found"));
         Ok(disk)
     }
 
-    /// Leaves not a byte free; returns how many kilobytes it took.
+    /// Uses every free byte. Returns the number of kilobytes used.
     pub fn fill(&self) -> Result<u64> {
         let before = self.free_kb()?;
         for number in 0..50 {
@@ -51,7 +51,7 @@ impl SmallDisk {
         Ok(before - self.free_kb()?.min(before))
     }
 
-    /// Gives the space back.
+    /// Frees the space again.
     pub fn empty(&self) -> Result<()> {
         for entry in fs::read_dir(&self.folder)?.flatten() {
             if entry.file_name().to_string_lossy().starts_with("filler") {
@@ -75,7 +75,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Unmounts what is mounted at a folder, if anything.
+/// Unmounts the file system at a folder, if there is one.
 pub fn release(folder: &Path) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let folder = folder.to_string_lossy();

@@ -6,21 +6,20 @@ use rand::seq::SliceRandom;
 use super::world::World;
 use super::{faults_nats, faults_operator, faults_postgres, nodes, promotion};
 
-/// What became of a fault.
+/// The outcome of a fault.
 pub enum Effect {
-    /// It happened; how.
+    /// It happened. The text describes how.
     Happened(String),
-    /// It could not happen; why.
+    /// It could not happen. The text gives the reason.
     Not(String),
 }
 
-/// One fault.
 pub struct Fault {
-    /// As in the log and on the command line.
+    /// Name in the log and on the command line.
     pub name: &'static str,
-    /// Whether it takes but a moment, so that it can strike during another.
+    /// Whether the fault is short enough to strike during another one.
     pub quick: bool,
-    /// Makes it happen and undoes it.
+    /// Causes the fault and undoes it.
     pub run: fn(&mut World) -> Result<Effect>,
 }
 
@@ -36,7 +35,7 @@ const fn long(name: &'static str, run: fn(&mut World) -> Result<Effect>) -> Faul
     }
 }
 
-/// Every fault of two single servers.
+/// Faults of one PostgreSQL server and one NATS server.
 pub const SINGLE: &[Fault] = &[
     quick("worker-kill", faults_postgres::worker_kill),
     quick("worker-terminate", faults_postgres::worker_terminate),
@@ -69,7 +68,7 @@ pub const SINGLE: &[Fault] = &[
     long("extension-recreate", faults_operator::extension_recreate),
 ];
 
-/// Every fault of a cluster of NATS servers. Those of the network strike the ways to all three.
+/// Faults of a cluster of NATS servers. Network faults affect the connections to all three servers.
 pub const CLUSTER: &[Fault] = &[
     quick("step-down", nodes::step_down),
     quick("meta-step-down", nodes::meta_step_down),
@@ -87,7 +86,7 @@ pub const CLUSTER: &[Fault] = &[
     quick("postmaster-kill", faults_postgres::postmaster_kill),
 ];
 
-/// Every fault of a primary with a standby.
+/// Faults of a primary with a standby.
 pub const STANDBY: &[Fault] = &[
     long("promotion", promotion::promotion),
     long("drop-acks", faults_nats::drop_acks),
@@ -96,14 +95,13 @@ pub const STANDBY: &[Fault] = &[
     long("stall", faults_nats::stall),
 ];
 
-/// Draws faults from a deck that is shuffled again when it is empty, so that each has its turn.
+/// Draws faults from a deck, which is reshuffled when it is empty, so that every fault gets its turn.
 pub struct Deck {
     faults: Vec<&'static Fault>,
     left: Vec<&'static Fault>,
 }
 
 impl Deck {
-    /// A deck of these faults.
     pub fn new(faults: Vec<&'static Fault>) -> Self {
         Self {
             faults,
@@ -111,7 +109,7 @@ impl Deck {
         }
     }
 
-    /// The next fault happens. True if it was the last of the deck.
+    /// Causes the next fault. Returns true if it was the last of the deck.
     pub fn strike(&mut self, world: &mut World) -> Result<bool> {
         if self.left.is_empty() {
             self.left.clone_from(&self.faults);
@@ -124,7 +122,7 @@ impl Deck {
     }
 }
 
-/// Lets a fault happen, and writes down what became of it.
+/// Causes a fault and logs its outcome.
 pub fn strike(fault: &Fault, world: &mut World) -> Result<()> {
     match (fault.run)(world)? {
         Effect::Happened(effect) => world.log.happened(fault.name, &effect),

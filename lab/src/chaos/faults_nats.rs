@@ -1,4 +1,4 @@
-//! Faults of nats-server, of the network in between, and of the stream.
+//! Faults of nats-server, of the network between it and the worker, and of the stream.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::proxy::Mode;
 use super::stream::STREAM;
 use super::world::World;
 
-/// nats-server is killed and comes back.
+/// Kills nats-server and restarts it.
 pub(super) fn kill(world: &mut World) -> Result<Effect> {
     let time = world.some(0, 1500);
     world.lab.nats.kill9()?;
@@ -19,16 +19,16 @@ pub(super) fn kill(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("killed, back after {time:?}")))
 }
 
-/// nats-server stands still for longer than an acknowledgement may take.
+/// Freezes nats-server for longer than the acknowledgement timeout.
 pub(super) fn stop(world: &mut World) -> Result<Effect> {
     let time = world.some(1500, 5000);
     world.lab.nats.pause()?;
     world.during(time)?;
     world.lab.nats.resume()?;
-    Ok(Happened(format!("stood still for {time:?}")))
+    Ok(Happened(format!("frozen for {time:?}")))
 }
 
-/// nats-server ends in an orderly way and comes back.
+/// Shuts nats-server down cleanly and restarts it.
 pub(super) fn restart(world: &mut World) -> Result<Effect> {
     let time = world.some(0, 1500);
     world.lab.nats.stop()?;
@@ -37,7 +37,7 @@ pub(super) fn restart(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("stopped, back after {time:?}")))
 }
 
-/// nats-server is away for longer than the duplicate window, and so is what it acknowledged last.
+/// Stops nats-server for longer than the duplicate window. Its last acknowledgements may be lost as well.
 pub(super) fn outage(world: &mut World) -> Result<Effect> {
     let longest = Duration::from_secs(30);
     if world.window > longest {
@@ -57,11 +57,11 @@ pub(super) fn outage(world: &mut World) -> Result<Effect> {
     world.lab.nats.restart()?;
     let lost = world.proxy.swallowed() - swallowed;
     Ok(Happened(format!(
-        "away for {time:?}, {lost} bytes of answers lost before"
+        "stopped for {time:?}, {lost} bytes of answers lost before"
     )))
 }
 
-/// Answers are swallowed, then the connection is cut.
+/// Drops the server's answers, then closes the connections.
 pub(super) fn drop_acks(world: &mut World) -> Result<Effect> {
     let before = world.proxy.swallowed();
     let time = world.some(300, 4000);
@@ -70,12 +70,12 @@ pub(super) fn drop_acks(world: &mut World) -> Result<Effect> {
     world.proxy.renew();
     let lost = world.proxy.swallowed() - before;
     Ok(match lost {
-        0 => Not("there was no answer to swallow".to_owned()),
-        _ => Happened(format!("{lost} bytes of answers swallowed in {time:?}")),
+        0 => Not("there was no answer to drop".to_owned()),
+        _ => Happened(format!("{lost} bytes of answers dropped in {time:?}")),
     })
 }
 
-/// Everything arrives later, some of it later than an acknowledgement may take.
+/// Delays all data, sometimes for longer than the acknowledgement timeout.
 pub(super) fn delay(world: &mut World) -> Result<Effect> {
     let (late, time) = (world.some(20, 1300), world.some(2000, 5000));
     world.proxy.set(Mode::Delay(late));
@@ -84,7 +84,7 @@ pub(super) fn delay(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("each piece {late:?} later, for {time:?}")))
 }
 
-/// Connections stay open and nothing goes through.
+/// Keeps connections open but forwards nothing.
 pub(super) fn stall(world: &mut World) -> Result<Effect> {
     let time = world.some(1500, 5000);
     world.proxy.set(Mode::Stall);
@@ -97,7 +97,7 @@ pub(super) fn stall(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("nothing went through for {time:?}")))
 }
 
-/// The server's half of each connection ends.
+/// Closes the server's half of each connection.
 pub(super) fn half_close(world: &mut World) -> Result<Effect> {
     let time = world.some(500, 3000);
     world.proxy.set(Mode::HalfClose);
@@ -106,7 +106,7 @@ pub(super) fn half_close(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("closed towards the worker for {time:?}")))
 }
 
-/// All connections are cut, several times.
+/// Closes all connections several times.
 pub(super) fn cut(world: &mut World) -> Result<Effect> {
     let before = world.proxy.accepted();
     let times = world.random.random_range(1..6);
@@ -118,16 +118,16 @@ pub(super) fn cut(world: &mut World) -> Result<Effect> {
         std::thread::sleep(pause);
         world.proxy.renew();
     }
-    // The worker comes back after a moment, unless it is away itself.
+    // The worker reconnects after a moment, unless it is not running.
     std::thread::sleep(Duration::from_millis(500));
     let made = world.proxy.accepted() - before;
     Ok(match made {
-        0 => Not(format!("cut {times} times, and no connection was made again")),
-        _ => Happened(format!("cut {times} times, {made} connections made since")),
+        0 => Not(format!("cut {times} times, but no client reconnected")),
+        _ => Happened(format!("cut {times} times, {made} new connections since")),
     })
 }
 
-/// The stream takes but a few messages more, then refuses, until it may grow again.
+/// Leaves the stream room for a few more messages. It then refuses messages until the limit is removed.
 pub(super) fn stream_full(world: &mut World) -> Result<Effect> {
     let (room, time) = (world.random.random_range(0..200), world.some(2000, 5000));
     let count = world.lab.message_count(STREAM)?;
@@ -139,11 +139,11 @@ pub(super) fn stream_full(world: &mut World) -> Result<Effect> {
     world.ask_for_stream(-1)?;
     Ok(match refused.as_str() {
         "0" => Not(format!("it did not fill up in {time:?}")),
-        _ => Happened(format!("full for {time:?}, {refused} messages refused and owed")),
+        _ => Happened(format!("full for {time:?}, {refused} refused messages pending")),
     })
 }
 
-/// All that was read is purged.
+/// Purges every message that has been read.
 pub(super) fn stream_purge(world: &mut World) -> Result<Effect> {
     let purged = world.on_stream(async |observed, context| observed.purge(&context).await)?;
     Ok(match purged {
@@ -152,18 +152,18 @@ pub(super) fn stream_purge(world: &mut World) -> Result<Effect> {
     })
 }
 
-/// The stream is deleted, and made anew a moment later.
+/// Deletes the stream. It is created again a moment later.
 pub(super) fn stream_delete(world: &mut World) -> Result<Effect> {
     let last = world.on_stream(async |observed, context| observed.delete(&context).await)?;
     let time = world.some(0, 2000);
     world.during(time)?;
     world.wait_postgres()?;
-    // As an operator does who notices.
+    // What an operator does who notices the deletion.
     world
         .lab
         .sql("update jetstream.streams set description = clock_timestamp()::text")?;
     world.wait_stream()?;
     Ok(Happened(format!(
-        "deleted after sequence {last}, made anew after {time:?}"
+        "deleted after sequence {last}, created again after {time:?}"
     )))
 }

@@ -1,4 +1,4 @@
-//! What operators do.
+//! Actions of operators.
 
 use anyhow::{Context, Result};
 
@@ -7,7 +7,7 @@ use super::world::World;
 use super::writers::end_all_prepared;
 use crate::lab::DATABASE;
 
-/// Publishing is paused and resumed.
+/// Pauses publishing and resumes it.
 pub(super) fn pause(world: &mut World) -> Result<Effect> {
     let time = world.some(1000, 4000);
     let paused = world.lab.value("select jetstream.pause()")?;
@@ -16,18 +16,19 @@ pub(super) fn pause(world: &mut World) -> Result<Effect> {
     let owed = world.lab.value("select count(*) from jetstream.outbox")?;
     world.lab.sql("select jetstream.resume()")?;
     Ok(match paused.as_str() {
-        "t" => Happened(format!("paused for {time:?}, {owed} messages owed by then")),
-        _ => Not("it was paused already".to_owned()),
+        "t" => Happened(format!("paused for {time:?}, {owed} messages pending at the end")),
+        _ => Not("publishing was already paused".to_owned()),
     })
 }
 
-/// The extension is dropped and created at a quiet moment, when nothing is owed: what is owed goes with the table.
+/// Drops the extension and creates it again. This happens at a quiet moment when nothing is pending, because pending
+/// messages are dropped with the table.
 pub(super) fn extension_recreate(world: &mut World) -> Result<Effect> {
     let quiet = world.writers.as_ref().map(|writers| writers.quiet());
     let conninfo = world.lab.postgres.conninfo(DATABASE);
     end_all_prepared(world.runtime.handle(), &conninfo, 0)?;
     world.wait_drained().context("before the extension is dropped")?;
-    // The history goes too: what it says of deleted streams is needed at the end.
+    // Saves the history, which is needed at the end to know what deleted streams had acknowledged.
     world.lab.sql(
         "insert into chaos.history select * from jetstream.history;
          drop extension pg_jetstream; create extension pg_jetstream",
@@ -36,5 +37,5 @@ pub(super) fn extension_recreate(world: &mut World) -> Result<Effect> {
     world.lab.wait_connected()?;
     world.wait_stream()?;
     drop(quiet);
-    Ok(Happened("dropped and created".to_owned()))
+    Ok(Happened("dropped and created again".to_owned()))
 }

@@ -15,7 +15,7 @@ use crate::process;
 const WORKER: &str = "pg_jetstream worker%";
 const LAUNCHER: &str = "pg_jetstream launcher";
 
-/// Kills the drain worker, which makes the postmaster reset everything.
+/// Kills the drain worker, which makes the postmaster restart all processes.
 pub(super) fn worker_kill(world: &mut World) -> Result<Effect> {
     kill(world, WORKER)
 }
@@ -25,19 +25,19 @@ pub(super) fn launcher_kill(world: &mut World) -> Result<Effect> {
     kill(world, LAUNCHER)
 }
 
-/// Kills the backend of a writer.
+/// Kills the backend of a producer.
 pub(super) fn backend_kill(world: &mut World) -> Result<Effect> {
     kill(world, "client backend")
 }
 
 fn kill(world: &mut World, pattern: &str) -> Result<Effect> {
     let Some(pid) = world.process(pattern) else {
-        return Ok(Not(format!("no process like {pattern:?}")));
+        return Ok(Not(format!("no process matches {pattern:?}")));
     };
     let prepared = world.prepared();
     process::signal(pid, Signal::SIGKILL)?;
     if !process::wait_gone(&[pid], Duration::from_secs(10)) {
-        return Ok(Not(format!("process {pid} does not go")));
+        return Ok(Not(format!("process {pid} does not end")));
     }
     world.wait_postgres()?;
     survived(world, prepared);
@@ -53,12 +53,12 @@ pub(super) fn postmaster_kill(world: &mut World) -> Result<Effect> {
     Ok(Happened(format!("killed postmaster {pid}")))
 }
 
-/// Immediate shutdown and start.
+/// Immediate shutdown, followed by a start.
 pub(super) fn immediate_shutdown(world: &mut World) -> Result<Effect> {
     stop(world, Stop::Immediate)
 }
 
-/// An orderly restart.
+/// Clean restart.
 pub(super) fn restart(world: &mut World) -> Result<Effect> {
     stop(world, Stop::Fast)
 }
@@ -78,32 +78,32 @@ fn start_again(world: &mut World, prepared: u64) -> Result<()> {
     Ok(())
 }
 
-/// Prepared transactions that were there before and are there now.
+/// Logs how many prepared transactions survived a restart.
 fn survived(world: &mut World, before: u64) {
     let now = world.prepared();
     if before > 0 && now > 0 {
         world
             .log
-            .happened(PREPARED, &format!("{now} prepared transactions came through"));
+            .happened(PREPARED, &format!("{now} prepared transactions survived"));
     }
 }
 
-/// What is counted when prepared transactions outlive a restart.
+/// Name under which survived restarts of prepared transactions are counted.
 pub(super) const PREPARED: &str = "prepared-over-restart";
 
-/// `pg_terminate_backend` of the worker.
+/// Terminates the worker with `pg_terminate_backend`.
 pub(super) fn worker_terminate(world: &mut World) -> Result<Effect> {
     signal_worker(world, "pg_terminate_backend")
 }
 
-/// `pg_cancel_backend` of the worker.
+/// Cancels the worker with `pg_cancel_backend`.
 pub(super) fn worker_cancel(world: &mut World) -> Result<Effect> {
     signal_worker(world, "pg_cancel_backend")
 }
 
 fn signal_worker(world: &mut World, function: &str) -> Result<Effect> {
     let Some(pid) = world.process(WORKER) else {
-        return Ok(Not("no worker runs".to_owned()));
+        return Ok(Not("no worker is running".to_owned()));
     };
     Ok(match world.lab.value(&format!("select {function}({pid})"))?.as_str() {
         "t" => Happened(format!("{function}({pid})")),
@@ -111,24 +111,24 @@ fn signal_worker(world: &mut World, function: &str) -> Result<Effect> {
     })
 }
 
-/// The worker stands still for longer than an acknowledgement may take, while its connections stay open.
+/// Freezes the worker for longer than the acknowledgement timeout, while its connections stay open.
 pub(super) fn worker_stop(world: &mut World) -> Result<Effect> {
     let Some(pid) = world.process(WORKER) else {
-        return Ok(Not("no worker runs".to_owned()));
+        return Ok(Not("no worker is running".to_owned()));
     };
     let time = world.some(1500, 5000);
     process::signal(pid, Signal::SIGSTOP)?;
-    // Nothing else strikes: PostgreSQL would wait for it.
+    // No other fault may strike now, because PostgreSQL would wait for the frozen worker.
     std::thread::sleep(time);
     process::signal(pid, Signal::SIGCONT)?;
-    Ok(Happened(format!("worker {pid} stood still for {time:?}")))
+    Ok(Happened(format!("worker {pid} frozen for {time:?}")))
 }
 
-/// The walwriter stands still, so that asynchronous commits stay unflushed for longer, then every process of
-/// PostgreSQL dies at once: what was published before it was on disk is a phantom.
+/// Freezes the walwriter, so that asynchronous commits stay unflushed for longer, then kills all PostgreSQL processes
+/// together. A message published before its commit was flushed is a phantom.
 pub(super) fn walwriter_lost(world: &mut World) -> Result<Effect> {
     let Some(walwriter) = world.process("walwriter") else {
-        return Ok(Not("no walwriter runs".to_owned()));
+        return Ok(Not("no walwriter is running".to_owned()));
     };
     let (prepared, time) = (world.prepared(), world.some(300, 1500));
     process::signal(walwriter, Signal::SIGSTOP)?;
@@ -139,11 +139,11 @@ pub(super) fn walwriter_lost(world: &mut World) -> Result<Effect> {
     world.lab.postgres.kill9()?;
     start_again(world, prepared)?;
     Ok(Happened(format!(
-        "no WAL written ahead for {time:?}, then all processes killed"
+        "walwriter frozen for {time:?}, then all processes killed"
     )))
 }
 
-/// Many reloads, each with other settings.
+/// Reloads the configuration many times with different settings.
 pub(super) fn reload_storm(world: &mut World) -> Result<Effect> {
     let reloads = world.random.random_range(20..60);
     for _ in 0..reloads {
@@ -161,10 +161,10 @@ pub(super) fn reload_storm(world: &mut World) -> Result<Effect> {
         ("pg_jetstream.max_in_flight", "1000"),
     ];
     world.lab.postgres.set(&usual)?;
-    Ok(Happened(format!("{reloads} reloads, in the end batch_size {batch}")))
+    Ok(Happened(format!("{reloads} reloads, the last with batch_size {batch}")))
 }
 
-/// A session that holds an old snapshot.
+/// Holds an old snapshot in another session.
 pub(super) fn old_snapshot(world: &mut World) -> Result<Effect> {
     hold(
         world,
@@ -173,16 +173,16 @@ pub(super) fn old_snapshot(world: &mut World) -> Result<Effect> {
     )
 }
 
-/// A transaction that has an xid, and a message that commits late.
+/// Holds a transaction that has a transaction id and a message, which commits late.
 pub(super) fn held_xid(world: &mut World) -> Result<Effect> {
     let sql = "begin; select pg_current_xact_id(); select chaos.put('insert', null, 'held xid', 1)";
-    hold(world, sql, "held an xid and a message")
+    hold(world, sql, "held a transaction id and a message")
 }
 
-/// A transaction that has locked rows of the outbox; unkeyed ones, since those behind a locked row do not wait for it.
+/// Locks rows of the outbox. The rows have no key, because messages may overtake a locked row with the same key.
 pub(super) fn held_rows(world: &mut World) -> Result<Effect> {
     let sql = "begin; select id from jetstream.outbox where key is null limit 50 for update skip locked";
-    hold(world, sql, "held rows of the outbox")
+    hold(world, sql, "locked rows of the outbox")
 }
 
 fn hold(world: &mut World, sql: &str, what: &str) -> Result<Effect> {
@@ -197,7 +197,7 @@ fn hold(world: &mut World, sql: &str, what: &str) -> Result<Effect> {
     Ok(Happened(format!("{what} for {time:?}, {end}")))
 }
 
-/// Not a byte is left on PostgreSQL's disk, until there is again.
+/// Fills PostgreSQL's disk to the last byte, then frees it.
 pub(super) fn disk_full(world: &mut World) -> Result<Effect> {
     let time = world.some(1500, 6000);
     let disk = match &world.disk {
@@ -215,7 +215,7 @@ pub(super) fn disk_full(world: &mut World) -> Result<Effect> {
     Ok(match errors {
         0 => Not(format!("{taken} kB taken, but PostgreSQL did not notice")),
         _ => Happened(format!(
-            "{taken} kB taken for {time:?}, {errors} errors for want of space"
+            "{taken} kB taken for {time:?}, {errors} errors because the disk was full"
         )),
     })
 }

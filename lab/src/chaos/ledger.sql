@@ -1,10 +1,10 @@
--- What the writers of the fault harness committed, in a schema that knows nothing of the extension but its public face.
+-- The ledger of what the producers of `lab chaos` committed. This schema uses only the public interface of the extension.
 
 create schema chaos;
 
 create sequence chaos.number;
 
--- One row for each message, written in the transaction that enqueued it. Within a key, n is the order of the commits.
+-- One row per message, written in the transaction that enqueues it. Within a key, n is the order of the commits.
 create table chaos.ledger (
     n bigint not null,
     message_id text not null,
@@ -13,8 +13,8 @@ create table chaos.ledger (
     at timestamptz not null default clock_timestamp()
 );
 
--- Enqueues `count` messages in one way of several and writes them down. A key belongs to one transaction at a time; one
--- that is taken is not waited for: the messages go without a key.
+-- Enqueues `count` messages in the given way and records them in the ledger. Only one transaction at a time uses a key.
+-- If another transaction uses the key, the messages are enqueued without one, so that nothing waits.
 create function chaos.put(way text, keyed integer, tag text, count integer) returns void
 language plpgsql as $$
 declare

@@ -1,4 +1,4 @@
-//! The log of faults: when each happened and with what effect.
+//! The log of faults: when each one happened, and its effect.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,29 +7,26 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use time::OffsetDateTime;
 
-/// One line.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// By the clock, as the servers' logs.
+    /// Wall-clock time, to compare with the servers' logs.
     pub at: OffsetDateTime,
-    /// Since the start.
+    /// Time since the start.
     pub after: Duration,
-    /// What it says.
     pub text: String,
 }
 
-/// The log, shown as it grows.
+/// The log. Lines are printed as they are added.
 pub struct FaultLog {
     started: Instant,
     bar: Option<ProgressBar>,
-    /// All lines.
     pub entries: Vec<Entry>,
     happened: BTreeMap<&'static str, u32>,
     failed: BTreeMap<&'static str, (u32, String)>,
 }
 
 impl FaultLog {
-    /// An empty log; lines go above the bar, if there is one.
+    /// An empty log. Lines are printed above the progress bar, if there is one.
     pub fn new(bar: Option<ProgressBar>) -> Self {
         Self {
             started: Instant::now(),
@@ -40,12 +37,12 @@ impl FaultLog {
         }
     }
 
-    /// Since the start.
+    /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Adds a line that is no fault.
+    /// Adds a line that is not about a fault.
     pub fn say(&mut self, text: impl Into<String>) {
         let entry = Entry {
             at: OffsetDateTime::now_utc(),
@@ -60,13 +57,13 @@ impl FaultLog {
         self.entries.push(entry);
     }
 
-    /// A fault happened.
+    /// Records that a fault happened.
     pub fn happened(&mut self, fault: &'static str, effect: &str) {
         *self.happened.entry(fault).or_default() += 1;
         self.say(format!("{fault}: {effect}"));
     }
 
-    /// A fault could not be made to happen.
+    /// Records that a fault could not happen.
     pub fn missed(&mut self, fault: &'static str, reason: &str) {
         let entry = self.failed.entry(fault).or_default();
         entry.0 += 1;
@@ -74,12 +71,12 @@ impl FaultLog {
         self.say(format!("{fault}: did not happen: {reason}"));
     }
 
-    /// How often a fault happened.
+    /// Number of times a fault happened.
     pub fn count(&self, fault: &str) -> u32 {
         self.happened.get(fault).copied().unwrap_or(0)
     }
 
-    /// A table of how often each fault happened, those that did not included.
+    /// A table with the number of times each fault happened, including faults that never did.
     pub fn table(&self, faults: &[&'static str]) -> String {
         let mut text = String::from("  fault                  happened  could not\n");
         for fault in faults {
@@ -98,7 +95,7 @@ impl FaultLog {
         text
     }
 
-    /// The lines around a moment.
+    /// Lines logged within `span` of a moment.
     pub fn around(&self, at: OffsetDateTime, span: Duration) -> Vec<String> {
         let near = |entry: &&Entry| (entry.at - at).unsigned_abs() <= span;
         self.entries.iter().filter(near).map(Entry::line).collect()

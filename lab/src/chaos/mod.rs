@@ -1,5 +1,5 @@
-//! `lab chaos`: writers write, faults drawn from a seed strike, and at the end the stream holds exactly what was
-//! committed, once, in order.
+//! `lab chaos`: producers write while faults drawn from a seed strike. At the end the stream must hold exactly what was
+//! committed, once and in order.
 
 mod checker;
 mod disk;
@@ -31,25 +31,24 @@ use writers::Pace;
 
 pub use disk::release;
 
-/// What is asked for on the command line.
+/// Options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Draws faults, their times and what the writers do; a random one if not given.
+    /// Seed of the faults, their times and the producers' actions. Random by default.
     pub seed: Option<u64>,
-    /// How long faults strike.
     pub minutes: f64,
-    /// Only these faults.
+    /// Run only these faults.
     pub only: Vec<String>,
-    /// The stream's duplicate window in seconds; drawn from the seed if not given.
+    /// The stream's duplicate window in seconds. Drawn from the seed by default.
     pub window: Option<f64>,
-    /// Three NATS servers, whatever else is asked for.
+    /// Run three NATS servers, regardless of the other options.
     pub cluster: bool,
 }
 
-/// A run of at least so many minutes has every kind of servers, one after the other.
+/// A run of at least this many minutes covers every kind of servers in turn.
 const ALL_KINDS: f64 = 8.0;
 
-/// Runs it; true if every promise was kept.
+/// Runs the test. Returns true if every promise was kept.
 pub fn run(options: &Options) -> Result<bool> {
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let mut random = StdRng::seed_from_u64(seed);
@@ -83,7 +82,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// A kind of servers, the faults that strike there, and its share of the time.
 type Act = (Kind, Vec<&'static Fault>, f64);
 
-/// Short runs have but one kind of servers.
+/// Short runs cover a single kind of servers.
 fn acts(options: &Options) -> Result<Vec<Act>> {
     let all = [
         (Kind::Single, SINGLE, 0.7),
@@ -100,7 +99,7 @@ fn acts(options: &Options) -> Result<Vec<Act>> {
             .flat_map(|(_, faults, _)| faults.iter().map(|fault| fault.name))
             .collect();
         let names: Vec<_> = names.into_iter().collect();
-        bail!("no fault is called {unknown:?}; there are: {}", names.join(", "));
+        bail!("no fault is called {unknown:?}; the faults are: {}", names.join(", "));
     }
     let wanted = |fault: &&Fault| options.only.is_empty() || options.only.iter().any(|name| name == fault.name);
     let chosen = all.map(|(kind, faults, share)| (kind, faults.iter().filter(wanted).collect::<Vec<_>>(), share));
@@ -132,21 +131,21 @@ fn scenario(plan: &Plan, faults: Vec<&'static Fault>, length: Duration, bar: Opt
     let mut names = plan.faults.clone();
     let mut world = World::start(plan, FaultLog::new(bar.clone()))?;
     if let (Err(reason), true) = (&world.disk, plan.faults.contains(&"disk-full")) {
-        let text = format!("PostgreSQL has no disk of its own: {reason}");
+        let text = format!("PostgreSQL does not have its own disk: {reason}");
         world.log.say(text);
     }
     world.start_writers(&Pace {
         pause: Duration::from_millis(80),
-        // A promoted standby lacks what was committed without waiting for it.
+        // A promoted standby lacks asynchronous commits, because they do not wait for it.
         asynchronous: plan.kind != Kind::Standby,
     });
     let mut deck = Deck::new(faults);
     let struck = strikes(&mut world, &mut deck, length, bar.as_ref());
     let logs = world.lab.postgres.data().with_file_name("postgres.log");
     struck.and_then(|()| world.finish()).or_else(|error| {
-        // What was lost may say why.
+        // The logs may explain the failure.
         println!("{error:#}\n{}", world.lab.logs());
-        world.log.say("the run could not be ended properly");
+        world.log.say("the run could not be completed");
         world.broken = true;
         world.heal()
     })?;
@@ -171,7 +170,7 @@ fn scenario(plan: &Plan, faults: Vec<&'static Fault>, length: Duration, bar: Opt
     Ok(kept)
 }
 
-/// Faults strike until the time is over.
+/// Causes faults until the time is over.
 fn strikes(world: &mut World, deck: &mut Deck, length: Duration, bar: Option<&ProgressBar>) -> Result<()> {
     while world.log.elapsed() < length {
         let pause = world.some(200, 2500);

@@ -1,4 +1,4 @@
-//! Three NATS servers that are one cluster: the lab's own and two more.
+//! A cluster of three NATS servers: the lab's own and two more.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::world::World;
 use crate::lab::{Lab, LabBuilder};
 use crate::nats::{NatsServer, free_port};
 
-/// How many there are.
+/// Number of NATS servers in the cluster.
 pub const NODES: usize = 3;
 
-/// User and password of the system account: the leader of all streams answers to nobody else.
+/// User and password of the system account. The leader of the cluster answers to no other account.
 const SYSTEM: &str = "system";
 
-/// Starts a lab whose NATS server is the first of the cluster; returns the others with it.
+/// Starts a lab whose NATS server is the first node of the cluster. Also returns the other nodes.
 pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
     let ports = (0..NODES).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
     let routes: Vec<_> = ports
@@ -32,7 +32,7 @@ pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
             routes.join(", ")
         )
     };
-    // None is ready before two are.
+    // The nodes start in parallel, because none is ready before a second one runs.
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..NODES)
             .map(|node| scope.spawn(move || NatsServer::builder().extra(config(node)).start()))
@@ -45,7 +45,7 @@ pub fn start(builder: LabBuilder) -> Result<(Lab, Vec<NatsServer>)> {
     })
 }
 
-/// The stream's leader steps down.
+/// Makes the leader of the stream step down.
 pub(super) fn step_down(world: &mut World) -> Result<Effect> {
     let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}");
     let answer = world.on_stream(async |_, context| {
@@ -59,7 +59,7 @@ pub(super) fn step_down(world: &mut World) -> Result<Effect> {
     })
 }
 
-/// The leader of the cluster, who decides about streams and consumers, steps down.
+/// Makes the leader of the cluster step down, which decides about streams and consumers.
 pub(super) fn meta_step_down(world: &mut World) -> Result<Effect> {
     let urls = world.urls();
     let answer = world.runtime.block_on(async {
@@ -75,14 +75,14 @@ pub(super) fn meta_step_down(world: &mut World) -> Result<Effect> {
     })
 }
 
-/// All nodes are killed and come back after the duplicate window is over.
+/// Kills all nodes, and restarts them when the duplicate window has passed.
 pub(super) fn outage(world: &mut World) -> Result<Effect> {
     let time = world.window + world.some(500, 2000);
     for node in 0..NODES {
         world.node(node).kill9()?;
     }
     world.during(time)?;
-    // None is healthy before two are.
+    // The nodes start in parallel, because none is healthy before a second one runs.
     std::thread::scope(|scope| {
         let nodes = std::iter::once(&mut world.lab.nats).chain(&mut world.nodes);
         let starting: Vec<_> = nodes.map(|node| scope.spawn(|| node.restart())).collect();
@@ -91,25 +91,25 @@ pub(super) fn outage(world: &mut World) -> Result<Effect> {
             .map(|node| node.join().map_err(|_| anyhow!("a node panicked"))?.context("a node"));
         started.collect::<Result<()>>()
     })?;
-    Ok(Happened(format!("all nodes away for {time:?}")))
+    Ok(Happened(format!("all nodes stopped for {time:?}")))
 }
 
-/// One node is killed and comes back.
+/// Kills one node and restarts it.
 pub(super) fn kill(world: &mut World) -> Result<Effect> {
     let (node, time) = (world.random.random_range(0..NODES), world.some(500, 5000));
     world.node(node).kill9()?;
     world.during(time)?;
     world.node(node).restart()?;
-    Ok(Happened(format!("node {node} killed, back and healthy {time:?} later")))
+    Ok(Happened(format!("node {node} killed, healthy again {time:?} later")))
 }
 
-/// One node stands still.
+/// Freezes one node.
 pub(super) fn stop_one(world: &mut World) -> Result<Effect> {
     let node = world.random.random_range(0..NODES);
     stop(world, &[node])
 }
 
-/// Two nodes stand still: no message can be stored.
+/// Freezes two nodes, so that no message can be stored.
 pub(super) fn stop_two(world: &mut World) -> Result<Effect> {
     let node = world.random.random_range(0..NODES);
     stop(world, &[node, (node + 1) % NODES])
@@ -125,5 +125,5 @@ fn stop(world: &mut World, nodes: &[usize]) -> Result<Effect> {
         world.node(node).resume()?;
     }
     std::thread::sleep(Duration::from_secs(1));
-    Ok(Happened(format!("nodes {nodes:?} stood still for {time:?}")))
+    Ok(Happened(format!("nodes {nodes:?} frozen for {time:?}")))
 }

@@ -1,4 +1,4 @@
-//! A primary whose machine is lost, and the standby that takes its place.
+//! The loss of a primary, and the promotion of its standby.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::lab::DATABASE;
 use crate::postgres::{Postgres, PostgresBuilder};
 use crate::{process, wait_until};
 
-/// Longest wait for a standby to come up, catch up, or take over.
+/// Longest wait for a standby to start, catch up, or be promoted.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes a standby of the server, and lets commits wait for it from now on.
+/// Starts a standby of the server. From then on commits wait for it.
 pub fn follow(primary: &mut Postgres, settings: PostgresBuilder) -> Result<Postgres> {
     let standby = settings.standby_of(primary.port()).start().context("standby")?;
     primary.set(&[("synchronous_standby_names", "standby")])?;
@@ -27,13 +27,15 @@ pub fn follow(primary: &mut Postgres, settings: PostgresBuilder) -> Result<Postg
 
 const SHOW: &str = "show synchronous_standby_names";
 
-/// Every process of the primary is killed, the standby is promoted, the writers go there, and it gets a standby.
+/// Kills every process of the primary and promotes the standby. The producers move to the new primary, which gets a
+/// standby of its own.
 pub(super) fn promotion(world: &mut World) -> Result<Effect> {
     let Some(mut standby) = world.standby.take() else {
         return Ok(Effect::Not("there is no standby".to_owned()));
     };
     let postmaster = world.lab.postgres.pid();
-    // All at once, as when the machine is lost: what outlives the postmaster could see what waits for the standby.
+    // All processes die together, as when the machine is lost. A process that outlived the postmaster could see
+    // transactions that still wait for the standby.
     for pid in process::children(postmaster) {
         process::signal(pid, Signal::SIGKILL)?;
     }
@@ -57,6 +59,6 @@ pub(super) fn promotion(world: &mut World) -> Result<Effect> {
         super::world::settings(Postgres::builder()),
     )?);
     Ok(Happened(format!(
-        "promoted, with {waiting} messages in its outbox; it has a standby again"
+        "promoted with {waiting} messages in its outbox; the new primary has a standby"
     )))
 }

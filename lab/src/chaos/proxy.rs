@@ -1,4 +1,4 @@
-//! A TCP proxy between the worker and its NATS servers that can be told to misbehave.
+//! A TCP proxy between the worker and its NATS servers that can misbehave on request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,28 +15,28 @@ use tokio::sync::watch;
 /// How the proxy treats its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Hands on everything.
+    /// Forwards everything.
     Pass,
-    /// Hands on what the client says and swallows what the server answers.
+    /// Forwards data from the client and drops data from the server.
     DropAcks,
-    /// Hands on everything, each piece this much later.
+    /// Forwards everything, each chunk after this delay.
     Delay(Duration),
-    /// Takes bytes from neither side; connections stay open.
+    /// Reads from neither side, but keeps connections open.
     Stall,
-    /// Ends the server's half towards the client; what the client says is still handed on.
+    /// Closes the direction from server to client. Data from the client is still forwarded.
     HalfClose,
-    /// Closes every connection, and new ones at once.
+    /// Closes every connection, and new ones immediately.
     Refuse,
 }
 
 #[derive(Clone, Copy)]
 struct Order {
     mode: Mode,
-    /// Connections made under an older number end.
+    /// Connections of an older generation are closed.
     generation: u64,
 }
 
-/// The running proxy, with a port for each server. It ends with its runtime.
+/// The running proxy, which has one port per server. It stops with its runtime.
 pub struct Proxy {
     ports: Vec<u16>,
     orders: watch::Sender<Order>,
@@ -44,7 +44,7 @@ pub struct Proxy {
     accepted: Arc<AtomicU64>,
 }
 
-/// What one connection needs to know.
+/// The state that one connection needs.
 #[derive(Clone)]
 struct Pump {
     orders: watch::Receiver<Order>,
@@ -53,7 +53,7 @@ struct Pump {
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1 for each of the servers' ports, and hands on to it.
+    /// Listens on a free port of 127.0.0.1 for each server port, and forwards to it.
     pub fn start(runtime: &Handle, servers: &[u16]) -> Result<Self> {
         let first = Order {
             mode: Mode::Pass,
@@ -85,12 +85,12 @@ impl Proxy {
         self.ports.iter().map(url).collect()
     }
 
-    /// Changes what becomes of every connection from now on.
+    /// Sets the mode of all connections, present and future.
     pub fn set(&self, mode: Mode) {
         self.orders.send_modify(|order| order.mode = mode);
     }
 
-    /// Closes all connections of this moment and hands on everything for those to come.
+    /// Closes all present connections. Future connections forward everything.
     pub fn renew(&self) {
         self.orders.send_modify(|order| {
             order.mode = Mode::Pass;
@@ -98,18 +98,17 @@ impl Proxy {
         });
     }
 
-    /// Bytes of answers swallowed so far.
+    /// Bytes dropped so far.
     pub fn swallowed(&self) -> u64 {
         self.swallowed.load(Ordering::Relaxed)
     }
 
-    /// Connections accepted so far.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
 }
 
-/// Takes connections, each with the number of its time.
+/// Accepts connections and assigns each to the current generation.
 async fn listen(listener: TcpListener, server: u16, pump: Pump, accepted: Arc<AtomicU64>) {
     loop {
         let Ok((client, _)) = listener.accept().await else {
@@ -128,7 +127,7 @@ async fn listen(listener: TcpListener, server: u16, pump: Pump, accepted: Arc<At
     }
 }
 
-/// One connection, until either side or the proxy has had enough.
+/// Serves one connection until either side or the proxy closes it.
 async fn serve(client: TcpStream, server: u16, pump: Pump) {
     let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, server))).await else {
         return;
@@ -140,7 +139,7 @@ async fn serve(client: TcpStream, server: u16, pump: Pump) {
     let down = pump.copy(from_server, to_client, true);
     tokio::pin!(up, down);
     tokio::select! {
-        // A half-closed connection goes on in the other direction.
+        // A half-closed connection continues in the other direction.
         ended = &mut down => if ended == Ended::Half { up.await; },
         _ = &mut up => {}
     }

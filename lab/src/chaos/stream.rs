@@ -1,4 +1,4 @@
-//! What the stream has held: read at the end, and before an operator's act takes messages away.
+//! What the stream has held. It is read at the end, and before an operator's action removes messages.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,53 +12,51 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-/// The stream that all writers publish to.
+/// The stream that all producers publish to.
 pub const STREAM: &str = "CHAOS";
 
-/// Longest wait for the next message of a read.
+/// Longest wait for the next message while reading.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One message as it stood in the stream.
+/// One message as it was in the stream.
 #[derive(Clone, Debug)]
 pub struct Copy {
-    /// Message id.
     pub id: String,
-    /// What the payload says of its number and tag.
+    /// The payload, which contains the message's number and tag.
     pub payload: Value,
-    /// How often the stream had been made anew before.
+    /// Number of times the stream had been created again before.
     pub life: usize,
-    /// Place in the stream.
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// When it was stored.
+    /// Time at which the stream stored the message.
     pub at: OffsetDateTime,
-    /// When an operator's act took it away.
+    /// Time at which an operator's action removed the message.
     pub gone: Option<OffsetDateTime>,
 }
 
 /// A deletion of the whole stream.
 #[derive(Clone, Debug)]
 pub struct Deletion {
-    /// Up to here it had been read.
+    /// Sequence up to which the stream had been read.
     pub read_to: u64,
-    /// When reading began.
+    /// When the last read began.
     pub from: OffsetDateTime,
-    /// When the stream was gone.
+    /// Time by which the stream was deleted.
     pub to: OffsetDateTime,
 }
 
 /// Everything read so far.
 #[derive(Debug, Default)]
 pub struct Observed {
-    /// In the order of the stream, life after life.
+    /// In stream order, one life of the stream after another.
     pub copies: Vec<Copy>,
-    /// The stream's ends.
     pub deletions: Vec<Deletion>,
     next: u64,
     read: usize,
 }
 
 impl Observed {
-    /// Reads what has been added to the stream; returns the sequence of its last message.
+    /// Reads what has been added to the stream. Returns the sequence of its last message.
     pub async fn read_on(&mut self, context: &jetstream::Context) -> Result<u64> {
         let stream = context.get_stream(STREAM).await?;
         let last = stream.cached_info().state.last_sequence;
@@ -94,7 +92,7 @@ impl Observed {
         Ok(last)
     }
 
-    /// Reads until little is added in the meantime.
+    /// Reads until few messages are added during a read.
     async fn catch_up(&mut self, context: &jetstream::Context) -> Result<u64> {
         let mut before = 0;
         loop {
@@ -106,7 +104,7 @@ impl Observed {
         }
     }
 
-    /// Removes all that has been read, and no more; returns how many.
+    /// Purges the messages that have been read and no others. Returns their number.
     pub async fn purge(&mut self, context: &jetstream::Context) -> Result<u64> {
         let last = self.catch_up(context).await?;
         let now = OffsetDateTime::now_utc();
@@ -116,7 +114,7 @@ impl Observed {
         Ok(purged)
     }
 
-    /// Deletes the stream. What was stored after the last look is not known.
+    /// Deletes the stream. Messages stored after the last read remain unknown.
     pub async fn delete(&mut self, context: &jetstream::Context) -> Result<u64> {
         self.catch_up(context).await?;
         let from = OffsetDateTime::now_utc();
@@ -150,7 +148,7 @@ impl Observed {
     }
 }
 
-/// Whether the error says that there is no such stream.
+/// Whether the error means that the stream does not exist.
 pub fn is_missing(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }

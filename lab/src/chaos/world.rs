@@ -1,4 +1,4 @@
-//! What the faults act on: servers, proxy, writers, stream, and how to bring everything up again.
+//! What the faults act on: servers, proxy, producers and stream, and how to repair them.
 
 use std::time::{Duration, Instant};
 
@@ -22,85 +22,79 @@ use crate::nats::NatsServer;
 use crate::paths::Paths;
 use crate::postgres::{Postgres, PostgresBuilder};
 
-/// The ledger and the function the writers call.
+/// The ledger, and the function that producers call.
 const LEDGER: &str = include_str!("ledger.sql");
 
-/// Longest wait for PostgreSQL to take connections.
+/// Longest wait for PostgreSQL to accept connections.
 const COMES_BACK: Duration = Duration::from_secs(60);
 
-/// Size of the disk that gets filled, megabytes.
+/// Size in megabytes of the disk that gets filled.
 const DISK: u64 = 3000;
 
-/// Longest time in which what is owed does not become less though nothing fails any more: below the minute after which the
-/// worker looks for rows it has missed, so that missing one shows.
+/// Longest time without progress once all faults are over. It is shorter than the worker's sweep for missed rows, which
+/// runs once a minute, so that a missed row is noticed.
 const STUCK: Duration = Duration::from_secs(50);
 
-/// Which servers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// One PostgreSQL, one nats-server, and a proxy between them.
     Single,
-    /// Three nats-servers, a proxy before each; the stream has three replicas.
+    /// Three nats-servers, each behind a proxy. The stream has three replicas.
     Cluster,
     /// A primary with a synchronous standby.
     Standby,
 }
 
-/// A scenario's servers and what goes on in them. What is dropped last stands last.
+/// The servers of a scenario and everything that runs on them. Fields are dropped from top to bottom.
 pub struct World {
-    /// Writers, while there are any.
+    /// The producers, while they run.
     pub writers: Option<Writers>,
-    /// Both servers.
+    /// PostgreSQL, and the first NATS server.
     pub lab: Lab,
     /// The other NATS servers of the cluster.
     pub nodes: Vec<NatsServer>,
-    /// Follows the lab's PostgreSQL.
+    /// The standby of the lab's PostgreSQL.
     pub standby: Option<Postgres>,
-    /// What stands between the worker and the NATS servers.
+    /// The proxy between the worker and the NATS servers.
     pub proxy: Proxy,
-    /// What the stream has held.
     pub observed: Observed,
-    /// What happened.
     pub log: FaultLog,
-    /// Draws everything.
+    /// The source of all random choices.
     pub random: StdRng,
-    /// The stream's duplicate window.
     pub window: Duration,
-    /// Faults that may strike.
+    /// Names of the faults that may strike.
     pub allowed: Vec<&'static str>,
-    /// That no fault is drawn within a fault within a fault.
+    /// Whether a fault is striking during another one. No third fault is drawn then.
     pub nested: bool,
-    /// Whether something went wrong that leaves no message to show.
+    /// Whether something failed that no message can show.
     pub broken: bool,
-    /// PostgreSQL's disk, or why it has none of its own.
+    /// PostgreSQL's own disk, or why it does not have one.
     pub disk: Result<SmallDisk, String>,
-    /// Runs writers and proxy.
+    /// Runs producers and proxy.
     pub runtime: Runtime,
     seed: u64,
 }
 
-/// What a scenario is like.
+/// The parameters of a scenario.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Which servers there are.
     pub kind: Kind,
-    /// Draws everything.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// The stream's duplicate window.
     pub window: Duration,
-    /// Names of the faults that may strike. With `disk-full` PostgreSQL gets a disk of its own.
+    /// Names of the faults that may strike. With `disk-full`, PostgreSQL gets its own disk.
     pub faults: Vec<&'static str>,
 }
 
 impl World {
-    /// Starts servers and proxy, and creates extension, stream and ledger.
+    /// Starts the servers and the proxy, and creates the extension, the stream and the ledger.
     pub fn start(plan: &Plan, log: FaultLog) -> Result<Self> {
         let paths = Paths::ready()?;
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let folder = paths.run().join(format!("pg-{}-chaos", std::process::id()));
         let disk = match plan.faults.contains(&"disk-full") {
             true => SmallDisk::make(&folder, DISK).map_err(|error| format!("{error:#}")),
-            false => Err("not asked for".to_owned()),
+            false => Err("not requested".to_owned()),
         };
         let mut builder = Lab::builder().configure(settings);
         if disk.is_ok() {
@@ -134,14 +128,14 @@ impl World {
             seed: plan.seed,
         };
         world.lab.sql(LEDGER)?;
-        // The history goes with the extension; what it says is needed at the end.
+        // Dropping the extension drops its history, which is needed at the end.
         world.lab.sql("create table chaos.history (like jetstream.history)")?;
         world.configure()?;
         world.lab.wait_connected()?;
         Ok(world)
     }
 
-    /// What an operator does after `create extension`.
+    /// Does what an operator does after `create extension`.
     pub fn configure(&self) -> Result<()> {
         let url = self.proxy.urls().join(",");
         self.lab.sql(&format!(
@@ -151,7 +145,7 @@ impl World {
         self.ask_for_stream(-1)
     }
 
-    /// Asks for the stream, with this limit.
+    /// Creates or updates the stream with this limit.
     pub fn ask_for_stream(&self, max_messages: i64) -> Result<()> {
         self.lab.sql(&format!(
             "select jetstream.create_stream('{STREAM}', array['chaos.>'], discard => 'new', \
@@ -162,7 +156,7 @@ impl World {
         Ok(())
     }
 
-    /// Where the NATS servers listen, without the proxy.
+    /// URLs of the NATS servers, bypassing the proxy.
     pub fn urls(&self) -> Vec<String> {
         std::iter::once(&self.lab.nats)
             .chain(&self.nodes)
@@ -170,7 +164,7 @@ impl World {
             .collect()
     }
 
-    /// One node of the cluster, the lab's own being the first.
+    /// One node of the cluster. Number 0 is the lab's own.
     pub fn node(&mut self, number: usize) -> &mut NatsServer {
         match number.checked_sub(1).filter(|other| *other < self.nodes.len()) {
             Some(other) => &mut self.nodes[other],
@@ -178,18 +172,17 @@ impl World {
         }
     }
 
-    /// Lets the writers begin.
     pub fn start_writers(&mut self, pace: &Pace) {
         let conninfo = self.lab.postgres.conninfo(DATABASE);
         self.writers = Some(Writers::start(self.runtime.handle(), &conninfo, self.seed, pace));
     }
 
-    /// A random time between two, in milliseconds.
+    /// A random duration between two numbers of milliseconds.
     pub fn some(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(self.random.random_range(least..=most))
     }
 
-    /// Lets time pass in the middle of a fault; now and then another one strikes in it.
+    /// Lets time pass in the middle of a fault. Sometimes another fault strikes meanwhile.
     pub fn during(&mut self, time: Duration) -> Result<()> {
         let started = Instant::now();
         if !self.nested && self.random.random_bool(0.3) {
@@ -213,7 +206,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until PostgreSQL takes connections, starting it if it has ended.
+    /// Waits until PostgreSQL accepts connections, and starts it if it is not running.
     pub fn wait_postgres(&mut self) -> Result<()> {
         let deadline = Instant::now() + COMES_BACK;
         loop {
@@ -231,7 +224,7 @@ impl World {
         }
     }
 
-    /// The first process of this kind, waited for a moment.
+    /// The first process whose title matches. Waits a few seconds for it.
     pub fn process(&self, pattern: &str) -> Option<u32> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
@@ -248,13 +241,13 @@ impl World {
         }
     }
 
-    /// Prepared transactions of this moment.
+    /// Number of prepared transactions at this moment.
     pub fn prepared(&self) -> u64 {
         let count = self.lab.value("select count(*) from pg_prepared_xacts");
         count.ok().and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
-    /// Waits until NATS has the stream.
+    /// Waits until the stream exists in NATS.
     pub fn wait_stream(&mut self) -> Result<()> {
         let exists = || {
             let answer = self.on_stream(async |_, context| match context.get_stream(STREAM).await {
@@ -262,13 +255,13 @@ impl World {
                 Err(error) if is_missing(&error) => Ok(false),
                 Err(error) => Err(error.into()),
             });
-            // A cluster may have no leader yet.
+            // A cluster may not have a leader yet.
             Ok(answer.unwrap_or(false))
         };
-        crate::wait_until(Duration::from_secs(30), "the stream is there", exists)
+        crate::wait_until(Duration::from_secs(30), "the stream exists", exists)
     }
 
-    /// Reads, purges or deletes: runs code on what was observed and the JetStream it was observed in.
+    /// Runs code that reads, purges or deletes the stream, and records what it finds.
     pub fn on_stream<T: Send>(
         &mut self,
         code: impl AsyncFnOnce(&mut Observed, jetstream::Context) -> Result<T> + Send,
@@ -285,7 +278,7 @@ impl World {
         run()
     }
 
-    /// Undoes whatever a fault may have left, and waits until both servers answer.
+    /// Undoes whatever faults may have left behind, and waits until both servers answer.
     pub fn heal(&mut self) -> Result<()> {
         self.proxy.set(Mode::Pass);
         for number in 0..=self.nodes.len() {
@@ -304,12 +297,12 @@ impl World {
         self.wait_stream()
     }
 
-    /// Stops the writers, ends what is prepared, heals, and waits until nothing is owed.
+    /// Stops the producers, ends prepared transactions, repairs the servers, and waits until nothing is pending.
     pub fn finish(&mut self) -> Result<()> {
-        self.log.say("no more faults; waiting until nothing is owed");
+        self.log.say("no more faults; waiting until nothing is pending");
         if let Some(writers) = self.writers.take() {
             let tally = writers.stop();
-            let text = format!("writers: {tally:?}");
+            let text = format!("producers: {tally:?}");
             self.log.say(text);
         }
         self.heal()?;
@@ -317,11 +310,11 @@ impl World {
         end_all_prepared(self.runtime.handle(), &conninfo, self.seed)?;
         let drained = self.wait_drained();
         self.on_stream(async |observed, context| observed.read_on(&context).await)?;
-        self.log.say("the stream is read");
+        self.log.say("the stream has been read");
         drained
     }
 
-    /// Waits until nothing is owed, as long as it becomes less.
+    /// Waits until nothing is pending, as long as the number of pending messages falls.
     pub fn wait_drained(&mut self) -> Result<()> {
         self.lab.postgres.set(&USUAL)?;
         let started = Instant::now();
@@ -329,7 +322,7 @@ impl World {
         loop {
             let owed: u64 = self.lab.value("select count(*) from jetstream.outbox")?.parse()?;
             if owed == 0 {
-                let text = format!("nothing is owed after {:.1} s", started.elapsed().as_secs_f64());
+                let text = format!("nothing is pending after {:.1} s", started.elapsed().as_secs_f64());
                 self.log.say(text);
                 return Ok(());
             }
@@ -341,20 +334,22 @@ impl World {
                 let rows = self
                     .lab
                     .sql("select row_to_json(o) from jetstream.outbox o order by id limit 3")?;
-                bail!("{owed} messages are owed and no less for {STUCK:?}; status {status:?}; the first {rows:?}");
+                bail!(
+                    "{owed} messages are pending, without progress for {STUCK:?}; status {status:?}; the first rows {rows:?}"
+                );
             }
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 }
 
-/// What reloads have changed, as it should be.
+/// Default values of the settings that reloads change.
 const USUAL: [(&str, &str); 2] = [
     ("pg_jetstream.batch_size", "1000"),
     ("pg_jetstream.max_in_flight", "1000"),
 ];
 
-/// A server as in production, but for short times.
+/// Settings as in production, but with short timeouts.
 pub fn settings(mut builder: PostgresBuilder) -> PostgresBuilder {
     for (name, value) in SETTINGS {
         builder = builder.set(name, value);
@@ -362,7 +357,7 @@ pub fn settings(mut builder: PostgresBuilder) -> PostgresBuilder {
     builder.durable()
 }
 
-/// Short times, so that much happens.
+/// Short timeouts, so that much happens in a short run.
 const SETTINGS: [(&str, &str); 12] = [
     ("pg_jetstream.ack_timeout", "1s"),
     ("pg_jetstream.retry_backoff_base", "200ms"),

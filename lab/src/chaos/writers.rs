@@ -1,4 +1,4 @@
-//! The writers: transactions of every shape, each of which writes down in itself what it enqueued.
+//! The producers. They run transactions of every kind, and each transaction records in the ledger what it enqueued.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,60 +13,59 @@ use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
-/// How many connections write.
+/// Number of connections.
 pub const WRITERS: u64 = 20;
 
-/// How many keys they share.
+/// Number of keys they share.
 const KEYS: i32 = 12;
 
 /// Longest wait for a server that hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Ways of enqueueing that `chaos.put` knows, with the share of each.
+/// Ways to enqueue that `chaos.put` knows. A way that appears more often is chosen more often.
 const WAYS: [&str; 10] = [
     "insert", "insert", "insert", "publish", "publish", "publish", "raw", "batch", "bulk", "delayed",
 ];
 
-/// How fast the writers go, and what they may do.
+/// How fast the producers write, and what they may do.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Longest pause of one writer between two transactions.
+    /// Longest pause of one producer between two transactions.
     pub pause: Duration,
-    /// Whether some commit with `synchronous_commit = off`.
+    /// Whether some transactions commit with `synchronous_commit = off`.
     pub asynchronous: bool,
 }
 
-/// What the writers have done so far, as they see it.
+/// What the producers have done so far, from their own point of view.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Transactions that were acknowledged as committed.
+    /// Transactions whose commit was confirmed.
     pub committed: AtomicU64,
     /// Transactions rolled back on purpose.
     pub rolled_back: AtomicU64,
     /// Transactions that ended with an error or a lost connection.
     pub failed: AtomicU64,
-    /// Prepared transactions left to the caretaker.
+    /// Prepared transactions that a producer left for the cleanup task.
     pub prepared: AtomicU64,
 }
 
-/// The running writers.
+/// The running producers.
 pub struct Writers {
     stop: Arc<AtomicBool>,
     gate: Arc<RwLock<()>>,
     tasks: Vec<JoinHandle<()>>,
     runtime: Handle,
     conninfo: Arc<Mutex<String>>,
-    /// What they have done.
     pub tally: Arc<Tally>,
 }
 
-/// While this lives, no writer is in a transaction, but for prepared ones.
+/// While this value exists, no producer has an open transaction, except prepared ones.
 pub struct Quiet {
     _held: tokio::sync::OwnedRwLockWriteGuard<()>,
 }
 
 impl Writers {
-    /// Starts them, and the caretaker who ends prepared transactions.
+    /// Starts the producers, and the task that ends prepared transactions.
     pub fn start(runtime: &Handle, conninfo: &str, seed: u64, pace: &Pace) -> Self {
         let conninfo = Arc::new(Mutex::new(conninfo.to_owned()));
         let (stop, gate, tally) = (Arc::default(), Arc::default(), Arc::<Tally>::default());
@@ -92,21 +91,21 @@ impl Writers {
         }
     }
 
-    /// Where to connect from now on.
+    /// Makes the producers connect here in the future.
     pub fn redirect(&self, conninfo: &str) {
         if let Ok(mut current) = self.conninfo.lock() {
             conninfo.clone_into(&mut current);
         }
     }
 
-    /// Waits until every transaction has ended and lets none begin.
+    /// Waits until every transaction has ended, and prevents new ones.
     pub fn quiet(&self) -> Quiet {
         Quiet {
             _held: self.runtime.block_on(Arc::clone(&self.gate).write_owned()),
         }
     }
 
-    /// Ends the writers, each after its transaction.
+    /// Stops every producer after its current transaction.
     pub fn stop(self) -> Arc<Tally> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -131,9 +130,9 @@ struct Writer {
 enum Ending {
     Committed,
     RolledBack,
-    /// Prepared and left.
+    /// Prepared, then left to the cleanup task.
     Left,
-    /// The connection is closed on purpose in mid-transaction.
+    /// The connection is closed on purpose in the middle of the transaction.
     Abandoned,
 }
 
@@ -176,7 +175,7 @@ impl Writer {
         }
     }
 
-    /// Ends prepared transactions that have been left, one way or the other.
+    /// Commits or rolls back prepared transactions that were left.
     async fn take_care(mut self) {
         while !self.stopped() {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -196,12 +195,12 @@ impl Writer {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// One call of `chaos.put`; the tag says who enqueued it, and what was meant to become of it.
+    /// SQL for one call of `chaos.put`. The tag names the producer and what should happen to the message.
     fn put(&mut self, intent: &str) -> String {
         let way = *WAYS.choose(&mut self.random).unwrap_or(&"insert");
         let key = match self.random.random_range(0..4) {
             0 => "null".to_owned(),
-            // One key is hotter than the others.
+            // One key is used more often than the others.
             1 => "0".to_owned(),
             _ => self.random.random_range(0..KEYS).to_string(),
         };
@@ -259,7 +258,7 @@ impl Writer {
         }
     }
 
-    /// A transaction of which a part is undone.
+    /// A transaction that is partly rolled back.
     fn savepoints(&mut self, begin: &str) -> String {
         let mut sql = format!("{begin}{}", self.put("kept"));
         sql += "savepoint a;";
@@ -307,7 +306,7 @@ impl Writer {
     }
 }
 
-/// A connection that ends with its client.
+/// A connection that closes when its client is dropped.
 async fn connect(conninfo: &str) -> Result<Client> {
     let limit = Duration::from_secs(5);
     let (client, connection) = tokio::time::timeout(limit, tokio_postgres::connect(conninfo, NoTls)).await??;
@@ -315,14 +314,14 @@ async fn connect(conninfo: &str) -> Result<Client> {
     Ok(client)
 }
 
-/// Commits or rolls back the prepared transactions older than so many seconds.
+/// Commits or rolls back prepared transactions older than `older` seconds.
 async fn end_prepared(client: &Client, older: i32, random: &mut StdRng) -> Result<u64> {
     let query = "select gid from pg_prepared_xacts where prepared < now() - make_interval(secs => $1::integer)";
     let mut ended = 0;
     for row in client.query(query, &[&older]).await? {
         let name: String = row.get(0);
         let fate = if random.random_bool(0.5) { "commit" } else { "rollback" };
-        // The writer that prepared it may have been faster.
+        // The producer that prepared the transaction may already have ended it.
         if client.batch_execute(&format!("{fate} prepared '{name}'")).await.is_ok() {
             ended += 1;
         }
@@ -330,7 +329,7 @@ async fn end_prepared(client: &Client, older: i32, random: &mut StdRng) -> Resul
     Ok(ended)
 }
 
-/// Ends all prepared transactions there are; returns how many.
+/// Ends all prepared transactions. Returns their number.
 pub fn end_all_prepared(runtime: &Handle, conninfo: &str, seed: u64) -> Result<u64> {
     runtime.block_on(async {
         let client = connect(conninfo).await?;

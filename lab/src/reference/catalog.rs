@@ -1,4 +1,4 @@
-//! What the catalog says of schema `jetstream`.
+//! Reads schema `jetstream` from the catalog.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Lab;
 
-/// Everything the page is made of.
+/// Everything the page describes.
 pub(super) struct Catalog {
     pub functions: Vec<Function>,
     pub relations: Vec<Relation>,
@@ -16,7 +16,6 @@ pub(super) struct Catalog {
     pub raised: Vec<Raised>,
 }
 
-/// A function.
 #[derive(Deserialize)]
 pub(super) struct Function {
     pub name: String,
@@ -25,7 +24,7 @@ pub(super) struct Function {
     pub trigger: bool,
     pub comment: Option<String>,
     pub arguments: Vec<Argument>,
-    /// Roles that may execute it.
+    /// Roles that may execute the function.
     pub roles: Vec<String>,
 }
 
@@ -49,7 +48,6 @@ pub(super) struct Relation {
     pub grants: Vec<Grant>,
 }
 
-/// A column.
 #[derive(Deserialize)]
 pub(super) struct Column {
     pub name: String,
@@ -66,7 +64,7 @@ pub(super) struct Constraint {
     pub definition: String,
 }
 
-/// A right of a role; on some columns, or on all.
+/// A privilege of a role, on some columns or on all.
 #[derive(Deserialize)]
 pub(super) struct Grant {
     pub role: String,
@@ -74,7 +72,6 @@ pub(super) struct Grant {
     pub columns: Option<Vec<String>>,
 }
 
-/// A setting.
 #[derive(Deserialize)]
 pub(super) struct Setting {
     pub name: String,
@@ -87,7 +84,7 @@ pub(super) struct Setting {
     pub context: String,
 }
 
-/// An error that a function written in PL/pgSQL raises.
+/// An error that a PL/pgSQL function raises.
 #[derive(Deserialize)]
 pub(super) struct Raised {
     pub function: String,
@@ -160,7 +157,7 @@ pub(super) fn read(lab: &Lab) -> Result<Catalog> {
     })
 }
 
-/// Functions that roles may execute because those they call need it, not to be called.
+/// Functions that are granted only because functions that users call need them. Users do not call them.
 const USED_BY_OTHERS: [&str; 16] = [
     "capture_analyze",
     "capture_argument",
@@ -180,11 +177,11 @@ const USED_BY_OTHERS: [&str; 16] = [
     "connection_exists",
 ];
 
-/// What a function's comment refers to for the meaning of its arguments.
+/// Begins the line of a function's comment that names the tables whose columns explain its arguments.
 const AS_COLUMNS: &str = "Arguments as the columns of ";
 
 impl Function {
-    /// Whether somebody calls it, and not just other functions or the worker.
+    /// Whether users call the function, rather than only other functions or the worker.
     pub fn is_called(&self) -> bool {
         !self.roles.is_empty() && !self.trigger && !USED_BY_OTHERS.contains(&self.name.as_str())
     }
@@ -196,7 +193,7 @@ impl Function {
         comment.lines().filter(explains).collect::<Vec<_>>().join("\n")
     }
 
-    /// The argument that a line of the comment explains, and how.
+    /// The argument that a line of the comment explains, and the explanation.
     fn own_line<'a>(&self, line: &'a str) -> Option<(&'a str, &'a str)> {
         let (name, meaning) = line.split_once(": ")?;
         let known = |argument: &Argument| argument.name.as_deref() == Some(name);
@@ -205,8 +202,8 @@ impl Function {
 }
 
 impl Catalog {
-    /// What an argument, or a column of the result, means: as the function's comment says, else as the column of that
-    /// name in a table that the comment refers to.
+    /// The meaning of an argument or result column. It comes from the function's comment, or else from the column of
+    /// the same name in a table that the comment refers to.
     pub fn meaning(&self, function: &Function, argument: &str) -> Option<String> {
         let comment = function.comment.as_deref()?;
         let own = comment.lines().filter_map(|line| function.own_line(line));
@@ -223,7 +220,7 @@ impl Catalog {
         })
     }
 
-    /// What has no comment.
+    /// Objects, columns and arguments without a comment.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         for function in &self.functions {
@@ -251,7 +248,7 @@ impl Catalog {
             .map(|function| (function.name.as_str(), ()))
             .collect();
         let stale = USED_BY_OTHERS.iter().filter(|name| !names.contains_key(*name));
-        missing.extend(stale.map(|name| format!("{name}, which is in a list and is no function")));
+        missing.extend(stale.map(|name| format!("{name} is in USED_BY_OTHERS but is not a function")));
         missing
     }
 }

@@ -1,11 +1,11 @@
-//! Errors as the code itself words them: what an insert is refused for, and why a message was not stored.
+//! Errors as the code words them: why an insert is refused, and why a message was not delivered.
 
 use serde_json::json;
 
 use crate::error::{Class, RelayError, Unmade};
 use crate::{message, subject};
 
-/// What an insert into the outbox is refused for: the error, and its hint.
+/// Reasons for refusing an insert into the outbox: the error and its hint.
 pub(super) fn refusals() -> Vec<(String, &'static str)> {
     let long = "x".repeat(300);
     let subjects = ["", "orders..new", "orders.*", "orders new", "$JS.API", &long];
@@ -24,7 +24,8 @@ pub(super) fn refusals() -> Vec<(String, &'static str)> {
     subjects.into_iter().flatten().chain(others).collect()
 }
 
-/// Why a message was not stored: the words of `last_error` and `dead_letters.reason`, what happens then, and what to do.
+/// Reasons for not delivering a message: the text in `last_error` and `dead_letters.reason`, what happens next, and what
+/// to do.
 pub(super) fn reasons() -> Vec<(String, &'static str, &'static str)> {
     let subject = || "orders.new".to_owned();
     let examples = [
@@ -83,7 +84,7 @@ fn then(class: Class) -> &'static str {
     }
 }
 
-/// A new kind of failure does not compile until something is said of it.
+/// The match is exhaustive, so a new kind of failure does not compile without advice.
 fn advice(error: &RelayError) -> &'static str {
     match error {
         RelayError::AckTimeout { .. } => {
@@ -118,7 +119,8 @@ fn advice(error: &RelayError) -> &'static str {
     }
 }
 
-/// The SQLSTATE of a condition's name, of those that are raised; one of our own has no name.
+/// The SQLSTATE of a condition name. Only conditions that are raised have an entry. Errors of pg_jetstream have no
+/// condition name.
 pub(super) fn sqlstate(condition: &str) -> Option<&str> {
     if condition.starts_with("PJ") {
         return Some(condition);

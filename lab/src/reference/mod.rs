@@ -1,5 +1,5 @@
-//! `lab/run reference`: writes `docs/reference.md` from the catalog of a throwaway PostgreSQL with the extension, from
-//! the comments on its objects, and from the errors that the code can give.
+//! `lab/run reference`: writes `docs/reference.md` from three sources: the catalog of a throwaway PostgreSQL with the
+//! extension, the comments on its objects, and the errors in the code.
 
 mod catalog;
 mod errors;
@@ -13,17 +13,17 @@ use crate::Lab;
 use crate::paths::Paths;
 use crate::release;
 
-/// The file, from the root of the repository.
+/// Path from the root of the repository.
 pub const FILE: &str = "docs/reference.md";
 
-/// Writes the page where it belongs; returns what is not explained.
+/// Writes the page to its place in the repository. Returns what has no explanation.
 pub fn write(paths: &Paths) -> Result<Vec<String>> {
     let (page, missing) = make(paths)?;
     fs::write(paths.root.join(FILE), page)?;
     Ok(missing)
 }
 
-/// The page as it should be, and what is not explained: objects, columns and arguments without a comment.
+/// Returns the page, and what has no explanation: objects, columns and arguments without a comment.
 pub fn make(paths: &Paths) -> Result<(String, Vec<String>)> {
     let lab = Lab::start()?;
     let catalog = catalog::read(&lab)?;

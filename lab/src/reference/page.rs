@@ -1,4 +1,4 @@
-//! The page's text.
+//! The text of the page.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::catalog::{Argument, Catalog, Function, Grant, Relation, Setting};
 use super::errors;
 
-/// Who calls the functions of a section: title, the role that tells them, and a sentence.
+/// The sections of functions: title, the role that identifies them, and a sentence.
 const SECTIONS: [(&str, &str, &str); 5] = [
     (
         "Publish",
@@ -46,7 +46,7 @@ pub(super) fn page(catalog: &Catalog, version: &str) -> Result<String> {
     Ok(page)
 }
 
-/// Text in a cell of a table.
+/// Escapes text for a table cell.
 fn cell(text: &str) -> String {
     text.replace('\n', " ").replace('|', "\\|").replace('<', "&lt;")
 }
@@ -55,7 +55,7 @@ fn code(text: &str) -> String {
     format!("`{}`", text.replace('|', "\\|"))
 }
 
-/// PostgreSQL's long names as one writes them.
+/// Shortens PostgreSQL's long type names to their usual form.
 fn short(kind: &str) -> String {
     kind.replace("timestamp with time zone", "timestamptz")
         .replace("character varying", "varchar")
@@ -73,7 +73,7 @@ fn functions(page: &mut String, catalog: &Catalog) -> Result<()> {
             .into_iter()
             .partition(|function| function.roles.iter().any(|known| known == role));
         left = others;
-        // What one looks for first comes first, the rule engine's names last.
+        // Publishing functions come first, and those of the rule engine last.
         let rank = |function: &&Function| match function.name.split('_').next() {
             Some("publish") => 0,
             Some("rule") => 2,
@@ -153,7 +153,7 @@ fn one_function(page: &mut String, catalog: &Catalog, function: &Function) -> Re
     Ok(())
 }
 
-/// A default as one would write it: `'default'` instead of `'default'::text`, `null` instead of `NULL::text`.
+/// A default as a user would write it: `'default'` instead of `'default'::text`, `null` instead of `NULL::text`.
 fn shown_default(text: &str) -> String {
     let mut shown = text.to_owned();
     for kind in [
@@ -271,14 +271,14 @@ fn settings(page: &mut String, settings: &[Setting]) -> Result<()> {
     Ok(())
 }
 
-/// A number of a setting's unit in the largest unit that makes it a whole number.
+/// Converts a number in a setting's unit to the largest unit in which it is a whole number.
 fn amount(number: &str, unit: Option<&str>) -> Result<String> {
     let larger: &[(u64, &str)] = match unit {
         None => return Ok(number.to_owned()),
         Some("ms") => &[(1000, "ms"), (60, "s"), (60, "min"), (24, "h"), (u64::MAX, "d")],
         Some("min") => &[(60, "min"), (24, "h"), (u64::MAX, "d")],
         Some("B") => &[(1024, "B"), (1024, "kB"), (1024, "MB"), (u64::MAX, "GB")],
-        Some(unit) => anyhow::bail!("unit {unit} is not known"),
+        Some(unit) => anyhow::bail!("unknown unit {unit}"),
     };
     let mut number: u64 = number.parse()?;
     let mut shown = "";
@@ -306,7 +306,7 @@ fn errors_section(page: &mut String, catalog: &Catalog) -> Result<()> {
     let mut raised: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for error in &catalog.raised {
         let state = errors::sqlstate(&error.condition);
-        let state = state.with_context(|| format!("no SQLSTATE is known of {}", error.condition))?;
+        let state = state.with_context(|| format!("the SQLSTATE of {} is unknown", error.condition))?;
         let functions = raised.entry((state, &error.message)).or_default();
         functions.push(code(&error.function));
     }
@@ -316,7 +316,7 @@ fn errors_section(page: &mut String, catalog: &Catalog) -> Result<()> {
     Ok(())
 }
 
-/// Without most of a value that is long.
+/// Shortens long values.
 fn shortened(text: &str) -> String {
     text.replace(&"x".repeat(30), "")
 }
