@@ -63,12 +63,16 @@ pub fn chromium(paths: &Paths) -> Result<Chromium> {
         );
         fs::write(root.join("fonts.conf"), config).context("cannot write fonts.conf")
     })?;
-    let arch = fs::read_dir(root.join("usr/lib"))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.to_string_lossy().ends_with("-linux-gnu"))
-        .unwrap_or_else(|| root.join("usr/lib"));
-    let libraries = std::env::join_paths([arch.clone(), arch.join("pulseaudio")])?;
+    let mut libraries = Vec::new();
+    // Some packages have their libraries in /lib, which is not a link to /usr/lib here.
+    for folder in [root.join("usr/lib"), root.join("lib")] {
+        for entry in fs::read_dir(folder)?.flatten() {
+            if entry.file_name().to_string_lossy().ends_with("-linux-gnu") {
+                libraries.extend([entry.path(), entry.path().join("pulseaudio")]);
+            }
+        }
+    }
+    let libraries = std::env::join_paths(libraries)?;
     Ok(Chromium {
         program: root.join("usr/lib/chromium/chromium-headless-shell"),
         environment: vec![
@@ -92,7 +96,7 @@ fn unpacked(
 ) -> Result<PathBuf> {
     let root = paths.target.join("tools/deb").join(package);
     let _lock = lock(paths)?;
-    if root.join("unpacked").exists() {
+    if root.join(COMPLETE).exists() {
         return Ok(root);
     }
     for program in ["apt-get", "dpkg-deb"] {
@@ -131,27 +135,38 @@ fn unpacked(
     }
     fs::remove_dir_all(debs)?;
     finish(&root)?;
-    fs::write(root.join("unpacked"), "")?;
+    fs::write(root.join(COMPLETE), "")?;
     Ok(root)
 }
 
 /// The fonts that pages are drawn with. Not more of them: a mathematical one would be taken for those that are missing.
 const FONTS: &str = "fonts-dejavu-core";
 
-/// A package, what it needs that this machine does not have, and fonts.
+const C_LIBRARY: &str = "libc6";
+
+/// The file that says a folder is complete. A folder without it is unpacked again; its name changes with what a folder holds.
+const COMPLETE: &str = "complete";
+
+/// A package, all that it depends on, and fonts. What this machine has installed plays no part: a library of its own may
+/// be of another version or be removed later. Only the C library is the machine's, because the loader that starts the
+/// program belongs to it.
 fn with_dependencies(package: &str) -> Result<Vec<String>> {
     let output = Command::new("apt-get")
-        .args(["install", "--simulate", "--no-install-recommends", package, FONTS])
+        .args(["install", "--simulate", "--no-install-recommends"])
+        .args(["--option", "Dir::State::status=/dev/null", package, FONTS])
         .output()?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let missing = text
+    let packages: Vec<String> = text
         .lines()
-        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
-    let mut packages: Vec<String> = [package, FONTS].into_iter().chain(missing).map(str::to_owned).collect();
-    packages.sort();
-    packages.dedup();
+        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())
+        .filter(|name| *name != C_LIBRARY)
+        .map(str::to_owned)
+        .collect();
+    if !packages.iter().any(|name| name == package) {
+        bail!("apt-get does not say what {package} depends on:\n{text}");
+    }
     Ok(packages)
 }

@@ -37,6 +37,7 @@ pub mod second_major;
 pub mod setup;
 pub mod soak;
 pub mod sql_script;
+pub mod test_files;
 pub mod tools;
 pub mod up;
 pub mod upgrade_script;

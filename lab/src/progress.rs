@@ -9,8 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::test_files::TestFiles;
+
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// The longest silence where there is no terminal, as long as the command itself is not silent.
+const SILENT: Duration = Duration::from_secs(60);
 
 /// What a command that ran to its end has left.
 pub struct Done {
@@ -36,7 +41,8 @@ pub fn run(title: &str, command: Command, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Like [`run`], but says nothing at the end, and a failing command is no error.
+/// Like [`run`], but says nothing at the end, and a failing command is no error. Of `cargo test` it says what each file of
+/// tests did.
 pub fn capture(title: &str, mut command: Command, log: &Path) -> Result<Done> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir)?;
@@ -108,6 +114,7 @@ struct Shown {
     bar: Option<ProgressBar>,
     started: Instant,
     last_line: Instant,
+    files: TestFiles,
 }
 
 impl Shown {
@@ -129,10 +136,14 @@ impl Shown {
             bar,
             started: Instant::now(),
             last_line: Instant::now(),
+            files: TestFiles::default(),
         }
     }
 
     fn line(&mut self, line: &str) {
+        if let Some(ended) = self.files.line(line) {
+            self.note(&ended);
+        }
         let progress = parse_cargo(line);
         if let Some(bar) = &self.bar {
             match progress {
@@ -144,19 +155,33 @@ impl Shown {
                 None if !line.trim().is_empty() => bar.set_message(line.trim().to_owned()),
                 None => {}
             }
-        } else if let Some((done, all, what)) = progress
-            && self.last_line.elapsed() >= LINE_EVERY
-        {
-            self.last_line = Instant::now();
-            eprintln!(
-                "  {} {done}/{all} ({}) {what}",
-                self.title,
-                seconds(self.started.elapsed())
-            );
+            return;
+        }
+        let silence = self.last_line.elapsed();
+        if let Some((done, all, what)) = progress {
+            if silence >= LINE_EVERY {
+                let elapsed = seconds(self.started.elapsed());
+                self.note(&format!("{} {done}/{all} ({elapsed}) {what}", self.title));
+            }
+        } else if silence >= SILENT && !line.trim().is_empty() {
+            let elapsed = seconds(self.started.elapsed());
+            self.note(&format!("{} ({elapsed}) {}", self.title, line.trim()));
         }
     }
 
-    fn end(self) {
+    /// A line that stays.
+    fn note(&mut self, line: &str) {
+        self.last_line = Instant::now();
+        match &self.bar {
+            Some(bar) => bar.println(format!("  {line}")),
+            None => eprintln!("  {line}"),
+        }
+    }
+
+    fn end(mut self) {
+        if let Some(ended) = self.files.end() {
+            self.note(&ended);
+        }
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
