@@ -6,7 +6,7 @@ mod e2e_support;
 
 use std::time::Duration;
 
-use console_support::{TOKEN, console, console_at, get, http, repository};
+use console_support::{TOKEN, console, console_at, get, http, repository, request};
 use e2e_support::{SOON, becomes, connection, drained, eventually, insert, quick_lab};
 use lab::paths::Paths;
 use lab::{Lab, debs, tools};
@@ -208,6 +208,93 @@ fn everybody_sees_figures_and_no_secrets() {
     eventually(&lab, SOON, "figures again", || {
         Ok(get(port, "/api/overview").status == 200)
     });
+}
+
+/// A page of another site whose name is made to resolve to this machine asks under its own name.
+#[test]
+fn it_answers_under_its_own_names_alone() {
+    let lab = Lab::start().unwrap();
+    lab.sql("insert into jetstream.dead_letters (outbox_id, connection, subject, payload, message_id, attempts, reason, created_at)
+         values (1, 'default', 's', '1', 'id', 1, 'why', now())")
+        .unwrap();
+    let (_console, port) = console(&lab, Some(TOKEN));
+    let routes = [
+        ("GET", "/", 200),
+        ("GET", "/console.css", 200),
+        ("GET", "/console.js", 200),
+        ("GET", "/figures.js", 200),
+        ("GET", "/charts.js", 200),
+        ("GET", "/icon.svg", 200),
+        ("GET", "/api/overview", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/health", 200),
+        ("GET", "/nothing", 404),
+        ("GET", "/api/token", 204),
+        ("GET", "/api/dead-letters/1", 200),
+        ("POST", "/api/pause", 200),
+        ("POST", "/api/resume", 200),
+        ("POST", "/api/dead-letters/1/redrive", 200),
+    ];
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    let foreign = [
+        "evil.example",
+        "evil.example:8090",
+        "localhost.evil.example",
+        "192.168.1.5",
+        "[fe80::1]:80",
+        "0.0.0.0",
+    ];
+    for (method, path, _) in routes {
+        let ask = |target: &str, version: &str, host: &str| {
+            request(port, &format!("{method} {target} HTTP/{version}\r\n{host}{token}"))
+        };
+        for host in foreign {
+            let answer = ask(path, "1.1", &format!("Host: {host}\r\n"));
+            assert_eq!(answer.status, 403, "{method} {path} as {host}: {answer:?}");
+            assert!(answer.body.contains("ALLOWED_HOSTS"), "{answer:?}");
+            assert!(answer.head.contains("content-security-policy"), "{answer:?}");
+        }
+        // The request line may name the host as well, and then its name counts too.
+        for target in ["http://evil.example", "http://localhost@evil.example:80"] {
+            let answer = ask(&format!("{target}{path}"), "1.1", "Host: localhost\r\n");
+            assert!(
+                [400, 403].contains(&answer.status),
+                "{method} {target}{path}: {answer:?}"
+            );
+        }
+        assert_eq!(
+            ask(&format!("http://localhost{path}"), "1.1", "Host: evil.example\r\n").status,
+            403
+        );
+        let twice = "Host: localhost\r\nHost: evil.example\r\n";
+        for (version, host) in [
+            ("1.1", ""),
+            ("1.0", ""),
+            ("1.1", "Host: \r\n"),
+            ("1.1", twice),
+            ("1.1", "Host: ::1\r\n"),
+        ] {
+            assert_eq!(ask(path, version, host).status, 400, "{method} {path} with {host:?}");
+        }
+    }
+    assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "1");
+    assert_eq!(lab.value("select count(*) from jetstream.control").unwrap(), "0");
+
+    for host in [
+        "localhost",
+        "LOCALHOST.:80",
+        "127.0.0.1",
+        "[::1]:8090",
+        "Console.Example.COM.",
+        "console.example.com:443",
+    ] {
+        for (method, path, status) in routes.into_iter().filter(|(_, path, _)| !path.ends_with("/redrive")) {
+            let answer = request(port, &format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{token}"));
+            assert_eq!(answer.status, status, "{method} {path} as {host}: {answer:?}");
+        }
+    }
+    let absolute = "GET http://localhost/api/overview HTTP/1.1\r\nHost: localhost\r\n";
+    assert_eq!(request(port, absolute).status, 200);
 }
 
 /// A large backlog, history and queue do not make a look slow.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Parser;
 
+use crate::host;
 use crate::token::Token;
 
 /// Shows what pg_jetstream does in one database.
@@ -16,6 +17,10 @@ pub struct Config {
     /// Address to listen on
     #[arg(long, env, default_value = "127.0.0.1:8090")]
     pub http_listen: SocketAddr,
+    /// Names under which a browser may ask for it, separated by commas, without ports; localhost, loopback addresses and the
+    /// address to listen on are always among them
+    #[arg(long, env, default_value = "")]
+    pub allowed_hosts: host::List,
     /// What lets one see the bodies of dead letters, redrive them, pause and resume; at least 16 characters. Without it
     /// the page shows and changes nothing else
     #[arg(long, env, hide_env_values = true)]

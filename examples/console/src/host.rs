@@ -25,19 +25,21 @@ impl FromStr for Host {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let host = text.trim();
-        if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             return match inner.parse::<Ipv6Addr>() {
                 Ok(address) => Ok(Host::Address(IpAddr::V6(address).to_canonical())),
                 Err(_) => Err(format!("{text:?} is not an IPv6 address")),
             };
         }
-        if let Ok(address) = host.parse() {
+        if let Ok(address) = text.parse() {
             return Ok(Host::Address(IpAddr::V4(address)));
         }
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let label = |label: &str| {
-            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            !label.is_empty()
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         };
         if name.split('.').all(label) {
             Ok(Host::Name(name))
@@ -71,16 +73,29 @@ impl Host {
     }
 }
 
+/// Hosts separated by commas.
+#[derive(Clone, Debug, Default)]
+pub struct List(Vec<Host>);
+
+impl FromStr for List {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
+        hosts.map(str::parse).collect::<Result<_, _>>().map(List)
+    }
+}
+
 /// The hosts under which the console answers, apart from loopback.
 #[derive(Clone, Debug)]
 pub struct Hosts(Arc<[Host]>);
 
 impl Hosts {
     /// Those of the settings, and the address to listen on if it is a certain one.
-    pub fn new(allowed: &[Host], listen: SocketAddr) -> Self {
+    pub fn new(allowed: &List, listen: SocketAddr) -> Self {
         let listen = listen.ip().to_canonical();
         let own = (!listen.is_unspecified()).then_some(Host::Address(listen));
-        Hosts(allowed.iter().cloned().chain(own).collect())
+        Hosts(allowed.0.iter().cloned().chain(own).collect())
     }
 
     fn allow(&self, host: &Host) -> bool {
@@ -96,7 +111,10 @@ pub async fn required(State(hosts): State<Hosts>, request: Request, next: Next) 
         named.push(value.to_str().unwrap_or("?").to_owned());
     }
     if named.len() != 1 {
-        let reason = format!("a request names its host once, and this one has {} Host headers", named.len());
+        let reason = format!(
+            "a request names its host once, and this one has {} Host headers",
+            named.len()
+        );
         return Err(Refusal::new(StatusCode::BAD_REQUEST, reason));
     }
     named.extend(request.uri().authority().map(|authority| authority.to_string()));
@@ -120,9 +138,8 @@ pub async fn required(State(hosts): State<Hosts>, request: Request, next: Next) 
 mod tests {
     use super::*;
 
-    fn allowed(hosts: &[&str], listen: &str, authority: &str) -> bool {
-        let hosts: Vec<Host> = hosts.iter().map(|host| host.parse().unwrap()).collect();
-        let hosts = Hosts::new(&hosts, listen.parse().unwrap());
+    fn allowed(hosts: &str, listen: &str, authority: &str) -> bool {
+        let hosts = Hosts::new(&hosts.parse().unwrap(), listen.parse().unwrap());
         Host::of_authority(authority).is_some_and(|host| hosts.allow(&host))
     }
 
@@ -143,7 +160,7 @@ mod tests {
             "[::ffff:127.0.0.1]",
             "localhost:",
         ] {
-            assert!(allowed(&[], "0.0.0.0:8090", authority), "{authority}");
+            assert!(allowed("", "0.0.0.0:8090", authority), "{authority}");
         }
     }
 
@@ -180,13 +197,13 @@ mod tests {
             "localhost:+80",
             "localhost:80:80",
         ] {
-            assert!(!allowed(&[], "0.0.0.0:8090", authority), "{authority}");
+            assert!(!allowed("", "0.0.0.0:8090", authority), "{authority}");
         }
     }
 
     #[test]
     fn configured_names_and_the_address_listened_on_are_allowed() {
-        let hosts = ["Console.Example.com", "10.0.0.7", "[2001:db8::1]"];
+        let hosts = "Console.Example.com, 10.0.0.7,[2001:db8::1]";
         for (authority, right) in [
             ("console.example.com", true),
             ("CONSOLE.example.com.:443", true),
@@ -197,10 +214,15 @@ mod tests {
             ("example.com", false),
             ("10.0.0.6", false),
         ] {
-            assert_eq!(allowed(&hosts, "10.0.0.5:8090", authority), right, "{authority}");
+            assert_eq!(allowed(hosts, "10.0.0.5:8090", authority), right, "{authority}");
         }
-        for wrong in ["", "console.example.com:8090", "*.example.com", "http://console.example.com", "::1"] {
-            assert!(wrong.parse::<Host>().is_err(), "{wrong}");
+        for wrong in [
+            "console.example.com:8090",
+            "*.example.com",
+            "http://console.example.com",
+            "::1",
+        ] {
+            assert!(wrong.parse::<List>().is_err(), "{wrong}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod config;
 mod database;
+mod host;
 mod metrics;
 mod page;
 mod routes;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::database::{Database, DatabaseError};
+use crate::host::{self, Hosts};
 use crate::{metrics, page, token};
 
 /// Why a request is not answered.
@@ -75,6 +76,10 @@ pub fn router(config: &Config) -> Result<Router, String> {
         .route("/metrics", get(prometheus))
         .route("/health", get(async || "ok\n"))
         .merge(guarded)
+        .layer(middleware::from_fn_with_state(
+            Hosts::new(&config.allowed_hosts, config.http_listen),
+            host::required,
+        ))
         .layer(middleware::map_response(page::secure))
         .with_state(database))
 }

@@ -120,7 +120,8 @@ pub fn console_at(lab: &Lab, url: &str, token: Option<&str>) -> (Program, u16) {
     let mut command = Command::new(console_binary());
     command
         .env("DATABASE_URL", url)
-        .env("HTTP_LISTEN", format!("127.0.0.1:{port}"));
+        .env("HTTP_LISTEN", format!("127.0.0.1:{port}"))
+        .env("ALLOWED_HOSTS", "console.example.com");
     match token {
         Some(token) => command.env("CONSOLE_TOKEN", token),
         None => command.env_remove("CONSOLE_TOKEN"),
@@ -152,14 +153,20 @@ impl Answer {
 
 /// Asks a program on this machine.
 pub fn http(method: &str, port: u16, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let headers: String = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
     // With 1.0 no answer comes in chunks.
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}Content-Length: 0\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}");
+    request(port, &head)
+}
+
+/// Sends this request line and these headers, each with its line end.
+pub fn request(port: u16, head: &str) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let request = format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
