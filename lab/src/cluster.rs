@@ -1,4 +1,4 @@
-//! The files of a cluster: initdb once, a copy for each use.
+//! Creates data directories. `initdb` runs once, and every cluster is a copy of its result.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,13 +10,15 @@ use anyhow::{Context, Result, bail};
 use crate::paths::Paths;
 use crate::user::ServerUser;
 
-/// Megabytes of a WAL segment where size matters more than speed: a cluster is 29 MB with 1, 39 MB with 16.
+/// Size of a WAL segment in megabytes where disk space matters more than speed. A cluster takes 29 MB with 1, and 39 MB
+/// with 16.
 pub const SMALL_WAL: u32 = 1;
 
-/// PostgreSQL's own size of a WAL segment, for clusters that are measured.
+/// PostgreSQL's default size of a WAL segment, for clusters that are measured.
 pub const DEFAULT_WAL: u32 = 16;
 
-/// Makes `dir` a new cluster's data folder. Superuser `postgres`, trusted from 127.0.0.1, UTF-8, locale C.
+/// Creates the data directory `dir` of a new cluster with superuser `postgres`, trusted connections from 127.0.0.1,
+/// UTF-8, and locale C.
 pub fn create(paths: &Paths, user: &ServerUser, wal_mb: u32, dir: &Path) -> Result<()> {
     let template = template(paths, user, wal_mb)?;
     let status = Command::new("cp")
@@ -30,7 +32,7 @@ pub fn create(paths: &Paths, user: &ServerUser, wal_mb: u32, dir: &Path) -> Resu
     Ok(())
 }
 
-/// Makes `dir` the data folder of a streaming standby of the server on `port`.
+/// Creates the data directory `dir` of a streaming standby of the server on `port`.
 pub fn follow(paths: &Paths, user: &ServerUser, port: u16, dir: &Path) -> Result<()> {
     let mut command = user.command(paths.pg_bin().join("pg_basebackup"));
     let primary = format!("host=127.0.0.1 port={port} user=postgres application_name=standby");
@@ -78,7 +80,7 @@ fn template(paths: &Paths, user: &ServerUser, wal_mb: u32) -> Result<PathBuf> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    // Another process may have been faster; its template is as good.
+    // Another process may have created the template first. Its result is as good.
     if let Err(error) = fs::rename(&data, &template)
         && !template.exists()
     {

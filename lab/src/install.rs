@@ -1,4 +1,4 @@
-//! Builds the extension and installs it, into the copied PostgreSQL unless told otherwise.
+//! Builds the extension and installs it, by default into the copied PostgreSQL.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,11 +13,12 @@ pub fn run(paths: &Paths) -> Result<()> {
     install(paths, paths.major, &paths.pg_config(), &[])
 }
 
-/// Builds the extension in release mode and installs it where `pg_config` (a path, or a name to look up) says.
+/// Builds the extension in release mode and installs it into the PostgreSQL of `pg_config`, which is a path or a name
+/// to look up.
 pub fn run_into(paths: &Paths, pg_config: &Path) -> Result<()> {
     let found = packages::on_path(&pg_config.to_string_lossy());
     let pg_config = std::path::absolute(found.as_deref().unwrap_or(pg_config));
-    let pg_config = pg_config.context("cannot find pg_config; say where it is with PG_CONFIG=/path/to/pg_config")?;
+    let pg_config = pg_config.context("cannot find pg_config; set PG_CONFIG=/path/to/pg_config")?;
     install(
         paths,
         major(&pg_config)?,
@@ -30,7 +31,8 @@ fn install(paths: &Paths, major: u32, pg_config: &Path, env: &[(&str, &Path)]) -
     let _lock = setup::lock(paths)?;
     let mut command = setup::cargo(paths, paths.cargo_pgrx());
     command.args(["pgrx", "install"]);
-    // Without optimisation a change is built in a fraction of the time; no figure measured with it is worth quoting.
+    // `LAB_DEBUG` builds without optimization, which takes a fraction of the time. Figures measured with such a build
+    // mean nothing.
     if std::env::var_os("LAB_DEBUG").is_none() {
         command.arg("--release");
     }
@@ -43,7 +45,7 @@ fn install(paths: &Paths, major: u32, pg_config: &Path, env: &[(&str, &Path)]) -
     )
 }
 
-/// That the extension is where the servers look for it; they would say so less clearly.
+/// Checks that the extension is where the servers look for it. Their own error would be less clear.
 pub fn check(paths: &Paths) -> Result<()> {
     if !paths.pg_lib().join("pg_jetstream.so").exists() {
         bail!(
@@ -65,5 +67,5 @@ fn major(pg_config: &Path) -> Result<u32> {
         .unwrap_or("");
     digits
         .parse()
-        .with_context(|| format!("{} --version says {text:?}", pg_config.display()))
+        .with_context(|| format!("{} --version prints {text:?}", pg_config.display()))
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL with the extension, and a nats-server it publishes to: what an end-to-end test starts from.
+//! PostgreSQL with the extension and a nats-server to publish to, the starting point of an end-to-end test.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use crate::paths::Paths;
 use crate::postgres::{Postgres, PostgresBuilder};
 use crate::{install, postgres, progress};
 
-/// The database that has the extension, and that a worker serves.
+/// The database with the extension, which a worker serves.
 pub const DATABASE: &str = "postgres";
 
 /// Longest wait for something that should take a moment.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Both servers. Dropping it stops them.
+/// Both servers. Dropping this stops them.
 ///
 /// ```no_run
 /// use lab::Lab;
@@ -36,19 +36,18 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// lab.nats.restart()?;
 /// lab.postgres.kill9()?;
 /// lab.postgres.start_again()?;
-/// lab.wait_until("nothing is owed", || Ok(lab.value("select count(*) from jetstream.outbox")? == "0"))?;
+/// lab.wait_until("nothing is pending", || Ok(lab.value("select count(*) from jetstream.outbox")? == "0"))?;
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct Lab {
-    /// The PostgreSQL server.
     pub postgres: Postgres,
     /// The NATS server of connection `default`.
     pub nats: NatsServer,
 }
 
-/// What both servers should be like.
+/// The configuration of both servers.
 #[derive(Clone, Debug)]
 pub struct LabBuilder {
     postgres: PostgresBuilder,
@@ -57,43 +56,44 @@ pub struct LabBuilder {
 }
 
 impl LabBuilder {
-    /// One line of postgresql.conf.
+    /// Sets one line of postgresql.conf.
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.postgres = self.postgres.set(name, value);
         self
     }
 
-    /// Changes what PostgreSQL should be like.
+    /// Changes the configuration of PostgreSQL.
     pub fn configure(mut self, change: impl FnOnce(PostgresBuilder) -> PostgresBuilder) -> Self {
         self.postgres = change(self.postgres);
         self
     }
 
-    /// Lines of the NATS server's configuration, such as `max_payload: 1024`.
+    /// Adds lines to the configuration of the NATS server, such as `max_payload: 1024`.
     pub fn nats_extra(mut self, lines: &str) -> Self {
         self.nats = self.nats.extra(lines);
         self
     }
 
-    /// PostgreSQL as in production, for measuring.
+    /// Configures PostgreSQL as in production, for measurements.
     pub fn durable(mut self) -> Self {
         self.postgres = self.postgres.durable();
         self
     }
 
-    /// A folder for both servers' files, which are kept; otherwise they go when the servers go.
+    /// Sets a folder for the files of both servers, which are then kept. By default they are removed when the servers
+    /// are dropped.
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = Some(dir.into());
         self
     }
 
-    /// A folder for PostgreSQL's files alone.
+    /// Sets a folder for PostgreSQL's files only.
     pub fn postgres_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.postgres = self.postgres.dir(dir);
         self
     }
 
-    /// Starts both servers, creates the extension and points its connection `default` to the NATS server.
+    /// Starts both servers, creates the extension, and points its connection `default` at the NATS server.
     pub fn start(mut self) -> Result<Lab> {
         install::check(&Paths::ready()?)?;
         if let Some(dir) = self.dir {
@@ -129,7 +129,7 @@ impl Lab {
         Self::builder().start()
     }
 
-    /// [`Postgres::sql`] in the database of the extension.
+    /// Runs [`Postgres::sql`] in the database with the extension.
     pub fn sql(&self, text: &str) -> Result<Vec<Vec<String>>> {
         self.postgres.sql(DATABASE, text)
     }
@@ -139,10 +139,10 @@ impl Lab {
         self.postgres.value(DATABASE, text)
     }
 
-    /// The SQLSTATE that a statement fails with; an error if it succeeds.
+    /// The SQLSTATE that a statement fails with. An error if the statement succeeds.
     pub fn failure(&self, text: &str) -> Result<String> {
         match self.sql(text) {
-            Ok(_) => bail!("succeeded, but should not have: {text}"),
+            Ok(_) => bail!("succeeded, but should have failed: {text}"),
             Err(error) => match postgres::sqlstate(&error) {
                 Some(code) => Ok(code.to_owned()),
                 None => Err(error),
@@ -150,7 +150,7 @@ impl Lab {
         }
     }
 
-    /// [`wait_until`] with the usual patience; the servers' logs are part of the error.
+    /// Runs [`wait_until`] with a limit of [`PATIENCE`]. An error includes the logs of both servers.
     pub fn wait_until(&self, what: &str, done: impl FnMut() -> Result<bool>) -> Result<()> {
         wait_until(PATIENCE, what, done).with_context(|| self.logs())
     }
@@ -162,9 +162,9 @@ impl Lab {
         })
     }
 
-    /// Waits until the server has every stream as it is asked for.
+    /// Waits until every managed stream has been created or updated in NATS.
     pub fn wait_for_streams(&self) -> Result<()> {
-        self.wait_until("the streams are as asked for", || {
+        self.wait_until("the streams are synchronized", || {
             Ok(self.value("select bool_and(synced_at is not null) from jetstream.streams")? == "t")
         })
     }
@@ -172,16 +172,16 @@ impl Lab {
     /// Waits until the worker is connected to the NATS server.
     pub fn wait_connected(&self) -> Result<()> {
         let connected = || Ok(self.value("select jetstream.health() ->> 'connected'")? == "true");
-        self.wait_until("a connected worker", connected)
+        self.wait_until("the worker is connected", connected)
     }
 
-    /// Waits until no message is owed any more.
+    /// Waits until no message is pending.
     pub fn wait_drained(&self) -> Result<()> {
         let empty = || Ok(self.value("select not exists (select from jetstream.outbox)")? == "t");
-        self.wait_until("an empty outbox", empty)
+        self.wait_until("the outbox is empty", empty)
     }
 
-    /// How many messages the stream holds; none if there is no such stream yet.
+    /// Number of messages in the stream. Zero if the stream does not exist.
     pub fn message_count(&self, stream: &str) -> Result<u64> {
         let name = stream.to_owned();
         self.jetstream(async move |context| match context.get_stream(name).await {
@@ -197,7 +197,7 @@ impl Lab {
         self.jetstream(async move |context| read_stream(&context, &name).await)
     }
 
-    /// Runs async code against JetStream of the NATS server. Blocks, and may be called anywhere.
+    /// Runs async code with the JetStream context of the NATS server. Blocks, and can be called from any thread.
     pub fn jetstream<T: Send>(&self, code: impl AsyncFnOnce(jetstream::Context) -> Result<T> + Send) -> Result<T> {
         let url = self.nats.url();
         let run = || {
@@ -207,33 +207,29 @@ impl Lab {
         std::thread::scope(|scope| scope.spawn(run).join()).map_err(|_| anyhow!("the code for JetStream panicked"))?
     }
 
-    /// The ends of both servers' logs.
+    /// The last lines of both servers' logs.
     pub fn logs(&self) -> String {
         let nats = progress::tail(&self.nats.log(), 10);
         format!("PostgreSQL:\n{}\nNATS:\n{nats}\n", self.postgres.log_tail())
     }
 }
 
-/// A message as it stands in a stream.
+/// A message in a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMessage {
-    /// Its place in the stream.
     pub sequence: u64,
-    /// The subject it was published to.
     pub subject: String,
-    /// Its headers, the last value of each.
+    /// The headers, with the last value of each.
     pub headers: BTreeMap<String, String>,
-    /// What it carries.
     pub payload: Bytes,
 }
 
 impl StoredMessage {
-    /// One header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// The message id, by which JetStream knows duplicates.
+    /// The message id, by which JetStream recognizes duplicates.
     pub fn id(&self) -> Option<&str> {
         self.header("Nats-Msg-Id")
     }
@@ -244,12 +240,12 @@ impl StoredMessage {
     }
 }
 
-/// Asks again and again until `done` says yes, or fails, or `limit` is over.
+/// Polls `done` until it returns true or fails, or until `limit` has passed.
 pub fn wait_until(limit: Duration, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit;
     while !done()? {
         if Instant::now() > deadline {
-            bail!("not after {} s: {what}", limit.as_secs_f64());
+            bail!("timed out after {} s: {what}", limit.as_secs_f64());
         }
         std::thread::sleep(Duration::from_millis(10));
     }

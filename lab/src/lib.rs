@@ -1,7 +1,7 @@
-//! A throwaway PostgreSQL and NATS on free ports, used by the demo, the end-to-end tests and the benchmarks.
+//! Throwaway PostgreSQL and NATS servers on free ports, used by the demo, the end-to-end tests and the benchmarks.
 //!
-//! The relay and the pure modules of the extension are compiled in by path: the extension itself is a `cdylib`,
-//! which nothing can link against, and these files never import pgrx.
+//! The relay and the pure modules of the extension are included by path, because the extension is a `cdylib`, which
+//! nothing can link against. These files never import pgrx.
 
 #[path = "../../src/error.rs"]
 pub mod error;

@@ -1,4 +1,4 @@
-//! `cargo run -p lab -- <command>`; the Makefile names the same commands.
+//! `cargo run -p lab -- <command>`. The Makefile runs the same commands.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,74 +21,74 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Cmd {
-    /// Install what is missing on this machine, below target/ but for Debian packages
+    /// Install what is missing on this machine, in target/ except for Debian packages
     Setup {
-        /// Fetch a second PostgreSQL and build the extension for it, for the tests between two major versions
+        /// Fetch a second PostgreSQL and build the extension for it, for tests across two major versions
         #[arg(long)]
         second_major: Option<u32>,
     },
-    /// Build the extension and install it into the throwaway PostgreSQL, or into another
+    /// Build the extension and install it into the throwaway PostgreSQL or another one
     Install {
         /// The PostgreSQL to install into
         #[arg(long)]
         pg_config: Option<PathBuf>,
     },
-    /// Show on throwaway servers what the extension does
+    /// Show what the extension does, on throwaway servers
     Demo,
-    /// Start PostgreSQL and nats-server and leave them running; `. target/lab/env` tells the shell where they are
+    /// Start PostgreSQL and nats-server and leave them running; `. target/lab/env` sets the variables to reach them
     Up,
-    /// Stop what `up` started
+    /// Stop the servers that `up` started
     Down,
-    /// Stop what is left running, and remove what is not below target/
+    /// Stop all servers, and remove everything outside target/
     Clean,
-    /// Print the environment of what `up` started
+    /// Print the environment of the servers that `up` started
     Env,
-    /// Measure speed, latency, processor time and memory, each figure beside its reference
+    /// Measure speed, latency, processor time and memory, each figure next to its reference
     Bench(bench::Options),
-    /// Let faults strike while transactions are written, then compare the stream with what was committed
+    /// Cause faults while transactions write, then compare the stream with what was committed
     Chaos {
-        /// Draws the faults; a random one if not given
+        /// Seed of the faults (default: random)
         #[arg(long)]
         seed: Option<u64>,
         /// How long faults strike
         #[arg(long, default_value_t = 2.0)]
         minutes: f64,
-        /// Only these faults, by name
+        /// Run only these faults
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
-        /// The stream's duplicate window in seconds, otherwise drawn
+        /// The stream's duplicate window in seconds (default: drawn from the seed)
         #[arg(long)]
         window: Option<f64>,
-        /// Three NATS servers and a stream of three replicas
+        /// Run three NATS servers and a stream with three replicas
         #[arg(long)]
         cluster: bool,
     },
-    /// Let messages go at a steady rate, with failures and reconnects, and see that the worker's memory stays flat
+    /// Publish at a steady rate with failures and reconnects, and check that the worker's memory stays flat
     Soak {
-        /// How long
+        /// How long to run
         #[arg(long, default_value_t = 60.0)]
         minutes: f64,
-        /// Messages in a second
+        /// Messages per second
         #[arg(long, default_value_t = 500)]
         rate: u64,
     },
     /// Run all checks and tests
     Test,
-    /// Build for and test in the major versions of PostgreSQL that Debian carries, and print a table
+    /// Build for and test with the major versions of PostgreSQL in Debian, and print a table
     Matrix {
-        /// Only these
+        /// Run only these major versions
         #[arg(long, value_delimiter = ',')]
         majors: Vec<u32>,
-        /// All end-to-end tests instead of those that show differences
+        /// Run all end-to-end tests instead of those that show differences between versions
         #[arg(long)]
         everything: bool,
     },
-    /// Make a Debian package for each major version given, and the archive for PGXN, in target/package/
+    /// Create a Debian package for each major version, and the archive for PGXN, in target/package/
     Package {
-        /// The major versions; this machine's if none is given
+        /// The major versions (default: the one of this machine)
         #[arg(long, value_delimiter = ',')]
         majors: Vec<u32>,
-        /// Also install each in a clean Debian, publish a message from there, and remove it
+        /// Also install each package in a clean Debian, publish a message there, and remove the package
         #[arg(long = "try")]
         try_out: bool,
     },
@@ -98,11 +98,11 @@ enum Cmd {
     UpgradeScript,
     /// Run pg_regress against a PostgreSQL of its own
     Regress,
-    /// Keep the installed script of this version in migrations/released/, where it stays as it is
+    /// Save the install script of this version in migrations/released/, where it never changes
     Freeze,
-    /// Run pg_regress against the server that PGHOST, PGPORT and PGUSER name
+    /// Run pg_regress against the server given by PGHOST, PGPORT and PGUSER
     Installcheck {
-        /// The PostgreSQL that pg_regress and psql are taken from
+        /// The PostgreSQL that provides pg_regress and psql
         #[arg(long)]
         pg_config: Option<PathBuf>,
     },
@@ -135,11 +135,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Demo => demo::run(&setup::run()?)?,
         Cmd::Up => {
             let paths = setup::run()?;
-            let state = if up::up(&paths)? {
-                "running now"
-            } else {
-                "already running"
-            };
+            let state = if up::up(&paths)? { "started" } else { "already running" };
             println!("{state}; try:\n  . {}\n  $PG_BIN/psql", paths.env_file().display());
         }
         Cmd::Down => println!(
@@ -192,7 +188,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             let missing = reference::write(&paths)?;
             println!("{}", reference::FILE);
             if !missing.is_empty() {
-                anyhow::bail!("not explained:\n  {}", missing.join("\n  "));
+                anyhow::bail!("without explanation:\n  {}", missing.join("\n  "));
             }
         }
         Cmd::Freeze => {
@@ -206,7 +202,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
             install::run(&paths)?;
             match upgrade_script::write(&paths)? {
                 Some(file) => println!("{}", file.display()),
-                None => println!("no older version is released"),
+                None => println!("no older version has been released"),
             }
         }
         Cmd::Regress => return Ok(verdict(checks::regress(&Paths::ready()?)?)),
@@ -220,7 +216,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
 }
 
 fn make_packages(majors: &[u32], try_out: bool) -> Result<()> {
-    // Trying a package takes a NATS server too.
+    // Trying a package also requires a NATS server.
     let paths = if try_out {
         setup::run()?
     } else {
@@ -236,12 +232,12 @@ fn make_packages(majors: &[u32], try_out: bool) -> Result<()> {
     }
     match package::pgxn(&paths)? {
         Some(file) => println!("{}", file.display()),
-        None => println!("no archive for PGXN: that takes git, and its repository"),
+        None => println!("no archive for PGXN: this requires git and a clone of the repository"),
     }
     Ok(())
 }
 
-/// The last line of `make test`. That nothing ran is no success.
+/// Prints the last line of `make test`. A run without any test fails.
 fn verdict(count: Count) -> ExitCode {
     println!("passed: {} passed, {} failed", count.passed, count.failed);
     if count.failed == 0 && count.passed > 0 {

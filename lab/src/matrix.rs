@@ -1,4 +1,4 @@
-//! `make matrix`: the extension built for, and tested in, each major version of PostgreSQL that Debian carries.
+//! `make matrix`: builds and tests the extension for each major version of PostgreSQL in Debian.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::paths::Paths;
 use crate::progress::seconds;
 use crate::{install, second_major};
 
-/// The end-to-end tests that show what differs between versions: the raw calls, snapshots, statements, triggers, a
-/// crash.
+/// The end-to-end tests that show differences between versions: raw PostgreSQL calls, snapshots, statements, triggers,
+/// and a crash.
 const SMOKE: [&str; 8] = [
     "e2e_publish",
     "e2e_settle",
@@ -23,13 +23,13 @@ const SMOKE: [&str; 8] = [
     "e2e_catalog",
 ];
 
-/// The major versions that Debian carries.
+/// The major versions in Debian.
 pub fn majors() -> Vec<u32> {
     second_major::RELEASES.iter().map(|(major, _)| *major).collect()
 }
 
-/// Builds and tests all of `majors`, going on after a failure, and prints a table; `everything` runs all end-to-end
-/// tests, which takes minutes for each.
+/// Builds and tests all `majors` and prints a table. A failure does not stop the others. `everything` runs all
+/// end-to-end tests, which takes minutes per version.
 pub fn run(paths: &Paths, majors: &[u32], everything: bool) -> Result<Count> {
     let mut rows = Vec::new();
     for &major in majors {
@@ -47,7 +47,7 @@ struct Row {
     version: String,
     release: &'static str,
     build: (Count, Duration),
-    /// pg_regress and the end-to-end tests; none if there was nothing to test.
+    /// Results of pg_regress and of the end-to-end tests. `None` if the build failed.
     tests: Option<[Count; 2]>,
 }
 
@@ -115,7 +115,7 @@ fn row(paths: &Paths, major: u32, everything: bool) -> Result<Row> {
     ))
 }
 
-/// `18.6`, from `PostgreSQL 18.6 (Debian …)`.
+/// Extracts `18.6` from `PostgreSQL 18.6 (Debian …)`.
 fn version(paths: &Paths) -> String {
     let output = Command::new(paths.pg_config()).arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());

@@ -1,4 +1,4 @@
-//! A `nats-server` of one's own: started on free ports with its own store, stopped, killed, paused and restarted.
+//! A throwaway `nats-server` on free ports with its own store. It can be stopped, killed, paused and restarted.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,18 +13,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// Longest wait for a server to come up or to go away.
+/// Longest wait for a server to start or stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Ports are looked for below the range from which the kernel takes the local ports of outgoing connections, so
-/// that a server can come back on the port it had.
+/// Ports are chosen below the range that the kernel uses for outgoing connections, so that a server can restart on the
+/// same port.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// What the server takes as its limit of stored bytes. Left to itself it takes three quarters of the free disk, so that
-/// on a full machine no stream with `max_bytes` can be made.
+/// The server's limit for stored bytes. By default it is three quarters of the free disk space, and on a full disk no
+/// stream with `max_bytes` could be created.
 const MAX_FILE_STORE: u64 = 100 << 30;
 
-/// Path of the `nats-server` binary: `NATS_BIN`, else the one of the project's virtual environment.
+/// Path of the `nats-server` binary: `NATS_BIN`, or the one in the project's virtual environment.
 pub fn nats_binary() -> PathBuf {
     match std::env::var_os("NATS_BIN") {
         Some(path) => PathBuf::from(path),
@@ -32,7 +32,7 @@ pub fn nats_binary() -> PathBuf {
     }
 }
 
-/// A TCP port of 127.0.0.1 on which nobody listens now.
+/// A TCP port of 127.0.0.1 on which nothing listens at the moment.
 pub fn free_port() -> io::Result<u16> {
     for _ in 0..200 {
         let port = rand::random_range(PORTS);
@@ -43,7 +43,7 @@ pub fn free_port() -> io::Result<u16> {
     Err(io::Error::other("no free port"))
 }
 
-/// What a server should be like; see [`NatsServer::builder`].
+/// The configuration of a server. See [`NatsServer::builder`].
 #[derive(Debug, Clone, Default)]
 pub struct NatsBuilder {
     extra: String,
@@ -55,45 +55,45 @@ pub struct NatsBuilder {
 }
 
 impl NatsBuilder {
-    /// Lines appended to the configuration (`authorization { … }`, `tls { … }`, `max_payload: 1024`, …).
+    /// Appends lines to the configuration (`authorization { … }`, `tls { … }`, `max_payload: 1024`, …).
     pub fn extra(mut self, lines: impl AsRef<str>) -> Self {
         self.extra.push_str(lines.as_ref());
         self.extra.push('\n');
         self
     }
 
-    /// Client port; a free one if not given.
+    /// Sets the client port. By default a free one is chosen.
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
     }
 
-    /// HTTP monitoring port; a free one if not given.
+    /// Sets the HTTP monitoring port. By default a free one is chosen.
     pub fn monitor_port(mut self, port: u16) -> Self {
         self.monitor_port = Some(port);
         self
     }
 
-    /// Directory for configuration (`nats.conf`), log (`nats.log`) and store (`store/`). It is created, and kept
-    /// when the server goes. A temporary one, removed at the end, if not given.
+    /// Sets the directory for configuration (`nats.conf`), log (`nats.log`) and store (`store/`). It is created, and
+    /// kept when the server is dropped. By default a temporary directory is used and removed.
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = Some(dir.into());
         self
     }
 
-    /// Start without JetStream.
+    /// Starts the server without JetStream.
     pub fn without_jetstream(mut self) -> Self {
         self.without_jetstream = true;
         self
     }
 
-    /// Run as this user and group; needs root.
+    /// Runs the server as this user and group, which requires root.
     pub fn run_as(mut self, uid: u32, gid: u32) -> Self {
         self.run_as = Some((uid, gid));
         self
     }
 
-    /// Starts the server and waits until it answers and its streams are back.
+    /// Starts the server and waits until it answers and its streams are recovered.
     pub fn start(self) -> io::Result<NatsServer> {
         let (dir, temporary) = match &self.dir {
             Some(dir) => (dir.clone(), false),
@@ -116,7 +116,7 @@ impl NatsBuilder {
             server.monitor_port = server.builder.monitor_port.map_or_else(free_port, Ok)?;
             match server.launch() {
                 Ok(()) => return Ok(server),
-                // Somebody else may have taken a port between the look and the start.
+                // Another process may have taken the port after it was found to be free.
                 Err(error) if tries < 4 && error.kind() == io::ErrorKind::AddrInUse => continue,
                 Err(error) => return Err(error),
             }
@@ -124,7 +124,7 @@ impl NatsBuilder {
     }
 }
 
-/// A running server. Dropping it kills it and removes its temporary directory, unless it was detached.
+/// A running server. Dropping it kills the server and removes its temporary directory, unless it was detached.
 #[derive(Debug)]
 pub struct NatsServer {
     builder: NatsBuilder,
@@ -137,7 +137,7 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// A builder with JetStream on, free ports and a temporary directory.
+    /// A builder with JetStream, free ports and a temporary directory.
     pub fn builder() -> NatsBuilder {
         NatsBuilder::default()
     }
@@ -157,7 +157,6 @@ impl NatsServer {
         format!("http://127.0.0.1:{}", self.monitor_port)
     }
 
-    /// Client port.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -172,7 +171,7 @@ impl NatsServer {
         &self.dir
     }
 
-    /// What the server has written to its log so far.
+    /// The server's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("nats.log")).unwrap_or_default()
     }
@@ -182,40 +181,41 @@ impl NatsServer {
         http_get(self.monitor_port, path)
     }
 
-    /// Kills the server without warning; the store stays.
+    /// Kills the server without warning. The store stays.
     pub fn kill9(&mut self) -> io::Result<()> {
         self.end(Signal::SIGKILL)
     }
 
-    /// Stops the server in an orderly way; the store stays.
+    /// Stops the server cleanly. The store stays.
     pub fn stop(&mut self) -> io::Result<()> {
         self.end(Signal::SIGTERM)
     }
 
-    /// Stops every thread of the server (SIGSTOP) and waits until they stand: sockets stay open, nothing answers.
+    /// Stops every thread of the server (SIGSTOP) and waits until they are stopped. Sockets stay open, but nothing
+    /// answers.
     pub fn pause(&self) -> io::Result<()> {
         self.signal(Signal::SIGSTOP)?;
         waitpid(self.os_pid()?, Some(WaitPidFlag::WUNTRACED))?;
         Ok(())
     }
 
-    /// Lets a paused server go on.
+    /// Resumes a paused server.
     pub fn resume(&self) -> io::Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Reads the configuration again after [`NatsServer::rewrite`] (SIGHUP).
+    /// Reloads the configuration (SIGHUP), for example after [`NatsServer::rewrite`].
     pub fn reload(&self) -> io::Result<()> {
         self.signal(Signal::SIGHUP)
     }
 
-    /// Replaces the extra configuration lines in the file; takes effect at [`NatsServer::reload`] or restart.
+    /// Replaces the extra configuration lines in the file. They take effect after [`NatsServer::reload`] or a restart.
     pub fn rewrite(&mut self, extra: impl Into<String>) -> io::Result<()> {
         self.builder.extra = extra.into();
         self.write_config()
     }
 
-    /// Starts the server again on the same ports and store, after killing it if it still runs.
+    /// Starts the server again on the same ports and store. Kills it first if it is running.
     pub fn restart(&mut self) -> io::Result<()> {
         if self.child.is_some() {
             self.kill9()?;
@@ -223,7 +223,7 @@ impl NatsServer {
         self.launch()
     }
 
-    /// Leaves the server running and its directory in place; returns its process id.
+    /// Leaves the server running and its directory in place. Returns its process id.
     pub fn detach(mut self) -> u32 {
         self.child = None;
         self.temporary = false;
@@ -348,7 +348,7 @@ fn temporary_dir() -> PathBuf {
     ))
 }
 
-/// Whether a NATS server says INFO on the port.
+/// Whether a NATS server sends INFO on the port.
 fn greets(port: u16) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
@@ -369,6 +369,6 @@ fn http_get(port: u16, path: &str) -> io::Result<String> {
     stream.read_to_string(&mut answer)?;
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
-        _ => Err(io::Error::other(format!("no proper answer from {path}"))),
+        _ => Err(io::Error::other(format!("unexpected answer from {path}"))),
     }
 }

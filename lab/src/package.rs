@@ -12,24 +12,25 @@ use crate::debian::Debian;
 use crate::paths::{DEBIAN_LIB, Paths};
 use crate::{packages, progress, release, second_major, setup};
 
-/// The Debian revision: the first packaging of a version.
+/// The Debian revision. 1 is the first packaging of a version.
 const REVISION: u32 = 1;
 
-/// What the packages of a Debian release build the extension with, besides the headers of PostgreSQL.
+/// Packages of a Debian release that building the extension requires, besides the headers of PostgreSQL.
 const BUILD_PACKAGES: [&str; 3] = ["build-essential", "libclang-dev", "pkg-config"];
 
-/// Where packages go.
+/// Output folder for packages.
 pub fn folder(paths: &Paths) -> PathBuf {
     paths.target.join("package")
 }
 
-/// The name of the package for a major version.
+/// Name of the package for a major version.
 pub fn name(major: u32) -> String {
     format!("postgresql-{major}-pg-jetstream")
 }
 
-/// Makes the Debian package for a major version; the file. It is built on this machine if that has the headers of this
-/// PostgreSQL, else in the Debian release that carries it, so that it needs the libraries of the Debian that it is for.
+/// Creates the Debian package for a major version and returns the file. It is built on this machine if the headers of
+/// this PostgreSQL are installed, otherwise in the Debian release that has this PostgreSQL. Either way, the package
+/// depends on the libraries of the Debian release it is for.
 pub fn debian(paths: &Paths, major: u32) -> Result<PathBuf> {
     let workshop = Workshop::find(paths, major)?;
     let (built, scripts) = workshop.build()?;
@@ -65,7 +66,7 @@ pub fn debian(paths: &Paths, major: u32) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The license, and the documents as they link to each other.
+/// Copies the license, and the documents in a layout that keeps the links between them valid.
 fn put_documents(root: &Path, to: &Path) -> Result<()> {
     put(&root.join("LICENSE"), &to.join("copyright"))?;
     for file in ["README.md", "CHANGELOG.md"] {
@@ -77,12 +78,12 @@ fn put_documents(root: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where a package is made: here, or in a Debian in a folder, in which the paths of here are the same.
+/// The build environment: this machine, or a Debian in a folder that has the same paths.
 struct Workshop<'a> {
     paths: &'a Paths,
     major: u32,
     debian: Option<Debian>,
-    /// The toolchain of Rust.
+    /// Folder of the Rust toolchain.
     rust: PathBuf,
 }
 
@@ -99,7 +100,7 @@ impl<'a> Workshop<'a> {
             let release = second_major::release(major)?;
             if workshop.rust == Path::new("/usr") {
                 bail!(
-                    "building in another Debian release takes Rust from https://rustup.rs, which runs in all of them"
+                    "building in another Debian release requires Rust from https://rustup.rs, which runs in all releases"
                 );
             }
             let outside = vec![paths.root.clone(), workshop.rust.clone(), cargo_home()?];
@@ -107,7 +108,7 @@ impl<'a> Workshop<'a> {
             let headers = format!("postgresql-server-dev-{major}");
             let wanted = [&BUILD_PACKAGES[..], &[&headers]].concat();
             debian.install(
-                "what building takes",
+                "build tools",
                 &wanted,
                 &paths.logs().join(format!("build-{release}.log")),
             )?;
@@ -116,7 +117,7 @@ impl<'a> Workshop<'a> {
         Ok(workshop)
     }
 
-    /// A program of the place.
+    /// A command that runs in the build environment.
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         match &self.debian {
             Some(debian) => debian.command(program),
@@ -124,7 +125,8 @@ impl<'a> Workshop<'a> {
         }
     }
 
-    /// The library, and the folder of the control file and the scripts, which are the same for all major versions.
+    /// Builds the extension. Returns the library, and the folder of the control file and the scripts, which are the
+    /// same for all major versions.
     fn build(&self) -> Result<(PathBuf, PathBuf)> {
         match &self.debian {
             None => pgrx_package(self.paths, self.major),
@@ -135,7 +137,8 @@ impl<'a> Workshop<'a> {
         }
     }
 
-    /// The library, built with the headers and the C library of another Debian, from crates fetched here.
+    /// Builds the library with the headers and the C library of another Debian release, from crates fetched by this
+    /// machine.
     fn build_in(&self, debian: &Debian) -> Result<PathBuf> {
         let mut fetch = setup::cargo(self.paths, "cargo");
         fetch.args(["fetch", "--locked"]);
@@ -146,7 +149,7 @@ impl<'a> Workshop<'a> {
         build.args(["cargo", "build", "--locked", "--offline", "--lib", "--release"]);
         build.args(["--no-default-features", "--features", &format!("pg{}", self.major)]);
         build.env("PATH", path).env("CARGO_HOME", cargo_home()?);
-        // Line tables would be stripped.
+        // The package would strip line tables anyway.
         build
             .env("CARGO_TARGET_DIR", "/build")
             .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
@@ -158,12 +161,13 @@ impl<'a> Workshop<'a> {
     }
 }
 
-/// Where Debian installs it.
+/// Path at which Debian installs `pg_config`.
 fn pg_config(major: u32) -> PathBuf {
     Path::new(DEBIAN_LIB).join(format!("{major}/bin/pg_config"))
 }
 
-/// What `cargo pgrx package` makes for a PostgreSQL of this machine: the library, and the folder of control file and scripts.
+/// Builds with `cargo pgrx package` for a PostgreSQL of this machine. Returns the library, and the folder of control
+/// file and scripts.
 fn pgrx_package(paths: &Paths, major: u32) -> Result<(PathBuf, PathBuf)> {
     let built = folder(paths).join(format!("pgrx-{major}"));
     if built.exists() {
@@ -191,23 +195,23 @@ fn pgrx_package(paths: &Paths, major: u32) -> Result<(PathBuf, PathBuf)> {
     ))
 }
 
-/// Where the toolchain is that the repository is built with.
+/// Folder of the toolchain that builds the repository.
 fn rust(paths: &Paths) -> Result<PathBuf> {
     let mut command = Command::new("rustc");
     command.args(["--print", "sysroot"]).current_dir(&paths.root);
     output(&mut command).map(PathBuf::from)
 }
 
-/// Where cargo keeps the sources of crates.
+/// Folder in which cargo keeps the sources of crates.
 fn cargo_home() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_HOME") {
         return Ok(folder.into());
     }
-    let home = std::env::home_dir().context("there is no home folder")?;
+    let home = std::env::home_dir().context("no home folder")?;
     Ok(home.join(".cargo"))
 }
 
-/// Makes the archive for PGXN from what is committed; the file, or none without git or its repository.
+/// Creates the archive for PGXN from the committed files and returns it. `None` without git or a repository.
 pub fn pgxn(paths: &Paths) -> Result<Option<PathBuf>> {
     if !paths.root.join(".git").exists() || packages::on_path("git").is_none() {
         return Ok(None);
@@ -226,9 +230,9 @@ pub fn pgxn(paths: &Paths) -> Result<Option<PathBuf>> {
     Ok(Some(file))
 }
 
-/// The packages that bring the libraries this one needs, in the versions it needs.
+/// The packages that provide the required libraries, with the required versions.
 fn library_packages(workshop: &Workshop, library: &Path) -> Result<String> {
-    // dpkg-shlibdeps wants to stand in a source package.
+    // dpkg-shlibdeps must run in a source package.
     let source = folder(workshop.paths).join("source");
     fs::create_dir_all(source.join("debian"))?;
     fs::write(
@@ -242,11 +246,11 @@ fn library_packages(workshop: &Workshop, library: &Path) -> Result<String> {
     fs::remove_dir_all(source)?;
     let depends = text.strip_prefix("shlibs:Depends=");
     Ok(depends
-        .with_context(|| format!("dpkg-shlibdeps says {text:?}"))?
+        .with_context(|| format!("dpkg-shlibdeps prints {text:?}"))?
         .to_owned())
 }
 
-/// Copies the files of a folder, and not its folders.
+/// Copies the files of a folder, but not its subfolders.
 fn put_files(from: &Path, to: &Path) -> Result<()> {
     for file in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let file = file?;
@@ -257,7 +261,7 @@ fn put_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a file, readable by all.
+/// Copies a file and makes it readable by everyone.
 fn put(from: &Path, to: &Path) -> Result<()> {
     let folder = to.parent().context("no folder")?;
     fs::create_dir_all(folder)?;
@@ -270,7 +274,8 @@ fn size_kb(folder: &Path) -> Result<String> {
     Ok(text.split_whitespace().next().unwrap_or("0").to_owned())
 }
 
-/// What a command prints, without the last line's end; an error with what it complains about if it fails.
+/// Output of a command without the trailing newline. If the command fails, the error includes everything that it
+/// printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {

@@ -1,4 +1,4 @@
-//! Installs a Debian package into a clean Debian below `target/`, publishes a message from there, and removes it.
+//! Installs a Debian package in a clean Debian in `target/`, publishes a message there, and removes the package.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::{package, second_major, wait_until};
 /// Longest wait for the message to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Tries the package for `major` in the Debian release that carries that PostgreSQL.
+/// Tries the package for `major` in the Debian release that has this PostgreSQL.
 pub fn run(paths: &Paths, major: u32, deb: &Path) -> Result<()> {
     let release = second_major::release(major)?;
     let debian = Debian::clean(paths, release)?;
@@ -30,14 +30,15 @@ pub fn run(paths: &Paths, major: u32, deb: &Path) -> Result<()> {
     debian.run(&format!("apt-get remove -y {name}"))?;
     let left: Vec<&str> = files.lines().filter(|file| debian.outside(file).is_file()).collect();
     if !files.contains("pg_jetstream.so") || !left.is_empty() {
-        bail!("{name} had the files\n{files}\nand left behind: {left:?}");
+        bail!("{name} installed the files\n{files}\nand left behind: {left:?}");
     }
     debian.run(&format!("test -x /usr/lib/postgresql/{major}/bin/postgres"))?;
-    println!("{name}: installed in {release}, a message published, removed");
+    println!("{name}: installed in {release}, published a message, removed");
     Ok(())
 }
 
-/// Creates the extension in the cluster that the package brought, and sees a message arrive in a NATS server outside.
+/// Creates the extension in the cluster that the package created, and checks that a message arrives at a NATS server
+/// outside.
 fn publish(debian: &Debian, major: u32) -> Result<()> {
     let nats = NatsServer::start()?;
     let port = free_port()?;
@@ -76,7 +77,7 @@ fn publish(debian: &Debian, major: u32) -> Result<()> {
     sql(debian, "drop extension pg_jetstream").map(|_| ())
 }
 
-/// The first column of the first row, as superuser by the socket.
+/// The first column of the first row, as superuser over the socket.
 fn sql(debian: &Debian, text: &str) -> Result<String> {
     let quoted = text.replace('\'', r"'\''");
     debian.run(&format!(

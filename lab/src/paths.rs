@@ -1,5 +1,5 @@
-//! Where everything lives. All of it is below `target/`, but for the servers' files when the user who runs the servers
-//! cannot get there (see [`crate::setup`]).
+//! The files and folders that the lab uses. All of them are in `target/`, except for the servers' files if the user who
+//! runs the servers cannot enter it (see [`crate::setup`]).
 
 use std::env;
 use std::fs;
@@ -7,23 +7,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// The places of this checkout, for one PostgreSQL major version.
+/// The paths of this checkout, for one major version of PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// The repository.
     pub root: PathBuf,
     /// `target/`.
     pub target: PathBuf,
     /// `target/lab`: logs, the env file, and the servers' files unless `base` is elsewhere.
     pub lab: PathBuf,
-    /// Where the copied PostgreSQL tree and the clusters are; the user who runs the servers can enter it.
+    /// Folder of the copied PostgreSQL tree and the clusters. The user who runs the servers can enter it.
     pub base: PathBuf,
-    /// PostgreSQL's major version.
     pub major: u32,
 }
 
 impl Paths {
-    /// The places as they are now: `PG_MAJOR` if set, else what is copied, else what is installed.
+    /// The current paths. The major version is `PG_MAJOR`, or the one that has been copied, or the one that is
+    /// installed.
     pub fn find() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
@@ -43,12 +42,12 @@ impl Paths {
         };
         if !SUPPORTED.contains(&major) {
             bail!(
-                "PostgreSQL {major} is not supported: {} to {} are",
+                "PostgreSQL {major} is not supported, only {} to {}",
                 SUPPORTED.start(),
                 SUPPORTED.end()
             );
         }
-        // Another major version than this machine's may have been fetched (see `second_major`).
+        // A major version other than this machine's may have been fetched (see `second_major`).
         let fetched = base.join(format!("major-{major}"));
         let copied = base.join(format!("pg/usr/lib/postgresql/{major}"));
         let base = if fetched.exists() && !copied.exists() {
@@ -65,7 +64,7 @@ impl Paths {
         })
     }
 
-    /// The same as [`Paths::find`], but an error if `make setup` has not been run.
+    /// Like [`Paths::find`], but fails if `make setup` has not been run.
     pub fn ready() -> Result<Self> {
         let paths = Self::find()?;
         if !paths.pg_config().exists() {
@@ -74,7 +73,7 @@ impl Paths {
         Ok(paths)
     }
 
-    /// The copy of Debian's PostgreSQL tree: what is `/` there is this here.
+    /// The copy of Debian's PostgreSQL tree. It has the layout of `/`.
     pub fn pg_tree(&self) -> PathBuf {
         self.base.join("pg")
     }
@@ -84,28 +83,28 @@ impl Paths {
         self.pg_tree().join(format!("usr/lib/postgresql/{}/bin", self.major))
     }
 
-    /// The copied PostgreSQL's own pg_config.
+    /// `pg_config` of the copied PostgreSQL.
     pub fn pg_config(&self) -> PathBuf {
         self.pg_bin().join("pg_config")
     }
 
-    /// The library folder of the copied PostgreSQL, where `pg_jetstream.so` goes.
+    /// The library folder of the copied PostgreSQL, which gets `pg_jetstream.so`.
     pub fn pg_lib(&self) -> PathBuf {
         self.pg_tree().join(format!("usr/lib/postgresql/{}/lib", self.major))
     }
 
-    /// Where the copied PostgreSQL keeps control files and scripts of extensions.
+    /// The folder of extension control files and scripts in the copied PostgreSQL.
     pub fn pg_extension(&self) -> PathBuf {
         self.pg_tree()
             .join(format!("usr/share/postgresql/{}/extension", self.major))
     }
 
-    /// Full logs of the commands run on the way.
+    /// Full logs of the commands that the lab runs.
     pub fn logs(&self) -> PathBuf {
         self.lab.join("log")
     }
 
-    /// What the measurements write.
+    /// Results of the bench.
     pub fn bench(&self) -> PathBuf {
         self.target.join("bench")
     }
@@ -115,7 +114,7 @@ impl Paths {
         self.base.join("run")
     }
 
-    /// What `make up` started; `LAB_UP` names another folder, in which the env file is too.
+    /// Servers started by `make up`. `LAB_UP` sets another folder, which then also holds the env file.
     pub fn up(&self) -> PathBuf {
         env::var_os("LAB_UP").map_or_else(|| self.base.join("up"), PathBuf::from)
     }
@@ -125,22 +124,20 @@ impl Paths {
         env::var_os("LAB_UP").map_or_else(|| self.lab.join("env"), |folder| PathBuf::from(folder).join("env"))
     }
 
-    /// Where cargo-pgrx and pgrx-pg-sys read which PostgreSQL to build for.
+    /// Folder in which cargo-pgrx and pgrx-pg-sys find the PostgreSQL to build for.
     pub fn pgrx_home(&self) -> PathBuf {
         self.target.join("pgrx")
     }
 
-    /// cargo-pgrx itself.
     pub fn cargo_pgrx(&self) -> PathBuf {
         self.target.join("tools/bin/cargo-pgrx")
     }
 
-    /// The Python environment that nats-server is installed into.
+    /// The Python environment that contains nats-server.
     pub fn venv(&self) -> PathBuf {
         self.target.join("venv")
     }
 
-    /// The NATS server.
     pub fn nats_server(&self) -> PathBuf {
         self.venv().join("bin/nats-server")
     }
@@ -151,20 +148,20 @@ impl Paths {
     }
 }
 
-/// Where Debian keeps one folder for each installed major version.
+/// Folder in which Debian keeps one subfolder per installed major version.
 pub const DEBIAN_LIB: &str = "/usr/lib/postgresql";
 
-/// The major versions the extension has cargo features for.
+/// The major versions that the extension supports.
 pub const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
 
 const DEFAULT_MAJOR: u32 = 15;
 
-/// The file that names the folder used instead of `target/lab`.
+/// The file with the path of the folder used instead of `target/lab`.
 pub(crate) fn base_file(lab: &Path) -> PathBuf {
     lab.join("base")
 }
 
-/// What [`Paths::base`] is for this machine's PostgreSQL.
+/// The value of [`Paths::base`] for this machine's PostgreSQL.
 pub(crate) fn base_dir(lab: &Path) -> PathBuf {
     fs::read_to_string(base_file(lab))
         .map(|text| PathBuf::from(text.trim()))
@@ -173,7 +170,7 @@ pub(crate) fn base_dir(lab: &Path) -> PathBuf {
         .unwrap_or_else(|| lab.to_path_buf())
 }
 
-/// The newest supported major version that has a `bin/postgres` below `dir`.
+/// The newest supported major version with a `bin/postgres` in `dir`.
 pub(crate) fn newest_major(dir: &Path) -> Option<u32> {
     fs::read_dir(dir)
         .ok()?

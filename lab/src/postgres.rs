@@ -1,4 +1,4 @@
-//! A PostgreSQL of one's own: on a free port, with files that go when it goes.
+//! A throwaway PostgreSQL on a free port. Its files are removed when it is dropped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,21 +17,21 @@ use crate::paths::Paths;
 use crate::user::ServerUser;
 use crate::{cluster, process, progress};
 
-/// Longest wait for the server to come up or to go away.
+/// Longest wait for the server to start or stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How a server is asked to stop.
+/// PostgreSQL's shutdown modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Waits for the clients to go by themselves.
+    /// Waits for clients to disconnect.
     Smart,
-    /// Ends the clients, writes a checkpoint.
+    /// Disconnects clients and writes a checkpoint.
     Fast,
-    /// Ends at once; recovery at the next start.
+    /// Stops immediately. The next start performs recovery.
     Immediate,
 }
 
-/// What a server should be like; see [`Postgres::builder`].
+/// The configuration of a server. See [`Postgres::builder`].
 #[derive(Clone, Debug)]
 pub struct PostgresBuilder {
     settings: BTreeMap<String, String>,
@@ -42,19 +42,19 @@ pub struct PostgresBuilder {
 }
 
 impl PostgresBuilder {
-    /// Of another major version: the one at these places.
+    /// Uses the PostgreSQL at these paths, for example of another major version.
     pub fn of(mut self, paths: Paths) -> Self {
         self.paths = Some(paths);
         self
     }
 
-    /// One line of postgresql.conf; the value needs no quotes.
+    /// Sets one line of postgresql.conf. The value needs no quotes.
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// As in production, for measuring: fsync on, WAL segments of the usual size.
+    /// Configures the server as in production, for measurements: with fsync, and WAL segments of the usual size.
     pub fn durable(mut self) -> Self {
         self.wal_mb = cluster::DEFAULT_WAL;
         self.set("fsync", "on")
@@ -62,20 +62,20 @@ impl PostgresBuilder {
             .set("shared_buffers", "128MB")
     }
 
-    /// A streaming standby of the server on this port, under the name `standby`; its settings are these, not the
-    /// primary's.
+    /// Creates a streaming standby of the server on this port, named `standby`. It has the settings of this builder,
+    /// not those of the primary.
     pub fn standby_of(mut self, port: u16) -> Self {
         self.primary = Some(port);
         self
     }
 
-    /// A folder to make, for data and log; it is kept. Otherwise a temporary one.
+    /// Sets a folder for data and log, which is created and kept. By default a temporary one is used.
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = Some(dir.into());
         self
     }
 
-    /// Makes the cluster, starts the server and waits until it takes connections.
+    /// Creates the cluster, starts the server, and waits until it accepts connections.
     pub fn start(self) -> Result<Postgres> {
         let paths = self.paths.map_or_else(Paths::ready, Ok)?;
         let user = ServerUser::find()?;
@@ -116,7 +116,7 @@ impl PostgresBuilder {
             tries += 1;
             server.port = free_port()?;
             match server.start_again() {
-                // Somebody else may have taken the port between the look and the start.
+                // Another process may have taken the port after it was found to be free.
                 Err(_) if tries < 4 && server.log_contains("Address already in use") => {}
                 result => return result.map(|()| server),
             }
@@ -124,7 +124,7 @@ impl PostgresBuilder {
     }
 }
 
-/// A server. Dropping it stops it at once and removes its files, which a failing test keeps.
+/// A running server. Dropping it stops the server immediately and removes its files, unless a test is failing.
 #[derive(Debug)]
 pub struct Postgres {
     paths: Paths,
@@ -138,8 +138,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A builder with pg_jetstream preloaded for database `postgres`; for tests, so that a crash of the machine
-    /// (not of the server) loses data.
+    /// A builder that preloads pg_jetstream for database `postgres`. The settings are for tests: data survives a crash
+    /// of the server, but not of the machine.
     pub fn builder() -> PostgresBuilder {
         let settings = [
             ("shared_preload_libraries", "pg_jetstream"),
@@ -174,7 +174,7 @@ impl Postgres {
         self.port
     }
 
-    /// The postmaster's process id, or that of the last one.
+    /// Process id of the postmaster, or of the last one.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -184,7 +184,7 @@ impl Postgres {
         self.dir.join("data")
     }
 
-    /// A file to hand to the server, such as a certificate: written next to the data, readable by the server alone.
+    /// Writes a file for the server, such as a certificate, next to the data. Only the server can read it.
     pub fn write_file(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.dir.join(name);
         fs::write(&path, content)?;
@@ -193,10 +193,10 @@ impl Postgres {
         Ok(path)
     }
 
-    /// Starts a stopped or killed server again, on the same port.
+    /// Starts a stopped or killed server again on the same port.
     pub fn start_again(&mut self) -> Result<()> {
         if self.child.is_some() {
-            bail!("the server runs already");
+            bail!("the server is already running");
         }
         self.write_settings()?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
@@ -213,7 +213,7 @@ impl Postgres {
         self.wait_ready()
     }
 
-    /// Stops the server and waits for its end.
+    /// Stops the server and waits until it has ended.
     pub fn stop(&mut self, mode: Stop) -> Result<()> {
         let signal = match mode {
             Stop::Smart => Signal::SIGTERM,
@@ -233,8 +233,8 @@ impl Postgres {
         Ok(())
     }
 
-    /// Kills the postmaster without warning, then waits until its children, which see that, are gone too: a new
-    /// postmaster does not start before.
+    /// Kills the postmaster without warning and waits until its children have noticed and ended. A new postmaster
+    /// cannot start before that.
     pub fn kill9(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
@@ -250,7 +250,7 @@ impl Postgres {
                 process::signal(pid, Signal::SIGKILL)?;
             }
             if !process::wait_gone(&children, Duration::from_secs(5)) {
-                bail!("children of the killed postmaster do not go away:\n{}", self.log_tail());
+                bail!("children of the killed postmaster do not end:\n{}", self.log_tail());
             }
         }
         Ok(())
@@ -262,7 +262,8 @@ impl Postgres {
         self.start_again()
     }
 
-    /// Changes lines of postgresql.conf; a running server rereads it now, what needs a restart takes effect then.
+    /// Changes lines of postgresql.conf. A running server reloads them. Settings that require a restart take effect
+    /// later.
     pub fn set(&mut self, settings: &[(&str, &str)]) -> Result<()> {
         for (name, value) in settings {
             self.settings.insert((*name).to_owned(), (*value).to_owned());
@@ -281,12 +282,12 @@ impl Postgres {
         Ok(client)
     }
 
-    /// A blocking connection as superuser; not to be used on a thread that runs async code.
+    /// A blocking connection as superuser. It must not be used on a thread that runs async code.
     pub fn client(&self, database: &str) -> Result<postgres::Client> {
         Ok(postgres::Client::connect(&self.conninfo(database), postgres::NoTls)?)
     }
 
-    /// `host=… port=…` for any libpq-like client.
+    /// `host=… port=…` for clients that take libpq connection strings.
     pub fn conninfo(&self, database: &str) -> String {
         format!(
             "host=127.0.0.1 port={} user=postgres dbname={database} application_name=lab",
@@ -294,8 +295,9 @@ impl Postgres {
         )
     }
 
-    /// Runs statements (several are one transaction) on a connection of their own, and returns all rows, as text; null
-    /// is the empty string. Blocks, and may be called anywhere. [`sqlstate`] tells why it failed.
+    /// Runs statements on a new connection and returns all rows as text, with nulls as empty strings. Several
+    /// statements are one transaction. Blocks, and can be called from any thread. [`sqlstate`] extracts the SQLSTATE of
+    /// an error.
     pub fn sql(&self, database: &str, text: &str) -> Result<Vec<Vec<String>>> {
         let query = || -> Result<Vec<Vec<String>>> {
             let messages = self.client(database)?.simple_query(text)?;
@@ -303,7 +305,7 @@ impl Postgres {
         };
         let result = std::thread::scope(|scope| scope.spawn(query).join());
         result
-            .map_err(|_| anyhow!("the thread of the query panicked"))?
+            .map_err(|_| anyhow!("the query thread panicked"))?
             .with_context(|| format!("in {text}"))
     }
 
@@ -316,7 +318,7 @@ impl Postgres {
             .with_context(|| format!("no row from {text}"))
     }
 
-    /// The process ids of the backends whose type or application name is like `pattern` (of LIKE, case ignored).
+    /// Process ids of the backends whose type or application name matches the ILIKE pattern.
     pub fn backends(&self, pattern: &str) -> Result<Vec<u32>> {
         let pattern = pattern.replace('\'', "''");
         let query = format!(
@@ -330,22 +332,22 @@ impl Postgres {
             .collect()
     }
 
-    /// What the server has logged so far.
+    /// The server's log so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
 
-    /// Whether the server has logged this text.
+    /// Whether the log contains this text.
     pub fn log_contains(&self, text: &str) -> bool {
         self.log().contains(text)
     }
 
-    /// The end of the log, for messages about failures.
+    /// The end of the log, for error messages.
     pub fn log_tail(&self) -> String {
         progress::tail(&self.log(), 30)
     }
 
-    /// Leaves the server running and its files in place; returns the postmaster's process id.
+    /// Leaves the server running and its files in place. Returns the postmaster's process id.
     pub fn detach(mut self) -> u32 {
         self.child = None;
         self.temporary = false;
@@ -382,7 +384,7 @@ impl Postgres {
                 && let Some(status) = child.try_wait()?
             {
                 self.child = None;
-                bail!("postgres ended at its start ({status}):\n{}", self.log_tail());
+                bail!("postgres failed to start ({status}):\n{}", self.log_tail());
             }
             if is_ready(&self.data(), self.pid) {
                 return Ok(());
@@ -404,7 +406,11 @@ impl Drop for Postgres {
             return;
         }
         if std::thread::panicking() {
-            eprintln!("kept: {}; the end of the log:\n{}", self.dir.display(), self.log_tail());
+            eprintln!(
+                "files kept in {}; the end of the log:\n{}",
+                self.dir.display(),
+                self.log_tail()
+            );
         } else {
             let _ = fs::remove_dir_all(&self.dir);
         }
@@ -419,7 +425,7 @@ pub fn sqlstate(error: &anyhow::Error) -> Option<&str> {
     Some(error.as_db_error()?.code().code())
 }
 
-/// The last line of postmaster.pid says how far the server with the process id in its first line is.
+/// The last line of postmaster.pid is the state of the server whose process id is in the first line.
 fn is_ready(data: &Path, pid: u32) -> bool {
     fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| {
         let mut lines = text.lines();

@@ -1,4 +1,4 @@
-//! Looking at processes through /proc, and waiting for them to go.
+//! Inspects processes through /proc, and waits for them to end.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Sends a signal; that the process is gone already is no error.
+/// Sends a signal. A process that has already ended is not an error.
 pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     match kill(Pid::from_raw(i32::try_from(pid)?), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
@@ -16,28 +16,28 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     }
 }
 
-/// Whether the process runs; one that is dead and only not yet waited for does not. While a thread is left, the process
-/// holds its memory, even if its first thread is dead.
+/// Whether the process is running. A zombie is not, unless it still has threads: while a thread is left, the process
+/// holds its memory, even if its main thread is dead.
 pub fn alive(pid: u32) -> bool {
     let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || threads() > 1)
 }
 
-/// The processes whose parent this one is.
+/// The child processes.
 pub fn children(parent: u32) -> Vec<u32> {
     all()
         .filter(|&pid| stat(pid).is_some_and(|stat| stat.parent == parent))
         .collect()
 }
 
-/// The arguments of a process, its program first; none if there is no such process.
+/// Program and arguments of a process. Empty if the process does not exist.
 pub fn arguments(pid: u32) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     text.split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// The running processes of a program (its file name) that have this path among their arguments: how a server is
-/// recognised as one's own before it is stopped.
+/// The running processes of a program (its file name) that have this path among their arguments. The lab identifies its
+/// own servers this way before it stops them.
 pub fn find(program: &str, argument: &Path) -> Vec<u32> {
     let argument = argument.to_string_lossy();
     let is_it = |pid: &u32| {
@@ -53,7 +53,7 @@ fn all() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Waits until none of the processes runs; false if that takes longer than `limit`.
+/// Waits until all processes have ended. Returns false if that takes longer than `limit`.
 pub fn wait_gone(pids: &[u32], limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     while pids.iter().any(|&pid| alive(pid)) {
@@ -72,7 +72,7 @@ struct Stat {
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name stands in parentheses and may itself contain any character.
+    // The program name is in parentheses and may contain any character.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     Some(Stat {
         state: fields.next()?.chars().next()?,
@@ -89,7 +89,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(alive(std::process::id()));
         assert!(children(std::process::id()).contains(&child.id()));
-        // A child has its parent's arguments until it has begun its own program.
+        // Until a child starts its own program, it has the arguments of its parent.
         let begun = || find("sleep", Path::new("60")).contains(&child.id());
         let deadline = Instant::now() + Duration::from_secs(5);
         while !begun() && Instant::now() < deadline {
@@ -101,7 +101,7 @@ mod tests {
         signal(child.id(), Signal::SIGKILL).unwrap();
         assert!(
             wait_gone(&[child.id()], Duration::from_secs(5)),
-            "a dead child counts as gone before it is waited for"
+            "a dead child counts as ended before it is reaped"
         );
         child.wait().unwrap();
         assert!(arguments(child.id()).is_empty());

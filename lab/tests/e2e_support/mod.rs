@@ -63,7 +63,11 @@ pub fn eventually(lab: &Lab, limit: Duration, what: &str, mut done: impl FnMut()
             return;
         }
         if Instant::now() > deadline {
-            panic!("not after {} s: {what} ({answer:?})\n{}", limit.as_secs(), account(lab));
+            panic!(
+                "timed out after {} s: {what} ({answer:?})\n{}",
+                limit.as_secs(),
+                account(lab)
+            );
         }
         std::thread::sleep(Duration::from_millis(10));
     }
