@@ -1,5 +1,5 @@
-//! What the fault harness has found, each as a test of its own.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Defects that chaos has found, each as a separate test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use lab::lab::DATABASE;
 
 const PUT: &str = "insert into jetstream.outbox (subject, payload) values ('found.x', '1')";
 
-/// A transaction in progress whose id is newer than any that has ended is in no snapshot's list, but its rows may lie
-/// below those of an older one that goes on inserting.
+/// A transaction in progress whose id is newer than any that has ended is not in the in-progress list of a snapshot.
+/// Still, its rows may have lower ids than those of an older transaction that continues to insert.
 #[test]
 fn a_row_below_the_cursor_of_a_transaction_newer_than_the_snapshot_is_found() {
     let lab = Lab::builder().set("autovacuum", "off").start().unwrap();
@@ -31,8 +31,8 @@ fn a_row_below_the_cursor_of_a_transaction_newer_than_the_snapshot_is_found() {
     lab.wait_for_messages("FOUND", 3).unwrap();
 }
 
-/// A message that is stored and not settled, and that the next worker cannot claim yet, must still be known as stored
-/// to the worker after that one.
+/// A message was stored but not settled, and the next worker cannot claim it yet. The worker after that one must still
+/// recognize that it has been stored.
 #[test]
 fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
     let lab = short_window();
@@ -49,8 +49,7 @@ fn a_position_does_not_pass_a_stored_message_that_is_still_owed() {
     assert_eq!(lab.message_count("FOUND").unwrap(), 5);
 }
 
-/// Delayed messages that lie before it do not hide from the next worker a message that was sent to a stream of which no
-/// position is known yet.
+/// Scheduled messages with lower ids must not hide a message that was sent to a stream without a known position.
 #[test]
 fn an_unsettled_message_behind_many_delayed_ones_is_looked_for() {
     let lab = short_window();
@@ -76,15 +75,15 @@ fn an_unsettled_message_behind_many_delayed_ones_is_looked_for() {
     assert_eq!(lab.message_count("FOUND").unwrap(), 1);
 }
 
-/// A message that is stored and not settled, and that a failing message of its key holds back which was seen only later,
-/// was sent all the same: no position passes it.
+/// A message was stored but not settled, and is held back by a failing message with the same key that was found only
+/// later. No position may pass it.
 #[test]
 fn a_position_does_not_pass_a_stored_message_behind_a_failing_one_of_its_key() {
     let lab = short_window();
     lab.sql(PUT).unwrap();
     lab.wait_for_messages("FOUND", 1).unwrap();
     lab.wait_drained().unwrap();
-    // Ids 2 to 11 are left for a transaction that is to come late.
+    // Leaves ids 2 to 11 for a transaction that commits late.
     lab.sql("select setval('jetstream.outbox_id_seq', 11)").unwrap();
     put(
         &lab,
@@ -99,7 +98,7 @@ fn a_position_does_not_pass_a_stored_message_behind_a_failing_one_of_its_key() {
     next_worker(&lab);
     holder.batch_execute("commit").unwrap();
     let_positions_advance(&lab);
-    // As of a stream that has been there for longer: one made within the minute is read whole.
+    // Makes the stream look old. A stream created within the last minute is read completely.
     lab.sql("update jetstream.positions set updated_at = now() + interval '2 minutes'")
         .unwrap();
     next_worker(&lab);
@@ -108,7 +107,7 @@ fn a_position_does_not_pass_a_stored_message_behind_a_failing_one_of_its_key() {
     assert_eq!(lab.message_count("FOUND").unwrap(), 5);
 }
 
-/// A lab whose stream knows a message id for a second.
+/// A lab whose stream has a duplicate window of one second.
 fn short_window() -> Lab {
     let lab = Lab::builder().start().unwrap();
     lab.sql("select jetstream.create_stream('FOUND', array['found.>'], duplicate_window => '1 s')")
@@ -117,22 +116,23 @@ fn short_window() -> Lab {
     lab
 }
 
-/// Inserts a message that is sent to a server which stands still.
+/// Inserts a message that is sent to a paused server.
 fn put_in_flight(lab: &Lab) {
     put(lab, PUT);
 }
 
-/// Runs a statement whose message is then sent to a server which stands still.
+/// Runs a statement whose message is sent to a paused server.
 fn put(lab: &Lab, statement: &str) {
     lab.nats.pause().unwrap();
     lab.sql(statement).unwrap();
-    lab.wait_until("a message in flight", || {
+    lab.wait_until("a message is in flight", || {
         Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
     })
     .unwrap();
 }
 
-/// Lets the message in flight be stored as the second, while somebody holds its row so that it cannot be settled.
+/// Lets the server store the message in flight as the second one, while another session locks its row so that it cannot
+/// be settled.
 fn stored_and_held(lab: &Lab) -> postgres::Client {
     let mut holder = lab.postgres.client(DATABASE).unwrap();
     holder
@@ -143,7 +143,7 @@ fn stored_and_held(lab: &Lab) -> postgres::Client {
     holder
 }
 
-/// Stores three more messages, far enough apart for a position to be written after each.
+/// Stores three more messages, far enough apart that a position is written after each.
 fn let_positions_advance(lab: &Lab) {
     for number in 3..=5 {
         lab.sql(PUT).unwrap();
@@ -152,20 +152,20 @@ fn let_positions_advance(lab: &Lab) {
     }
 }
 
-/// Terminates the worker and waits for another one that is connected.
+/// Terminates the worker and waits until another one is connected.
 fn next_worker(lab: &Lab) {
     let worker = || lab.postgres.backends("pg_jetstream worker%");
     let before = worker().unwrap();
     lab.sql(&format!("select pg_terminate_backend({})", before[0])).unwrap();
-    lab.wait_until("another worker", || {
+    lab.wait_until("another worker is running", || {
         Ok(worker()?.first().is_some_and(|pid| *pid != before[0]))
     })
     .unwrap();
     lab.wait_connected().unwrap();
 }
 
-/// Rows of one transaction that take many claims to look through, while others of a key commit: what was inserted into
-/// the key first still goes first.
+/// The rows of one transaction take many claims to scan, while other transactions commit messages with the same key.
+/// The message that was inserted first must still be sent first.
 #[test]
 fn a_long_look_for_late_rows_lets_no_later_message_of_a_key_overtake() {
     let lab = Lab::builder()

@@ -1,5 +1,5 @@
-//! Outages and set-ups in which other outboxes lose messages or stop for good.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Outages and configurations in which other outbox implementations lose messages or stop for good.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn stream(lab: &Lab) {
     lab.wait_connected().unwrap();
 }
 
-/// Lets database `name` publish to this NATS server.
+/// Configures database `name` to publish to this NATS server.
 fn join(postgres: &Postgres, name: &str, url: &str) {
     if name != DATABASE {
         postgres.sql(DATABASE, &format!("create database {name}")).unwrap();
@@ -35,13 +35,13 @@ fn join(postgres: &Postgres, name: &str, url: &str) {
 
 fn drained(postgres: &Postgres, database: &str) {
     let owed = "select count(*) from jetstream.outbox";
-    wait_until(PATIENCE, &format!("nothing owed in {database}"), || {
+    wait_until(PATIENCE, &format!("nothing is pending in {database}"), || {
         Ok(postgres.value(database, owed)? == "0")
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", postgres.log_tail()));
 }
 
-/// Each source's numbers, in the order of the stream.
+/// The numbers of each source, in stream order.
 fn by_source(lab: &Lab) -> BTreeMap<String, Vec<u64>> {
     let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for message in lab.stream_messages("PEERS").unwrap() {
@@ -51,7 +51,7 @@ fn by_source(lab: &Lab) -> BTreeMap<String, Vec<u64>> {
     all
 }
 
-/// Seconds without NATS: a few, or as many as OUTAGE_SECONDS says.
+/// Duration of the outage: a few seconds, or OUTAGE_SECONDS.
 fn outage() -> Duration {
     let seconds = std::env::var("OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))

@@ -1,5 +1,5 @@
-//! A table can be rebuilt, row by row, from the messages of its capture alone.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A table can be rebuilt row by row from the messages of its capture alone.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -15,7 +15,7 @@ use lab::lab::DATABASE;
 use lab::process;
 use nix::sys::signal::Signal;
 
-/// Statements that a writer draws from; `N` is a number below 400.
+/// Statements that a producer chooses from. `N` is a number below 400.
 const WORK: [&str; 11] = [
     "insert into zoo select (b).* from beast(N) b on conflict (id) do update set txt = 'again', num = zoo.num + 1",
     "insert into zoo (id, txt, big) select i, 'many', repeat(md5(i::text), 100) from generate_series(N, N + 20) i on conflict do nothing",
@@ -34,7 +34,7 @@ const WORK: [&str; 11] = [
 ];
 
 fn draw(n: u64) -> String {
-    // Seldom a TRUNCATE, or there would be little to compare.
+    // TRUNCATE is rare, otherwise there would be little to compare.
     let which = if n.is_multiple_of(211) {
         10
     } else {
@@ -56,7 +56,7 @@ fn write(lab: &Lab, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
             match postgres::Client::batch_execute(open, &draw(done + 1)) {
                 Ok(()) => done += 1,
                 Err(error) if error.as_db_error().is_some_and(|e| e.code().code() < "57") => {
-                    // Two writers with the same key, or a deadlock; anything else is a defect.
+                    // Two producers may use the same key or cause a deadlock. Any other error is a defect.
                     let code = error.code().unwrap().code();
                     assert!(matches!(code, "23505" | "40P01"), "{error:?}");
                     let _ = open.batch_execute("rollback");
@@ -101,7 +101,7 @@ fn pgbench_and_a_zoo_of_types_are_rebuilt_from_the_stream() {
                 process::signal(pid, Signal::SIGKILL).unwrap();
                 new_worker(&lab, pid);
             }
-            // The death of a worker ends every session, pgbench's too.
+            // When a worker dies, every session ends, including those of pgbench.
             let bench = bench.join().unwrap();
             assert!(round == 1 || bench.status.success(), "{bench:?}");
         });
@@ -115,7 +115,7 @@ fn pgbench_and_a_zoo_of_types_are_rebuilt_from_the_stream() {
         written += writers.into_iter().map(|writer| writer.join().unwrap()).sum::<u64>();
     }
     assert!(written > 100, "only {written} statements");
-    // Whatever the last TRUNCATE left, there is a beast of each kind to compare.
+    // Whatever the last TRUNCATE removed, the table now has a row of every kind to compare.
     lab.sql("insert into zoo select (b).* from generate_series(5000, 5099) n, beast(n) b; update zoo set txt = 'last' where id > 5050")
         .unwrap();
     settled(&lab, LATER);
@@ -125,7 +125,7 @@ fn pgbench_and_a_zoo_of_types_are_rebuilt_from_the_stream() {
     }
     assert!(
         rebuilt.count("postgres.public.zoo.truncate") > 0,
-        "no TRUNCATE was drawn"
+        "no TRUNCATE was chosen"
     );
     assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "0");
     rebuilt.in_order_by_key();
@@ -162,7 +162,8 @@ fn partitions_appear_under_their_root() {
     }
     settled(&lab, SOON);
     let rebuilt = Rebuilt::read(&lab, "postgres_replication");
-    // What was done to the partition while it stood alone is not m's: its rows left m unseen, as a DETACH has no rows.
+    // Changes of the partition while it was detached do not belong to m. Its rows left m without messages, because
+    // DETACH does not change rows.
     same(&lab, &rebuilt, "m");
     assert_eq!(rebuilt.count("postgres.public.m.truncate"), 1);
     assert!(

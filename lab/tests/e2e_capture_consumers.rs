@@ -1,6 +1,6 @@
-//! The consumers of the change streamer's document read what `jetstream.capture` publishes, unchanged but for the
-//! server's address. They need node, npm, go and python3 on the machine.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs the consumers of the change streamer's document against `jetstream.capture`, unchanged except for the server's
+//! address. They require node, npm, go and python3 on the machine.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -15,7 +15,8 @@ use capture_support::{capture_lab, settled};
 use e2e_support::{SOON, eventually, synced};
 use lab::Lab;
 
-/// A copy of an example below target/, which keeps what its packages brought, with the lab's address in it.
+/// A copy of an example in target/ with the address of the lab's server. The copy keeps its installed packages between
+/// runs.
 fn copy(lab: &Lab, example: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let to = root.join("target/examples").join(example);
@@ -37,7 +38,7 @@ fn run(directory: &Path, program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
 }
 
-/// A consumer that runs; it is stopped when it goes.
+/// A running consumer. Dropping it stops it.
 struct Consumer(Child, PathBuf);
 
 impl Consumer {
@@ -58,7 +59,7 @@ impl Consumer {
 
     fn says(&self, lab: &Lab, texts: &[&str]) {
         let output = || fs::read_to_string(&self.1).unwrap();
-        eventually(lab, SOON, &format!("{texts:?} from the consumer"), || {
+        eventually(lab, SOON, &format!("the consumer prints {texts:?}"), || {
             let missing: Vec<_> = texts.iter().filter(|text| !output().contains(**text)).collect();
             anyhow::ensure!(missing.is_empty(), "it lacks {missing:?} and says:\n{}", output());
             Ok(true)
@@ -89,7 +90,7 @@ fn changes(lab: &Lab) {
     settled(lab, SOON);
 }
 
-/// Python with what the example requires, in a folder of its own.
+/// A Python environment with the requirements of the example.
 fn python_of(directory: &Path) -> PathBuf {
     if !directory.join("venv/bin/python").exists() {
         run(directory, "python3", &["-m", "venv", "venv"]);
@@ -179,7 +180,7 @@ fn go() {
     );
 }
 
-/// The use cases: what each keeps follows the table.
+/// Checks that the result of each use case follows the table.
 #[test]
 fn use_cases() {
     let lab = users();
@@ -200,7 +201,7 @@ fn use_cases() {
     lab.sql("delete from users where id = 1").unwrap();
     search.says(&lab, &["found: ['2']"]);
     settled(&lab, Duration::from_secs(30));
-    // The directory outlives the test, and the example appends.
+    // The directory outlives the test, and the example appends to the file.
     let log = directory.join("audit.jsonl");
     let _ = fs::remove_file(&log);
     run(&directory, python.to_str().unwrap(), &["audit_log.py", "audit.jsonl"]);
@@ -215,7 +216,7 @@ fn use_cases() {
     );
 }
 
-/// The bucket's stream holds what the table holds.
+/// Checks that the bucket's stream holds what the table holds.
 #[test]
 fn a_key_value_bucket_follows_a_table() {
     let lab = capture_lab();

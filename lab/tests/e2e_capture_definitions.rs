@@ -1,5 +1,5 @@
-//! Captures follow the definitions of their tables, and come along in a dump.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Captures follow changes of table definitions, and are part of a dump.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -42,7 +42,7 @@ fn definitions_change_under_a_capture() {
     lab.sql("delete from w.plain where id = 2").unwrap();
     settled(&lab, SOON);
     let rebuilt = Rebuilt::read(&lab, "cdc_replication");
-    // Between rows the stream promises no order; the positions do.
+    // The stream guarantees no order across rows, but the positions do.
     let mut messages = rebuilt.messages.clone();
     messages.sort_by_key(position);
     let told: Vec<String> = messages
@@ -79,7 +79,8 @@ fn definitions_change_under_a_capture() {
             "cdc.w.plain.delete {\"a\":\"yes\",\"bee\":\"2\",\"id\":2} null".to_owned(),
         ]
     );
-    // Each begin has its commit, of the same transaction, with nothing of another's between the two in the outbox.
+    // Each begin has a commit of the same transaction, and the outbox has no message of another transaction between
+    // them.
     let count = |name: &str| rebuilt.count(&format!("cdc.transactions.{name}.event"));
     assert!(
         count("begin") > 3 && count("begin") == count("commit"),
@@ -96,7 +97,7 @@ fn a_dump_carries_the_captures() {
              select jetstream.capture('p', key => '{id}', columns => '{id,v}'); select jetstream.pause()",
     )
     .unwrap();
-    // Of which a dump tells right after the trigger, before those of partitions are there.
+    // A dump contains this statement right after the trigger, before the triggers of partitions exist.
     lab.sql("alter table p enable always trigger jetstream_capture_insert")
         .unwrap();
     lab.sql("alter table p1 disable trigger jetstream_capture_delete")
@@ -156,7 +157,7 @@ fn a_capture_that_is_made_again_fires_as_before() {
     };
     let states = |own: &str, partition: &str| (own.to_owned(), partition.to_owned());
     assert_eq!(captured("alter table t rename column v to w"), states("ADRO", "DAOO"));
-    // Who captures a table again wants its changes.
+    // A user who captures the table again wants its changes.
     assert_eq!(captured("select jetstream.capture('t')"), states("AORO", "OAOO"));
     assert_eq!(
         captured("select jetstream.capture('t', operations => '{update,delete}')"),
@@ -285,7 +286,7 @@ fn what_a_condition_needs_stays() {
     ] {
         lab.sql(statement).unwrap();
     }
-    // Whoever says cascade ends the capture, as it ends what else depends on it.
+    // `cascade` ends the capture, as it drops everything else that depends on the function.
     lab.sql("drop function fx.ok(int) cascade; insert into t values (1, 'sad', 1)")
         .unwrap();
     let left = "select (select count(*) from pg_trigger where tgname like 'jetstream_capture%' and tgrelid <> 0) \
@@ -310,7 +311,7 @@ fn a_condition_that_fails_is_told_to_the_writer() {
         "changes of table \"public.t\" cannot be captured: condition (public.ok(id)): division by zero"
     );
     assert!(error.hint().unwrap().contains("jetstream.uncapture"), "{error:?}");
-    // The session goes on, and what is no fault of the condition is told as it is.
+    // The session can continue, and an error that the condition did not cause is reported unchanged.
     client.batch_execute("insert into t values (1)").unwrap();
     client
         .batch_execute(
@@ -379,7 +380,7 @@ fn a_restored_capture_follows_its_columns() {
     assert_eq!(sql(captured), ["{id,aa,b}", "{id}", "4"]);
     sql("alter table rn rename id to number; alter table rn rename aa to id; alter table rn drop column b");
     assert_eq!(sql(captured), ["{number,id}", "{number}", "4"]);
-    // What the condition needs is known of the restored one too.
+    // The restored capture also depends on what its condition requires.
     let error = lab.postgres.sql("copy", "drop function ok(int)").unwrap_err();
     assert_eq!(lab::postgres::sqlstate(&error), Some("2BP01"));
 }

@@ -1,6 +1,6 @@
-//! The formats `row`, `debezium` and `cloudevents`: tables are rebuilt from them with typed values, and each envelope
-//! has what its specification names.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! The formats `row`, `debezium` and `cloudevents`. Tables can be rebuilt from them with typed values, and each
+//! envelope has the fields of its specification.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 type Row = Map<String, Value>;
 
-/// A change, whatever its envelope.
+/// A change in any envelope.
 struct Change {
     op: String,
     old: Option<Row>,
@@ -58,7 +58,7 @@ fn operation(message: &StoredMessage) -> &str {
     }
 }
 
-/// Messages of the table's rows.
+/// Messages about rows of the table.
 fn of_rows(messages: &[StoredMessage]) -> Vec<&StoredMessage> {
     let rows = ["insert", "update", "delete", "truncate"];
     let found: Vec<_> = messages
@@ -75,7 +75,7 @@ fn row(value: &Value) -> Option<Row> {
     value.as_object().cloned()
 }
 
-/// Numbers as what they are worth, so that `-0` and `0`, `2.0` and `2` are one.
+/// Normalizes numbers, so that `-0` equals `0`, and `2.0` equals `2`.
 fn worth(value: &Value) -> Value {
     match value {
         Value::Number(number) if number.as_i64().is_none() => json!({ "float": number.as_f64().unwrap() + 0.0 }),
@@ -88,12 +88,12 @@ fn worth(value: &Value) -> Value {
     }
 }
 
-/// Applies the changes, each of which must say of the row before what the ones before it say, and compares the result
-/// with what PostgreSQL itself makes of the table.
+/// Applies the changes and compares the result with PostgreSQL's own JSON of the table. The old row in each change must
+/// equal the current row.
 fn rebuilt(lab: &Lab, changes: &[Change]) {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     let key = |row: &Row| row["id"].to_string();
-    // Not captured: it was there before.
+    // Row 1 is older than the capture.
     rows.insert("1".into(), Row::new());
     for change in changes {
         let old = change
@@ -101,11 +101,11 @@ fn rebuilt(lab: &Lab, changes: &[Change]) {
             .as_ref()
             .map(|old| rows.remove(&key(old)).map(|row| (row, old)));
         if let Some(known) = old {
-            let (row, old) = known.expect("a change of a row that is not there");
+            let (row, old) = known.expect("a change of a row that does not exist");
             assert_eq!(worth(&Value::Object(row)), worth(&Value::Object(old.clone())));
         }
         if let Some(new) = &change.new {
-            assert!(rows.insert(key(new), new.clone()).is_none(), "the row is there already");
+            assert!(rows.insert(key(new), new.clone()).is_none(), "the row already exists");
         }
         if change.op == "truncate" {
             rows.clear();
@@ -122,7 +122,7 @@ fn rebuilt(lab: &Lab, changes: &[Change]) {
             change.op
         );
     }
-    // to_jsonb forgets lower bounds, and makes a numeric a number that few readers keep.
+    // to_jsonb loses the lower bounds of arrays, and turns a numeric into a number that few readers can represent.
     let table = lab
         .sql(
             "set timezone = 'UTC'; set datestyle = iso; set intervalstyle = postgres; set extra_float_digits = 1;
@@ -151,7 +151,7 @@ fn rebuilt(lab: &Lab, changes: &[Change]) {
     }
 }
 
-/// Of each transaction one begin and one commit.
+/// Checks that each transaction has exactly one begin and one commit.
 fn transactions(messages: &[StoredMessage], id: impl Fn(&Value) -> Value) {
     let of = |name: &str| -> Vec<String> {
         let found = messages.iter().filter(|message| operation(message) == name);
@@ -161,7 +161,7 @@ fn transactions(messages: &[StoredMessage], id: impl Fn(&Value) -> Value) {
         ids
     };
     assert_eq!(of("begin"), of("commit"));
-    // The capture itself, with its relation message, and seven statements.
+    // One transaction for `capture`, which publishes the relation message, and seven for the statements.
     assert_eq!(of("begin").len(), 8);
 }
 
@@ -212,13 +212,10 @@ fn rows_are_typed() {
         .collect();
     rebuilt(&lab, &changes);
     transactions(&messages, |body| body["xid"].clone());
-    assert!(
-        messages.iter().all(|message| message.headers.len() == 1),
-        "the id alone"
-    );
+    assert!(messages.iter().all(|message| message.headers.len() == 1), "only the id");
 }
 
-/// Field names and types of <https://debezium.io/documentation/reference/stable/connectors/postgresql.html>.
+/// Checks the field names and types of <https://debezium.io/documentation/reference/stable/connectors/postgresql.html>.
 #[test]
 fn debezium_has_its_envelope() {
     let millis = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
@@ -295,8 +292,8 @@ fn debezium_has_its_envelope() {
     });
 }
 
-/// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md> and its JSON format; the headers are those of
-/// the protocol binding for NATS.
+/// Checks <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md> and its JSON format. The headers are
+/// those of the protocol binding for NATS.
 #[test]
 fn cloudevents_have_the_attributes_they_must() {
     let (lab, messages) = zoo("cloudevents");
@@ -321,7 +318,7 @@ fn cloudevents_have_the_attributes_they_must() {
         assert_eq!(source, expected);
         assert!(
             seen.insert((source.to_owned(), event["id"].to_string())),
-            "source and id are one event's"
+            "source and id identify one event"
         );
         for name in ["id", "source", "specversion", "type", "time"] {
             assert_eq!(message.header(&format!("ce-{name}")), event[name].as_str(), "{name}");

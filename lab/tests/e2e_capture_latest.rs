@@ -1,5 +1,6 @@
-//! A table's rows are read by its present definition, whatever the snapshot, the search path and the settings of the writer.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A table's rows are read with its current definition, regardless of snapshot, search path and settings of the
+//! session.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -10,7 +11,7 @@ use lab::Lab;
 use lab::lab::DATABASE;
 use serde_json::{Value, json};
 
-/// Bodies of the inserts into a table, in pgoutput's format.
+/// Bodies of the inserts into a table, in pgoutput format.
 fn inserted(lab: &Lab, table: &str) -> Vec<Value> {
     settled(lab, SOON);
     let rebuilt = Rebuilt::read(lab, "postgres_replication");
@@ -109,7 +110,7 @@ fn values_do_not_depend_on_the_search_path_or_on_how_bytes_are_shown() {
                  array['\\x01ff'::bytea], ('app.target', '\\x02'), 'low')"
         ))
         .unwrap();
-        // The writer's own settings are as they were.
+        // The session's own settings are unchanged.
         let kept = lab
             .value(&format!(
                 "{settings}; insert into public.t (id) values ({}); select 'app.target'::regclass || ' ' || current_setting('bytea_output')",

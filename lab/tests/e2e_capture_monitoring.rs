@@ -1,5 +1,6 @@
-//! What stands in the queue of captured changes is owed like any message, and a pause keeps it from NATS alone.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Changes in the capture queue are pending like any other message. A pause keeps them from being published, but not
+//! from being unpacked.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -20,8 +21,8 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
     settled(&lab, SOON);
     synced(&lab, "postgres_replication");
     let before = lab.message_count("postgres_replication").unwrap();
-    becomes(&lab, "nothing is owed", "select jetstream.lag() is null", "t");
-    // A worker that starts anew is paused from its first cycle on.
+    becomes(&lab, "nothing is pending", "select jetstream.lag() is null", "t");
+    // A worker that starts now is paused from its first cycle.
     lab.postgres.set(&[("pg_jetstream.databases", "")]).unwrap();
     lab.wait_until("no worker", || {
         Ok(lab.postgres.backends("pg_jetstream worker%")?.is_empty())
@@ -61,13 +62,13 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
         "default postgres.public.we%2Eird.insert 1000, default postgres.transactions.begin.event 1, \
          default postgres.transactions.commit.event 1"
     );
-    // As old as the change, and not as the message.
+    // The message has the time of the change, not of its creation.
     assert_eq!(
         lab.value("select extract(epoch from min(created_at))::text from jetstream.outbox")
             .unwrap(),
         captured
     );
-    // Each of them can be taken back.
+    // Each message can still be deleted.
     assert_eq!(
         lab.sql("delete from jetstream.outbox where convert_from(raw, 'UTF8')::jsonb @> '{\"Insert\": {\"new_tuple\": {\"id\": \"7\"}}}' returning id")
             .unwrap()
@@ -103,7 +104,7 @@ fn what_the_first_version_left_in_the_queue_is_owed_and_published() {
             row(2, bodies[1])
         )
     };
-    // Each field behind its length in four bytes; a begin has none.
+    // Each field follows its length in four bytes. A begin has no fields.
     let none = "'\\xffffffff'::bytea";
     let field = |text: &str| format!("'\\x{:02x}000000'::bytea || '{text}'", text.len());
     let insert = format!(
@@ -112,7 +113,7 @@ fn what_the_first_version_left_in_the_queue_is_owed_and_published() {
         field("{\"id\":\"1\"}")
     );
     let begin = format!("'b'::bytea || {none} || {none} || {none} || {none}");
-    // Rolled back, so that nobody takes it.
+    // Rolled back, so that the worker does not see it.
     let owed = lab
         .sql(&format!("begin; {}; {OWED}; rollback", store([&insert, &begin])))
         .unwrap();
@@ -128,7 +129,7 @@ fn what_the_first_version_left_in_the_queue_is_owed_and_published() {
     assert_eq!(stored.json().unwrap()["Insert"]["new_tuple"]["id"], "1");
     becomes(
         &lab,
-        "its key is the one it was stored with",
+        "it keeps the key it was stored with",
         "select count(*) from jetstream.history where key = 'public.t:\"1\"'",
         "2",
     );

@@ -1,5 +1,5 @@
-//! Statements whose triggers change captured tables again: told in the order in which they happened.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Statements whose triggers change captured tables again. The messages have the order in which the changes happened.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -10,7 +10,7 @@ use lab::lab::DATABASE;
 
 const STREAM: &str = "postgres_replication";
 
-/// A captured table `t (id, v)`, and what else is asked for.
+/// A lab with a captured table `t (id, v)` and the objects in `more`.
 fn with(more: &str) -> Lab {
     let lab = capture_lab();
     lab.sql(&format!(
@@ -20,7 +20,7 @@ fn with(more: &str) -> Lab {
     lab
 }
 
-/// A trigger on `t` that does this.
+/// SQL for a trigger on `t` with this body.
 fn trigger(name: &str, when: &str, each: &str, body: &str) -> String {
     format!(
         "create function {name}() returns trigger language plpgsql as $f$ {body} $f$;
@@ -57,7 +57,7 @@ fn so_is_what_a_trigger_of_the_statement_changes_whatever_its_name() {
     same(&lab, &Rebuilt::read(&lab, STREAM), "t");
 }
 
-/// Also where a trigger in front of the row has filled it.
+/// This also holds if a BEFORE trigger has filled in a column.
 #[test]
 fn what_a_trigger_behind_the_capture_changes_is_told_behind() {
     let lab = with(
@@ -93,7 +93,7 @@ fn triggers_call_triggers_and_some_of_them_fail() {
     );
     assert_eq!(told(&lab), "R I1 I2 U1 U1 U2 U2");
     same(&lab, &Rebuilt::read(&lab, STREAM), "t");
-    // What failed as a whole has left nothing behind.
+    // A statement that fails as a whole leaves no changes behind.
     let mut client = lab.postgres.client(DATABASE).unwrap();
     client
         .batch_execute("begin; savepoint s; insert into t values (4, 'four')")
@@ -157,7 +157,7 @@ fn so_with_copy() {
     same(&lab, &Rebuilt::read(&lab, STREAM), "t");
 }
 
-/// The trigger on `parents` changes a child that the foreign key deletes afterwards.
+/// The trigger on `parents` changes a child row that the foreign key deletes later.
 #[test]
 fn what_a_foreign_key_does_is_told_where_it_happened() {
     let lab = capture_lab();
@@ -224,7 +224,7 @@ fn a_transaction_begins_in_front_of_all() {
     assert_eq!(last, "B I1 I2 I1 I2 C", "{told}");
 }
 
-/// The hook that watches for this must not change what a client learns of an error raised behind it.
+/// The executor hook must not change the error that a client receives.
 #[test]
 fn an_error_of_a_foreign_key_names_its_constraint() {
     let lab = with("create table c (id int constraint c_id_fkey references t)");

@@ -1,5 +1,6 @@
-//! A capture lends nobody rights: not to what its condition runs, and not over what others capture.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Capture gives no user additional rights, neither through the functions in a condition nor over captures of other
+//! users.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -11,7 +12,7 @@ use lab::Lab;
 const CAPTURED: &str = "select tgrelid::regclass, tgname from pg_trigger where tgname like 'jetstream_capture%' \
                         order by tgrelid::regclass::text, tgname";
 
-/// A lab with two publishers that own a schema each and nothing else: `mallory` has `m`, `victim` has `v`.
+/// A lab with two publishers. Each owns one schema and nothing else: `mallory` owns `m`, and `victim` owns `v`.
 fn two_publishers() -> Lab {
     let lab = capture_lab();
     lab.sql(
@@ -32,7 +33,7 @@ fn run(lab: &Lab, role: &str, sql: &str) {
         .unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-/// A trigger as `capture` makes it, but by hand.
+/// SQL that creates by hand a trigger like those of `capture`.
 fn trigger(table: &str, argument: &serde_json::Value) -> String {
     format!(
         "create trigger jetstream_capture_insert after insert on {table} referencing new table as new_rows \
@@ -67,19 +68,19 @@ fn a_condition_gets_no_rights_from_whoever_alters_the_table() {
         lab.value("select rolsuper from pg_roles where rolname = 'mallory'")
             .unwrap()
     };
-    // Several statements in the text.
+    // The text contains several statements.
     let several = "true) is true from (select 1) r; do $d$ begin if current_user = 'postgres' then \
                    execute 'alter role mallory superuser'; end if; end $d$; select (true";
     let capture = format!("select jetstream.capture('m.t', condition => {})", quoted(several));
     let refused = lab.sql(&format!("set role mallory; {capture}")).is_err();
-    // The argument can come from a trigger that somebody made himself.
+    // The argument may come from a trigger that a user has created by hand.
     for (table, condition) in [("m.t", several), ("m.u", "v = any ('{1}'::m.d[])")] {
         let made = lab.sql(&format!("set role mallory; {}", trigger(table, &argument(condition))));
         let altered = lab.sql(&format!("alter table {table} add column x int"));
         assert_eq!(is_super(), "f", "{table}: {made:?} {altered:?}");
     }
-    assert!(refused, "several statements are a condition");
-    // Analysis runs what a domain checks: with the rights of the table's owner, whoever it is that asks.
+    assert!(refused, "several statements were accepted as a condition");
+    // Analysis runs the checks of a domain. It does so with the rights of the table's owner, whichever user causes it.
     lab.sql("delete from m.ran; alter table m.u add column y int").unwrap();
     run(
         &lab,
@@ -91,7 +92,7 @@ fn a_condition_gets_no_rights_from_whoever_alters_the_table() {
         lab.value("select string_agg(distinct by, ',') from m.ran").unwrap(),
         "mallory"
     );
-    // And it does so for nobody else.
+    // No other user can start the analysis.
     lab.sql("create table public.mine (id int, v text)").unwrap();
     for call in [
         "select jetstream.capture_analyze('public.mine'::regclass, 'v = any (''{1}''::m.d[])')",
@@ -131,7 +132,7 @@ fn what_a_condition_runs_leaves_nothing_behind() {
         "mallory",
         "select jetstream.capture('m.u', condition => 'v = any (''{1}''::m.e[])')",
     );
-    // A deferred trigger would run with the rights of whoever commits.
+    // A deferred trigger would run with the rights of the user who commits.
     let altered = lab.sql(&format!(
         "{}; alter table m.t add column x int",
         trigger("m.t", &argument("v = any ('{1}'::m.d[])"))
@@ -181,7 +182,7 @@ fn a_condition_is_one_expression_on_one_row() {
             ),
         );
     }
-    // The owner may be without rights on the schema.
+    // The owner may have no rights on the schema.
     lab.sql("revoke usage on schema m from public; alter schema m owner to postgres; alter table m.t add column c int")
         .unwrap();
 }
@@ -208,7 +209,7 @@ fn schemas_are_captured_by_their_owners() {
     ] {
         assert_eq!(code(&lab, "mallory", sql), expected, "{sql}");
     }
-    // Not even as if it were restored.
+    // Pretending to restore a dump does not help either.
     run(
         &lab,
         "mallory",
@@ -249,7 +250,7 @@ fn nobody_ends_the_capture_of_anothers_partitions() {
     );
     run(&lab, "mallory", "drop table m.x");
     assert_eq!(lab.sql(CAPTURED).unwrap(), before);
-    // Nor does a copy of the same owner: a dump restored beside it.
+    // Neither does a copy by the same owner, as if a dump were restored next to the original.
     run(
         &lab,
         "victim",

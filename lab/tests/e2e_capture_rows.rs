@@ -1,6 +1,6 @@
-//! Statements whose rows are hard to tell: partitions that are truncated, rows that move, keys that are exchanged, and many
-//! rows at once.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Statements with difficult rows: truncated partitions, rows that move, keys that are exchanged, and many rows in one
+//! transaction.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -55,7 +55,7 @@ fn a_truncated_partition_tells_no_rows_that_the_condition_excludes() {
     .unwrap();
     lab.sql("insert into t select n, n % 3 = 0, repeat('long', 1000) || n from generate_series(1, 9) n")
         .unwrap();
-    // Who truncates needs no right to read.
+    // TRUNCATE requires no right to read.
     lab.sql("create role sweeper; grant truncate on t1 to sweeper; set role sweeper; truncate t1")
         .unwrap();
     assert_eq!(told(&lab), "R I1 I2 I4 I5 I7 I8 D1 D2 D4 D5 D7 D8");
@@ -90,7 +90,7 @@ fn rows_that_exchange_their_keys_keep_them() {
         .unwrap();
     assert_eq!(told(&lab), "R I1 I2 I3 I4 D1 D2 U3 U4 I2 I1");
     same(&lab, &Rebuilt::read(&lab, "postgres_replication"), "t");
-    // A row that enters the condition with the key of one that leaves it.
+    // One row enters the condition with the key of another row that leaves it.
     lab.sql("select jetstream.capture('t', condition => 'v <> ''v1'''); select pg_sleep(0)")
         .unwrap();
     lab.sql("update t set id = 3 - id, v = case v when 'v1' then 'now' else v end where id < 3")
@@ -114,7 +114,7 @@ fn a_large_transaction_is_unpacked_without_reading_it_again_and_again() {
     let rows: i64 = told.concat().last().unwrap().parse().unwrap();
     assert!(rows > 1_000, "{rows}");
     let unpacked = "select count(*) from jetstream.outbox";
-    eventually(&lab, LATER, "everything is a message", || {
+    eventually(&lab, LATER, "every change is a message", || {
         Ok(lab.value(unpacked)? == "300000")
     });
     // Only the worker uses this index.

@@ -1,5 +1,5 @@
-//! What each kind of statement publishes, and what is not captured, as docs/capture.md says.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! What each kind of statement publishes, and what is not captured, according to docs/capture.md.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod capture_support;
 mod e2e_support;
@@ -13,7 +13,7 @@ use lab::lab::DATABASE;
 use lab::postgres::sqlstate;
 use serde_json::Value;
 
-/// The changes of a stream in the order of their positions: last token of the subject and id of the row.
+/// The changes in a stream in the order of their positions: last token of the subject, and id of the row.
 fn told(lab: &Lab, stream: &str) -> Vec<String> {
     let mut messages = lab.stream_messages(stream).unwrap();
     messages.sort_by_key(position);
@@ -74,7 +74,7 @@ fn statements_publish_the_rows_they_changed() {
         &[],
     );
     settled(&lab, SOON);
-    // In what order the triggers of one statement fire is no promise.
+    // The order in which triggers of one statement fire is not defined.
     let mut found = told(&lab, "postgres_replication");
     found.sort();
     expected.sort();
@@ -115,8 +115,9 @@ fn a_row_too_long_for_a_message_is_refused() {
     assert_eq!(told(&lab, "postgres_replication").last().unwrap(), "insert 1");
 }
 
-/// The subscriber's workers have the replica role: triggers fire there only if they are enabled so. And those that apply
-/// changes fire triggers of rows alone, which a capture has none of; TRUNCATE has only triggers of the statement.
+/// The workers of a subscription run in the replica role, in which triggers fire only if they are enabled for it.
+/// Workers that apply changes fire only row triggers, which a capture does not have. TRUNCATE has only statement
+/// triggers.
 #[test]
 fn a_subscriber_of_logical_replication_publishes_nothing_of_its_own_accord() {
     let lab = Lab::builder().set("wal_level", "logical").start().unwrap();
@@ -146,7 +147,7 @@ fn a_subscriber_of_logical_replication_publishes_nothing_of_its_own_accord() {
     .unwrap();
     becomes(
         &lab,
-        "the initial copy",
+        "the initial copy is complete",
         "select string_agg(srsubstate::text, '') from pg_subscription_rel",
         "rr",
     );
@@ -195,7 +196,7 @@ fn what_is_not_captured_is_as_documented() {
          select jetstream.capture('parent'), jetstream.capture('child'), jetstream.capture('base', subject_prefix => 'other')",
     )
     .unwrap();
-    // What is sent before there is a stream is tried again, behind what comes later for other keys.
+    // A message sent before its stream exists is retried, possibly after later messages with other keys.
     lab.wait_for_streams().unwrap();
     lab.sql("insert into parent values (1), (2); insert into child values (10, 1), (20, 2)")
         .unwrap();
@@ -227,7 +228,7 @@ fn what_is_not_captured_is_as_documented() {
     );
     assert_eq!(ids("postgres.public.child.update", "new_tuple"), ["20"]);
     assert_eq!(ids("postgres.public.child.delete", "old_tuple"), ["10"]);
-    // A child's row is seen by statements that name the parent, as the parent sees it.
+    // Statements on the parent also affect rows of the child, and are reported with the columns of the parent.
     let base: Vec<String> = lab
         .stream_messages("other_replication")
         .unwrap()
@@ -242,12 +243,13 @@ fn what_is_not_captured_is_as_documented() {
             "other.public.base.insert"
         ]
     );
-    eventually(&lab, SOON, "an idle worker", || {
+    eventually(&lab, SOON, "the outbox is empty", || {
         Ok(lab.value("select count(*) from jetstream.outbox")? == "0")
     });
 }
 
-/// The worker puts captured changes into the outbox without a statement, unless that would pass something over.
+/// The worker inserts captured changes into the outbox directly, without a statement, unless this would bypass triggers
+/// or constraints that users have added.
 #[test]
 fn what_others_have_added_to_the_outbox_sees_captured_changes() {
     let lab = capture_lab();

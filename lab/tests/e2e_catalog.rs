@@ -1,5 +1,5 @@
-//! Extensions and databases come and go under a running worker.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Creates and drops extensions and databases while a worker is running.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -20,7 +20,7 @@ fn create_extension(lab: &Lab, database: &str) {
 }
 
 fn drained_in(lab: &Lab, database: &str) {
-    eventually(lab, SOON, &format!("an empty outbox in {database}"), || {
+    eventually(lab, SOON, &format!("the outbox in {database} is empty"), || {
         Ok(lab
             .postgres
             .value(database, "select not exists (select from jetstream.outbox)")?
@@ -35,7 +35,7 @@ fn the_extension_can_be_dropped_and_made_anew_under_load() {
     for _ in 0..5 {
         lab.sql(&insert("s.x", from, from + 4_999)).unwrap();
         arrived(&lab, "S", from as u64);
-        // What it owes goes with it; what was published stays.
+        // Pending messages are dropped with the extension. Published ones stay in the stream.
         lab.sql("drop extension pg_jetstream cascade").unwrap();
         from += 5_000;
         create_extension(&lab, "postgres");
@@ -47,7 +47,7 @@ fn the_extension_can_be_dropped_and_made_anew_under_load() {
     let mut once = numbers.clone();
     once.sort_unstable();
     once.dedup();
-    assert_eq!(once.len(), numbers.len(), "some are there twice");
+    assert_eq!(once.len(), numbers.len(), "some were stored twice");
     for round in 1..=5 {
         let last = round * 5_010;
         assert!(
@@ -64,14 +64,14 @@ fn a_dropped_extension_is_waited_for_without_errors() {
     drained(&lab, SOON);
     lab.sql("drop extension pg_jetstream").unwrap();
     let waits = "select count(*) from pg_stat_activity where backend_type ilike 'pg_jetstream worker%' and query = ''";
-    eventually(&lab, SOON, "a worker that waits", || Ok(lab.value(waits)? == "1"));
+    eventually(&lab, SOON, "the worker waits", || Ok(lab.value(waits)? == "1"));
     let errors = lab.postgres.log().matches("ERROR").count() + lab.postgres.log().matches("FATAL").count();
     let pid = lab.postgres.backends("pg_jetstream worker%").unwrap();
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(
         lab.postgres.backends("pg_jetstream worker%").unwrap(),
         pid,
-        "one worker that stays"
+        "one worker keeps running"
     );
     let now = lab.postgres.log().matches("ERROR").count() + lab.postgres.log().matches("FATAL").count();
     assert_eq!(now, errors, "{}", lab.postgres.log_tail());
@@ -81,13 +81,13 @@ fn a_dropped_extension_is_waited_for_without_errors() {
     exactly_once(&lab, "S", 1..=20);
 }
 
-/// DROP DATABASE waits until every process has seen its barrier.
+/// DROP DATABASE waits until every process has processed its barrier.
 #[test]
 fn databases_next_door_come_and_go_while_the_worker_works_and_while_it_idles() {
     let lab = lab(&[("pg_jetstream.poll_interval", "10min")]);
     let pid = worker(&lab);
     let version: u32 = lab.value("show server_version_num").unwrap().parse().unwrap();
-    // Older ones always copy the files.
+    // Versions before 15 always copy the files.
     let strategies = version >= 150_000;
     for round in 0..6 {
         if round % 2 == 1 {
@@ -106,14 +106,14 @@ fn databases_next_door_come_and_go_while_the_worker_works_and_while_it_idles() {
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
     drained(&lab, SOON);
-    assert_eq!(worker(&lab), pid, "the same worker all the time");
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
     let expected = [1, 3, 5]
         .into_iter()
         .flat_map(|round| round * 5_000 + 1..=round * 5_000 + 5_000);
     exactly_once(&lab, "S", expected);
 }
 
-/// As a connection string has it.
+/// The name as it appears in a connection string.
 const ODD: &str = "'Odd name'";
 
 #[test]
@@ -147,12 +147,13 @@ fn a_listed_database_may_come_later_and_go_by_force() {
         (1..=10).chain(101..=150).chain(201..=250).chain(1_001..=1_010),
     );
     let gone = "\"later\" in pg_jetstream.databases does not exist";
-    eventually(&lab, SOON, "a warning that it is gone", || {
+    eventually(&lab, SOON, "a warning that the database does not exist", || {
         Ok(lab.postgres.log().matches(gone).count() >= 2)
     });
 }
 
-/// What one has after pg_dump and restore: connections, streams and what is owed, which is then published, once.
+/// After pg_dump and restore, connections, streams and pending messages exist, and the pending messages are published
+/// exactly once.
 #[test]
 fn a_dump_carries_what_is_owed_and_how_to_send_it() {
     let mut lab = lab(&[]);
@@ -175,7 +176,8 @@ fn a_dump_carries_what_is_owed_and_how_to_send_it() {
     lab.sql("create database restored").unwrap();
     let dump = e2e_support::program(&lab, "pg_dump", &["-Fc", "-f", "dump", "postgres"]);
     assert!(dump.status.success(), "{dump:?}");
-    // The worker there works from the first moment: nothing may go to where a fresh extension would send it.
+    // The worker in the restored database runs from the start. Nothing may be sent to the default connection of a fresh
+    // extension.
     lab.postgres.set(&[("pg_jetstream.databases", "restored")]).unwrap();
     let restore = e2e_support::program(&lab, "pg_restore", &["--exit-on-error", "-d", "restored", "dump"]);
     assert!(restore.status.success(), "{}", String::from_utf8_lossy(&restore.stderr));
@@ -199,18 +201,21 @@ fn a_dump_carries_what_is_owed_and_how_to_send_it() {
     );
     in_it("select jetstream.publish('d.new', '{\"n\": 503}')");
     lab.nats.restart().unwrap();
-    eventually(&lab, LATER, "all but the disabled connection's", || {
+    eventually(&lab, LATER, "only messages of the disabled connection are left", || {
         Ok(lab
             .postgres
             .value("restored", "select count(*) from jetstream.outbox")?
             == "1")
     });
-    // Where it was dumped from, it is owed still: the stream knows the ids.
+    // The messages are still pending in the source database. The stream recognizes their ids.
     lab.postgres
         .set(&[("pg_jetstream.databases", "restored,postgres")])
         .unwrap();
-    eventually(&lab, LATER, "the same at the source", || {
-        Ok(lab.value("select count(*) from jetstream.outbox")? == "1")
-    });
+    eventually(
+        &lab,
+        LATER,
+        "only messages of the disabled connection are left in the source",
+        || Ok(lab.value("select count(*) from jetstream.outbox")? == "1"),
+    );
     exactly_once(&lab, "D", 1..=503);
 }

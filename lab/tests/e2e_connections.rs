@@ -1,5 +1,6 @@
-//! A connection that cannot work says so, once, troubles no other, and works as soon as its row is put right.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A connection that cannot work reports its reason once, does not affect other connections, and works as soon as its
+//! row is fixed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -11,7 +12,7 @@ use lab::Lab;
 use lab::lab::DATABASE;
 use lab::nats::NatsServer;
 
-/// Messages for another connection than `default`.
+/// Inserts messages for a connection other than `default`.
 fn insert_for(connection: &str, subject: &str, from: i64, to: i64) -> String {
     insert(subject, from, to)
         .replace("(subject, payload)", "(connection, subject, payload)")
@@ -79,7 +80,7 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
             "select jetstream.health('{name}') ->> 'connection_state' in ('failed', 'disconnected')
                  and jetstream.health('{name}') ->> 'detail' ilike '%{reason}%' and jetstream.health('{name}') ->> 'detail' <> ''"
         );
-        becomes(&lab, &format!("the reason of {name}"), &shown, "t");
+        becomes(&lab, &format!("{name} reports its reason"), &shown, "t");
         if !["badhost", "badscheme", "badurl"].contains(name) {
             state(&lab, name, "failed");
         }
@@ -100,9 +101,9 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
         "0"
     );
     assert_eq!(lab.value("select count(*) from jetstream.outbox").unwrap(), "18");
-    assert!(!lab.postgres.log_contains("right"), "a secret in the log");
+    assert!(!lab.postgres.log_contains("right"), "the log contains a secret");
 
-    // Put right, one after the other, without a restart.
+    // The connections are fixed one after the other, without a restart.
     lab.sql("update jetstream.connections set token = 'right' where name = 'badtoken'")
         .unwrap();
     lab.sql(&format!(
@@ -117,11 +118,11 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
         count_with(ConnectOptions::with_token("right".into()), &guarded, "S"),
         18
     );
-    assert_eq!(worker(&lab), pid, "the same worker all the time");
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
     exactly_once(&lab, "S", 1..=1_000);
 }
 
-/// What is secret in a row stays there: no one reads it in the log, in status(), or as a reader of the tables.
+/// Secrets in a row do not appear in the log, in status(), or for users who may read the tables.
 #[test]
 fn secrets_are_shown_to_nobody() {
     let lab = lab(&[("pg_jetstream.log_level", "trace"), ("log_min_messages", "debug1")]);
@@ -135,7 +136,7 @@ fn secrets_are_shown_to_nobody() {
         ("refused", guarded.url().replace("nats://", "nats://app:hushhush@")),
         ("welcome", guarded.url().replace("nats://", "nats://app:othersecret@")),
     ] {
-        // Whether credentials in a URL are taken or refused: they are not shown.
+        // Credentials in a URL are never shown, whether the URL is accepted or refused.
         let _ = lab.sql(&format!(
             "insert into jetstream.connections (name, url) values ('{name}', '{url}')"
         ));
@@ -150,7 +151,7 @@ fn secrets_are_shown_to_nobody() {
         .unwrap_or_default()
         .concat();
     seen.extend(lab.sql("select to_json(s) from jetstream.status() s").unwrap().concat());
-    // The statements of this test are no leak.
+    // The statements of this test, which the server logs, are not a leak.
     let log = lab.postgres.log();
     seen.extend(
         log.lines()
@@ -194,10 +195,10 @@ fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() 
     drained(&lab, SOON);
     assert_eq!(count_on(&other, "T"), 100);
 
-    // Moved to another server while messages are in flight.
+    // The connection moves to another server while messages are in flight.
     other.pause().unwrap();
     lab.sql(&insert_for("other", "t.x", 101, 300)).unwrap();
-    eventually(&lab, SOON, "messages in flight", || {
+    eventually(&lab, SOON, "messages are in flight", || {
         Ok(lab.value("select in_flight from jetstream.status()")? == "200")
     });
     let third = NatsServer::start().unwrap();
@@ -212,7 +213,8 @@ fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() 
 
     lab.sql("delete from jetstream.streams where connection = 'other'")
         .unwrap();
-    // It is kept as long as anything names it: dead letters, captures, and messages that are just being inserted.
+    // A connection cannot be removed while anything refers to it: dead letters, captures, or messages that are being
+    // inserted.
     let rename = "update jetstream.connections set name = 'renamed' where name = 'other'";
     let remove = "delete from jetstream.connections where name = 'other'";
     let stays = |code: &str| {
@@ -223,7 +225,7 @@ fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() 
                  message_id, attempts, reason, created_at) values (1, 'other', 't.dead', '1', 'dead', 1, 'test', now())")
         .unwrap();
     stays("23503");
-    // Another connection's dead letters do not keep these from being redriven.
+    // Dead letters of another connection do not keep these from being redriven.
     lab.sql(
         "insert into jetstream.dead_letters (outbox_id, connection, subject, payload, message_id, attempts, reason,
                  created_at) values (2, 'gone', 't.gone', '1', 'gone', 1, 'test', now())",
@@ -253,7 +255,7 @@ fn a_connection_is_switched_off_moved_and_removed_without_losing_what_it_owes() 
             .unwrap(),
         "23503"
     );
-    // Without "default" a plain publish would have nowhere to go.
+    // Without "default", a plain publish would have no connection.
     assert_eq!(lab.failure("delete from jetstream.connections").unwrap(), "23503");
     assert_eq!(
         lab.failure("update jetstream.connections set name = 'x'").unwrap(),
@@ -278,5 +280,5 @@ fn a_prefix_goes_in_front_once_and_a_missing_default_stream_is_shown() {
         .collect();
     assert_eq!(subjects, ["s.app.orders", "s.app.orders", "s.app.s.apple"]);
     let told = "select jetstream.health() ->> 'detail' like '%stream \"MISSING\" does not exist%'";
-    becomes(&lab, "the missing stream", told, "t");
+    becomes(&lab, "the missing stream is reported", told, "t");
 }

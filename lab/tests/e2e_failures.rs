@@ -1,5 +1,6 @@
-//! What cannot be published says why, is tried again or given up as it should be, and can be brought back.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A message that cannot be published reports the reason, is retried or becomes a dead letter as it should, and can be
+//! redriven.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -48,7 +49,7 @@ fn what_is_too_large_is_a_dead_letter_at_once_with_both_sizes() {
             ("1", size.to_string().as_str()),
             "{row:?}"
         );
-        // The size on the wire is that of the body and a few headers.
+        // The size on the wire includes the body and a few headers.
         let told = row[2].split_whitespace().filter_map(|word| word.parse::<i64>().ok());
         assert!(
             told.clone().any(|n| (size..size + 200).contains(&n)) && told.into_iter().any(|n| n.to_string() == limit),
@@ -67,7 +68,7 @@ fn what_a_change_of_the_stream_lets_through_is_not_given_up_while_the_change_is_
         .unwrap();
     synced(&lab, "SMALL");
     for n in 1..=10 {
-        // One commit hands the relay both at once; the message is at the server before the stream is changed.
+        // One commit hands both to the relay. The message reaches the server before the stream is changed.
         let limit = n * 10_000;
         lab.sql(&format!(
             "begin;
@@ -81,7 +82,7 @@ fn what_a_change_of_the_stream_lets_through_is_not_given_up_while_the_change_is_
         assert!(dead.is_empty(), "change {n}: {dead:?}");
         assert_eq!(lab.message_count("SMALL").unwrap(), n);
     }
-    // With the change made, what is too large for it is given up.
+    // After the change, a message that is still too large becomes a dead letter.
     publish_bytes(&lab, "small.larger", 200_000);
     drained(&lab, SOON);
     assert_eq!(lab.value("select count(*) from jetstream.dead_letters").unwrap(), "1");
@@ -98,7 +99,7 @@ fn a_full_stream_refuses_until_there_is_room_and_holds_nobody_up() {
     arrived(&lab, "S", 1_000);
     let waiting = "select count(*) || ' ' || bool_and(last_error like '%maximum messages exceeded%' and attempts > 0 \
                    and deliver_at is not null and failed_at is not null) from jetstream.outbox";
-    becomes(&lab, "fifteen refused messages with their reason", waiting, "15 true");
+    becomes(&lab, "fifteen refused messages have their reason", waiting, "15 true");
     assert_eq!(lab.value("select failing from jetstream.outbox_summary").unwrap(), "15");
     lab.sql("update jetstream.streams set max_messages = 100 where name = 'FULL'")
         .unwrap();
@@ -131,7 +132,7 @@ fn no_stream_ends_in_a_dead_letter_and_every_way_back_works() {
         .unwrap();
     assert_eq!(failed, [["6", "t"]]);
 
-    // Given up for good: the history says by whom.
+    // Discarded for good. The history names the user.
     lab.sql("select jetstream.discard(id) from jetstream.dead_letters where subject = 'a.1'")
         .unwrap();
     let said = lab
@@ -146,7 +147,7 @@ fn no_stream_ends_in_a_dead_letter_and_every_way_back_works() {
     assert_eq!(lab.failure("select jetstream.discard(999999)").unwrap(), "P0002");
     assert_eq!(lab.failure("select jetstream.redrive(999999)").unwrap(), "P0002");
 
-    // Brought back too early: it dies again, with attempts of its own.
+    // Redriven too early: the message becomes a dead letter again, and its attempts are counted anew.
     lab.sql("select jetstream.redrive(id) from jetstream.dead_letters where subject = 'a.2'")
         .unwrap();
     drained(&lab, SOON);
@@ -194,7 +195,7 @@ fn a_subject_the_account_may_not_publish_to_is_retried_with_its_reason() {
     lab.sql(&insert("s.x", 1, 500)).unwrap();
     arrived(&lab, "S", 500);
     let reason = "select count(*) || ' ' || bool_and(last_error like '%denied.x%not permitted%' and attempts > 0) from jetstream.outbox";
-    becomes(&lab, "denied messages with their reason", reason, "3 true");
+    becomes(&lab, "denied messages have their reason", reason, "3 true");
     lab.sql("update jetstream.connections set username = 'admin'").unwrap();
     drained(&lab, SOON);
     exactly_once(&lab, "S", (1..=500).chain(1_001..=1_003));
@@ -236,14 +237,14 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
     .unwrap();
     becomes(
         &lab,
-        "the changed stream",
+        "the stream is changed",
         "select jetstream.publish('f.new', '{\"n\": 1}') is not null",
         "t",
     );
     arrived(&lab, "FULLY", 1);
     assert_eq!((config().subjects, config().max_messages), (vec!["f.>".into()], 20));
 
-    // What JetStream cannot do is said and does not stop anything.
+    // Requests that JetStream cannot satisfy are reported, and stop nothing else.
     let broken = [
         (
             "update jetstream.streams set storage = 'file' where name = 'FULLY'",
@@ -265,16 +266,16 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
     for (ask, name, word) in broken {
         lab.sql(ask).unwrap();
         let told = format!("select sync_error ilike '%{word}%' from jetstream.streams where name = '{name}'");
-        becomes(&lab, &format!("{name} with its reason"), &told, "t");
+        becomes(&lab, &format!("{name} has its reason"), &told, "t");
     }
     assert_eq!(lab.value("select jetstream.health() ->> 'healthy'").unwrap(), "false");
-    // A message that waits for such a stream names it, and so does the log.
+    // The error of a message that waits for such a stream names the stream, and so does the log.
     let asked = lab
         .value("insert into jetstream.outbox (subject, payload) values ('c.x', '1') returning id")
         .unwrap();
     becomes(
         &lab,
-        "the message with its stream's reason",
+        "the message has the reason of its stream",
         &format!(
             "select last_error ~ 'no stream takes subject \"c.x\".*stream \"COPIES\" could not be made .*replicas'
                 and last_error like '%' || (select sync_error from jetstream.streams where name = 'COPIES')
@@ -302,8 +303,8 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
     assert_eq!(lab.value("select jetstream.health() ->> 'healthy'").unwrap(), "true");
 }
 
-/// A message that was stored, of which no acknowledgement came, is given up; put back, it is found and not sent again,
-/// though the stream has forgotten its id.
+/// A stored message without an acknowledgement becomes a dead letter. When it is redriven, it is found in the stream
+/// and not sent again, although the stream has forgotten its id.
 #[test]
 fn a_dead_letter_that_may_be_stored_is_looked_for_before_it_is_sent_again() {
     let lab = lab(&[
@@ -329,7 +330,7 @@ fn a_dead_letter_that_may_be_stored_is_looked_for_before_it_is_sent_again() {
         .unwrap();
     becomes(
         &lab,
-        "two dead letters",
+        "there are two dead letters",
         "select count(*) from jetstream.dead_letters where reason like '%no acknowledgement%' and unsure_since < now()",
         "2",
     );

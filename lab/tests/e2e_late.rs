@@ -1,6 +1,7 @@
-//! Transactions that commit after later messages have left: what they inserted is found at once, by their notes or,
-//! where these are lost, without them. The sweep once a minute would find it too, so that all of this counts in seconds.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Transactions that commit after later messages have been sent. Their messages are found immediately, through the
+//! commit ring or, if it has lost them, without it. The sweep would find them too, but it runs once a minute, so these
+//! tests allow only seconds.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -10,19 +11,19 @@ use e2e_support::{SOON, drained, eventually, exactly_once, insert, lab, new_work
 use lab::lab::{DATABASE, Lab};
 use postgres::Client;
 
-/// Far less than the time from one sweep to the next, or from the start of a worker to the first.
+/// Much shorter than the interval between sweeps, and than the time from the start of a worker to its first sweep.
 const AT_ONCE: Duration = Duration::from_secs(8);
 
-/// Inserts and waits until all is stored: whatever is open by then is late.
+/// Inserts messages and waits until they are delivered. Transactions that are still open commit late.
 fn overtake(lab: &Lab, from: i64, to: i64) {
     lab.sql(&insert("s.other", from, to)).unwrap();
-    eventually(lab, AT_ONCE, "the others have left", || {
+    eventually(lab, AT_ONCE, "the other messages are delivered", || {
         Ok(lab.value("select count(*) from jetstream.outbox")? == "0")
     });
 }
 
 fn stored(lab: &Lab, count: u64) {
-    eventually(lab, AT_ONCE, &format!("{count} messages are stored"), || {
+    eventually(lab, AT_ONCE, &format!("the stream holds {count} messages"), || {
         Ok(lab.message_count("S")? >= count)
     });
 }
@@ -31,7 +32,7 @@ fn client(lab: &Lab) -> Client {
     lab.postgres.client(DATABASE).unwrap()
 }
 
-/// Inserts two messages in each way there is, with more than a few messages of others between them and behind them.
+/// Inserts two messages in every possible way, with many messages of other transactions between and after them.
 #[test]
 fn what_was_inserted_in_any_way_is_found_as_it_commits() {
     type Way = (&'static str, fn(&mut Client, i64));
@@ -95,7 +96,8 @@ fn a_prepared_transaction_is_found_as_it_commits() {
     exactly_once(&lab, "S", (100..=300).chain([1]));
 }
 
-/// Another database's transactions note more than is kept, while this one's worker has no reason to read.
+/// Transactions of another database overwrite the commit ring, while the worker of this database has no reason to read
+/// it.
 #[test]
 fn a_transaction_whose_note_was_lost_is_found_as_it_commits() {
     let lab = lab(&[("pg_jetstream.poll_interval", "60s")]);
@@ -103,7 +105,7 @@ fn a_transaction_whose_note_was_lost_is_found_as_it_commits() {
     late.batch_execute(&format!("begin; {}", insert("s.late", 1, 1)))
         .unwrap();
     overtake(&lab, 100, 300);
-    // Far from the first, so that the first is noted now.
+    // Far from the first message, so that the first one is recorded in the commit ring now.
     late.batch_execute(&insert("s.late", 2, 2)).unwrap();
     overtake(&lab, 301, 400);
     lab.sql("create database other").unwrap();

@@ -1,5 +1,5 @@
-//! `jetstream.metrics` says what happened.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! `jetstream.metrics` reports what has happened.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -7,7 +7,7 @@ use e2e_support::{SOON, eventually};
 use e2e_support::{account, becomes, drained, insert, lab, new_worker, quick_lab, synced, worker};
 use lab::Lab;
 
-/// The value of a metric, by a part of its labels.
+/// The value of a metric, selected by a part of its labels.
 fn metric(name: &str, labels: &str) -> String {
     format!("select value from jetstream.metrics where name = 'pg_jetstream_{name}' and labels @> '{labels}'")
 }
@@ -46,7 +46,7 @@ fn known_traffic_is_counted() {
     assert_eq!(value(&lab, "connection_failed_messages", connection), 1.0);
     assert_eq!(value(&lab, "history_days_ahead", "{}"), 7.0);
 
-    // The histogram counts what the history shows one by one.
+    // The histogram agrees with the individual entries of the history.
     let different = "select labels ->> 'le', value,
              (select count(*) from jetstream.history where success and latency_ms <= (labels ->> 'le')::float8 * 1000)
          from jetstream.metrics where name = 'pg_jetstream_worker_latency_seconds_bucket'
@@ -58,10 +58,10 @@ fn known_traffic_is_counted() {
          from jetstream.metrics where name = 'pg_jetstream_worker_latency_seconds_sum'";
     assert_eq!(lab.value(sum).unwrap(), "t");
 
-    // No stream takes it: tried again and again.
+    // No stream takes the message, so it is retried.
     lab.sql("select jetstream.publish('nowhere', '1')").unwrap();
     settles_at(&lab, "connection_failing_messages", connection, "1");
-    eventually(&lab, SOON, "two more attempts", || {
+    eventually(&lab, SOON, "there are two more attempts", || {
         Ok(lab.value(&metric("worker_retried_total", "{}"))?.parse::<u32>()? >= 2)
     });
 }
@@ -92,7 +92,7 @@ fn a_backlog_and_its_reason_show() {
     settles_at(&lab, "worker_stored_total", "{}", "5000");
     settles_at(&lab, "connection_lag_seconds", connection, "0");
 
-    // JetStream does not change the storage of a stream.
+    // JetStream does not change the storage of an existing stream.
     let stream = r#"{"connection": "default", "stream": "S"}"#;
     assert_eq!(value(&lab, "stream_sync_error", stream), 0.0);
     lab.sql("update jetstream.streams set storage = 'memory'").unwrap();
@@ -101,11 +101,11 @@ fn a_backlog_and_its_reason_show() {
     synced(&lab, "S");
     settles_at(&lab, "stream_sync_error", stream, "0");
 
-    // A new worker counts from the beginning, and says since when.
+    // A new worker counts from zero, and reports since when.
     let started = value(&lab, "worker_start_time_seconds", "{}");
     lab.sql(&format!("select pg_terminate_backend({pid})")).unwrap();
     new_worker(&lab, pid);
-    eventually(&lab, SOON, "the new worker's first cycle", || {
+    eventually(&lab, SOON, "the new worker has completed a cycle", || {
         Ok(lab.value(&metric("worker_cycles_total", "{}"))? != "0")
     });
     assert_eq!(value(&lab, "worker_stored_total", "{}"), 0.0);

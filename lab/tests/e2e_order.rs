@@ -1,5 +1,5 @@
-//! Messages of one key arrive in their order, whatever fails on the way; the others do not wait for them.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Messages with the same key arrive in order, whatever fails on the way. Other messages do not wait for them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -14,7 +14,8 @@ use lab::lab::DATABASE;
 use lab::process;
 use nix::sys::signal::Signal;
 
-/// Messages `from` to `to`, of `keys` keys in turn: `<prefix>.k0` and so on, which is also the subject.
+/// Inserts messages `from` to `to`, alternating between `keys` keys: `<prefix>.k0` and so on. The key is also the
+/// subject.
 fn keyed(prefix: &str, keys: i64, from: i64, to: i64) -> String {
     format!(
         "insert into jetstream.outbox (subject, payload, key)
@@ -23,7 +24,7 @@ fn keyed(prefix: &str, keys: i64, from: i64, to: i64) -> String {
     )
 }
 
-/// Messages `from` to `to` of one key.
+/// Inserts messages `from` to `to` with one key.
 fn of_key(key: &str, from: i64, to: i64) -> String {
     format!(
         "insert into jetstream.outbox (subject, payload, key)
@@ -31,7 +32,7 @@ fn of_key(key: &str, from: i64, to: i64) -> String {
     )
 }
 
-/// In each subject of the stream, numbers go up.
+/// Checks that the numbers in each subject of the stream increase.
 fn in_order(lab: &Lab, stream: &str) {
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
     for message in lab.stream_messages(stream).unwrap() {
@@ -48,7 +49,7 @@ fn a_key_waits_for_its_failing_message_and_no_other_does() {
     lab.sql("update jetstream.streams set subjects = array['s.>', 'good.>'], synced_at = null")
         .unwrap();
     e2e_support::synced(&lab, "S");
-    // The stream of k0's subject is missing; k1's and the unkeyed ones' is there.
+    // k0's subject has no stream. The subject of k1 and of messages without a key has one.
     lab.sql(
         "insert into jetstream.outbox (subject, payload, key)
          select case when n % 3 = 0 then 'missing.k0' when n % 3 = 1 then 'good.k1' else 'good.none' end,
@@ -59,17 +60,17 @@ fn a_key_waits_for_its_failing_message_and_no_other_does() {
     arrived(&lab, "S", 600);
     in_order(&lab, "S");
     let failing = "select count(*) = 1 and min(attempts) > 1 from jetstream.outbox where attempts > 0";
-    e2e_support::becomes(&lab, "one failing message, the first of its key", failing, "t");
+    e2e_support::becomes(&lab, "the first message of the key is failing", failing, "t");
     assert_eq!(lab.value("select count(*) from jetstream.outbox").unwrap(), "300");
     assert_eq!(lab.value("select held_keys from jetstream.status()").unwrap(), "1");
-    // More of the held key and of the other while it waits, and a new worker in the middle of it.
+    // Inserts more messages of both keys while k0 waits, and replaces the worker meanwhile.
     lab.sql("insert into jetstream.outbox (subject, payload, key) select 'missing.k0', jsonb_build_object('n', n), 'k0' from generate_series(901, 950) n").unwrap();
     lab.sql("insert into jetstream.outbox (subject, payload, key) select 'good.k1', jsonb_build_object('n', n), 'k1' from generate_series(951, 1000) n").unwrap();
     arrived(&lab, "S", 650);
     let pid = worker(&lab);
     process::signal(pid, Signal::SIGTERM).unwrap();
     new_worker(&lab, pid);
-    eventually(&lab, SOON, "a key held by the new worker", || {
+    eventually(&lab, SOON, "the new worker holds back the key", || {
         Ok(lab.value("select held_keys from jetstream.status()")? == "1")
     });
     stream(&lab, "LATE", "missing.>");
@@ -79,8 +80,8 @@ fn a_key_waits_for_its_failing_message_and_no_other_does() {
     exactly_once(&lab, "S", (1..=900).filter(|n| n % 3 != 0).chain(951..=1000));
 }
 
-/// Failures come and go at random, for each key by itself: a stream that takes few messages of each subject and
-/// refuses more, until somebody makes room.
+/// Failures come and go at random for each key separately: a stream takes few messages per subject, and refuses more
+/// until another task makes room.
 #[test]
 fn keys_keep_their_order_through_failures_crashes_and_outages() {
     let mut lab = lab(&[]);
@@ -142,12 +143,12 @@ fn a_hot_key_stays_in_order_and_starves_nobody() {
     drained(&lab, LATER);
     exactly_once(&lab, "S", 1..=7_000);
     in_order(&lab, "S");
-    // All others were through before half of the hot key was.
+    // All other messages were delivered before half of the hot key was.
     let all = lab.stream_messages("S").unwrap();
     let place = |n: i64| all.iter().position(|message| number(message) == n).unwrap();
     let last_other = (5_001..=7_000).map(place).max().unwrap();
-    assert!(last_other < place(2_500), "the hot key went first");
-    // And one at a time, a hot key is still worth having.
+    assert!(last_other < place(2_500), "the hot key was sent first");
+    // Even one message at a time, a hot key has a useful speed.
     let seconds = lab
         .value(
             "select extract(epoch from max(published_at) - min(published_at)) from jetstream.history where key = 's.hot.k0'",
@@ -155,7 +156,7 @@ fn a_hot_key_stays_in_order_and_starves_nobody() {
         .unwrap();
     assert!(
         seconds.parse::<f64>().unwrap() < 20.0,
-        "{seconds} s for 5000 messages of one key"
+        "5000 messages with one key took {seconds} s"
     );
 }
 
@@ -175,7 +176,7 @@ fn unkeyed_messages_go_in_insert_order_and_pass_a_failing_one() {
     assert_eq!(numbers(&lab, "LATE"), [1]);
 }
 
-/// Who takes the failing message away lets its key go on.
+/// Deleting the failing message unblocks its key, and so does moving it to the dead letters.
 #[test]
 fn a_key_goes_on_when_its_failing_message_is_deleted_or_buried() {
     let mut lab = lab(&[]);
@@ -184,12 +185,12 @@ fn a_key_goes_on_when_its_failing_message_is_deleted_or_buried() {
     let failing = "select coalesce(max(attempts), 0) > 1 from jetstream.outbox";
     lab.sql(&first(1)).unwrap();
     lab.sql(&next(2)).unwrap();
-    e2e_support::becomes(&lab, "a failing message", failing, "t");
+    e2e_support::becomes(&lab, "a message is failing", failing, "t");
     lab.sql("delete from jetstream.outbox where attempts > 0").unwrap();
     arrived(&lab, "S", 1);
     lab.sql(&first(3)).unwrap();
     lab.sql(&next(4)).unwrap();
-    e2e_support::becomes(&lab, "a failing message", failing, "t");
+    e2e_support::becomes(&lab, "a message is failing", failing, "t");
     lab.postgres.set(&[("pg_jetstream.max_attempts", "3")]).unwrap();
     drained(&lab, SOON);
     assert_eq!(numbers(&lab, "S"), [2, 4]);
@@ -200,8 +201,7 @@ fn a_key_goes_on_when_its_failing_message_is_deleted_or_buried() {
     );
 }
 
-/// A failing message whose further attempt is given back untried, because its connection was changed, holds its key as
-/// before.
+/// A failing message is returned without an attempt, because its connection was changed. It still holds back its key.
 #[test]
 fn a_key_waits_for_its_failing_message_when_the_connection_changes_in_mid_attempt() {
     let mut lab = lab(&[]);
@@ -219,24 +219,24 @@ fn a_key_waits_for_its_failing_message_when_the_connection_changes_in_mid_attemp
             ("pg_jetstream.retry_backoff_max", "3s"),
         ])
         .unwrap();
-    e2e_support::becomes(&lab, "a failing message that waits", &failed("> 0"), "t");
+    e2e_support::becomes(&lab, "the failing message waits", &failed("> 0"), "t");
     let attempts = lab.value("select max(attempts) from jetstream.outbox").unwrap();
     lab.nats.pause().unwrap();
     let in_flight = "select in_flight from jetstream.status()";
-    e2e_support::becomes(&lab, "its next attempt", in_flight, "1");
+    e2e_support::becomes(&lab, "its next attempt is in flight", in_flight, "1");
     lab.sql("update jetstream.connections set reconnect_delay_ms = 400")
         .unwrap();
-    e2e_support::becomes(&lab, "the attempt given back", in_flight, "0");
+    e2e_support::becomes(&lab, "the attempt is returned", in_flight, "0");
     lab.nats.resume().unwrap();
-    e2e_support::becomes(&lab, "a further attempt", &failed(&format!("> {attempts}")), "t");
-    assert_eq!(lab.message_count("S").unwrap(), 0, "messages behind the failing one");
+    e2e_support::becomes(&lab, "there is another attempt", &failed(&format!("> {attempts}")), "t");
+    assert_eq!(lab.message_count("S").unwrap(), 0, "messages overtook the failing one");
     stream(&lab, "LATE", "missing.>");
     drained(&lab, SOON);
     assert_eq!(numbers(&lab, "LATE"), [1]);
     assert_eq!(numbers(&lab, "S"), (2..=10).collect::<Vec<_>>());
 }
 
-/// Delayed messages that come due while their key is in full spate get their turn then, not at the look once a minute.
+/// Scheduled messages that come due while their key is very busy are sent in their turn, and do not wait for the sweep.
 #[test]
 fn delayed_messages_of_a_hot_key_are_not_left_behind() {
     let lab = lab(&[]);

@@ -1,5 +1,5 @@
-//! A broker that is away costs the writers nothing and the messages nothing.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! An outage of NATS neither slows down producers nor loses messages.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -10,7 +10,7 @@ use e2e_support::{
 };
 use lab::Lab;
 
-/// Transactions that commit in this time.
+/// Transactions per second that commit during `span`.
 fn rate(lab: &Lab, span: Duration) -> f64 {
     let count = || {
         lab.value("select count(*) from business")
@@ -37,7 +37,7 @@ fn ten_seconds_without_nats_lose_nothing_and_cost_the_writers_nothing() {
     drained(&lab, LATER);
     assert!(
         without > with * 0.7,
-        "{without} transactions/s without NATS, {with} with it"
+        "{without} transactions/s without NATS, {with} with NATS"
     );
     exactly_once(&lab, "S", committed);
     let used =
@@ -45,7 +45,7 @@ fn ten_seconds_without_nats_lose_nothing_and_cost_the_writers_nothing() {
     assert_eq!(lab.sql(used).unwrap(), [["0", "0"]], "the outage has used up attempts");
 }
 
-/// A server that hangs without closing its sockets, longer than an acknowledgement may take.
+/// The server hangs without closing its sockets, for longer than the acknowledgement timeout.
 #[test]
 fn a_server_that_hangs_is_an_outage_too() {
     let lab = lab(&[("pg_jetstream.ack_timeout", "1s")]);
@@ -70,7 +70,7 @@ fn postgresql_starts_without_nats_and_publishes_once_it_is_there() {
     lab.sql(&insert("s.x", 1, 3_000)).unwrap();
     let state = "select connection_state in ('connecting', 'disconnected') from \
                  (select jetstream.health() ->> 'connection_state' as connection_state) h";
-    e2e_support::becomes(&lab, "a connection that is not there", state, "t");
+    e2e_support::becomes(&lab, "the connection is down", state, "t");
     lab.nats.restart().unwrap();
     drained(&lab, SOON);
     exactly_once(&lab, "S", 1..=3_000);
@@ -118,7 +118,7 @@ fn a_connection_that_is_down_does_not_hold_up_another() {
     );
 }
 
-/// What waits for one connection must not use up the memory that is there for all.
+/// Messages that wait for one connection must not use up the memory that all connections share.
 #[test]
 fn large_messages_for_a_server_that_hangs_leave_room_for_the_others() {
     let lab = lab(&[("pg_jetstream.max_in_flight_bytes", "1MB")]);
@@ -132,7 +132,7 @@ fn large_messages_for_a_server_that_hangs_leave_room_for_the_others() {
          select 'other', 't.x', convert_to(repeat('x', 20000), 'UTF8') from generate_series(1, 200)",
     )
     .unwrap();
-    eventually(&lab, SOON, "messages on their way", || {
+    eventually(&lab, SOON, "messages are in flight", || {
         Ok(lab.value("select in_flight > 10 from jetstream.status()")? == "t")
     });
     lab.sql(&insert("s.x", 1, 1_000)).unwrap();
@@ -149,7 +149,9 @@ fn servers_that_come_and_go_at_random_leave_one_copy_of_each() {
     let writers = Writers::start(&lab, 3, Duration::from_millis(1));
     for round in 0..8 {
         let enough = writers.so_far() + 100;
-        eventually(&lab, LATER, "writers that write", || Ok(writers.so_far() >= enough));
+        eventually(&lab, LATER, "the producers make progress", || {
+            Ok(writers.so_far() >= enough)
+        });
         match round % 4 {
             0 => lab.nats.restart().unwrap(),
             1 => {
@@ -173,7 +175,7 @@ fn servers_that_come_and_go_at_random_leave_one_copy_of_each() {
     exactly_once(&lab, "S", committed);
 }
 
-/// As many messages in flight as there may be, and none of them acknowledged: there is nothing to be done.
+/// With as many unacknowledged messages in flight as allowed, the worker has nothing to do.
 #[test]
 fn a_full_window_is_waited_for_in_peace() {
     let lab = lab(&[("pg_jetstream.max_in_flight", "10"), ("pg_jetstream.batch_size", "10")]);
@@ -181,7 +183,7 @@ fn a_full_window_is_waited_for_in_peace() {
     drained(&lab, SOON);
     lab.nats.pause().unwrap();
     lab.sql(&insert("s.more", 2, 1_000)).unwrap();
-    // Longer than the interval at which it looks without being asked.
+    // Longer than the interval at which the worker polls.
     std::thread::sleep(Duration::from_millis(1_500));
     let cycles = || -> i64 {
         lab.value("select cycles from jetstream.status()")

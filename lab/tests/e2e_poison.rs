@@ -1,5 +1,5 @@
-//! Rows made to break the worker: a publisher must not be able to stop what others send.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Rows designed to break the worker. A publisher must not be able to stop messages of other users.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -8,23 +8,27 @@ use lab::Lab;
 use lab::lab::DATABASE;
 use lab::process;
 
-/// What the worker has used at most, MB.
+/// Peak memory of the worker in MB.
 fn peak_mb(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// Tries the statement as a publisher. Whether it is refused or taken: the worker goes on, with all others' messages.
+/// Runs the statement as a publisher. Whether it is refused or accepted, the worker must continue with all other
+/// messages.
 fn survives(lab: &Lab, what: &str, statement: &str) {
     let pid = worker(lab);
     let taken = lab.sql(&format!("set role jetstream_publisher; {statement}"));
     let n = 1_000_000 + i64::from(pid) + lab.message_count("S").unwrap() as i64;
     lab.sql(&insert("s.after", n, n)).unwrap();
-    eventually(lab, SOON, &format!("a message after {what} ({taken:?})"), || {
-        Ok(lab.value("select count(*) from jetstream.outbox where subject = 's.after'")? == "0")
-    });
-    // A look by time, not only by a commit.
+    eventually(
+        lab,
+        SOON,
+        &format!("a message is delivered after {what} ({taken:?})"),
+        || Ok(lab.value("select count(*) from jetstream.outbox where subject = 's.after'")? == "0"),
+    );
+    // Also waits for a cycle that no commit has caused.
     let cycles = || lab.value("select cycles from jetstream.status()").unwrap();
     let before = cycles();
     eventually(lab, SOON, "cycles", || Ok(cycles() != before));
@@ -47,39 +51,39 @@ fn no_value_a_publisher_can_insert_stops_the_worker() {
     lab.sql("create role app in role jetstream_publisher").unwrap();
     for (what, statement) in [
         (
-            "a time that never comes",
+            "the time infinity",
             "select jetstream.publish('s.p', '1', deliver_at => 'infinity')",
         ),
         (
-            "a time before all times",
+            "the time -infinity",
             "select jetstream.publish('s.p', '1', deliver_at => '-infinity')",
         ),
         (
-            "the last time there is",
+            "the last possible time",
             "select jetstream.publish('s.p', '1', deliver_at => '294276-12-31 23:59:59+00')",
         ),
         (
-            "the first time there is",
+            "the first possible time",
             "select jetstream.publish('s.p', '1', deliver_at => '4714-11-24 00:00:00+00 BC')",
         ),
         (
-            "the longest life",
+            "the longest possible TTL",
             "select jetstream.publish('s.p', '1', ttl => '10000 days')",
         ),
         (
-            "a life of months",
+            "a TTL of months",
             "select jetstream.publish('s.p', '1', ttl => '1 mon 1 ms')",
         ),
         (
-            "a number that is short here and long there",
+            "a number that is short in SQL and long in JSON",
             "select jetstream.publish('s.p', '[1e131071]')",
         ),
         (
-            "a header that is",
+            "a header with such a number",
             "select jetstream.publish('s.p', '1', headers => '{\"a\": 1e131071}')",
         ),
         (
-            "a header beyond a float",
+            "a header with a number that is too large for a float",
             "select jetstream.publish('s.p', '1', headers => '{\"a\": 1e400}')",
         ),
         (
@@ -120,11 +124,11 @@ fn no_value_a_publisher_can_insert_stops_the_worker() {
             "select jetstream.publish('s.' || repeat('x', 253), '1')",
         ),
         (
-            "a server's own subject",
+            "a subject of the server",
             "select jetstream.publish('$JS.API.STREAM.DELETE.S', '1')",
         ),
         (
-            "a header that belongs to JetStream",
+            "a header reserved for JetStream",
             "select jetstream.publish('s.p', '1', headers => '{\"Nats-Expected-Stream\": \"X\", \"Nats-Rollup\": \"all\"}')",
         ),
         (
@@ -143,7 +147,8 @@ fn no_value_a_publisher_can_insert_stops_the_worker() {
     assert_eq!(errors, 0, "{}", lab.postgres.log());
 }
 
-/// A body of few bytes in the table can be a gigabyte of text. It must be refused, or given up, in bounded memory.
+/// A body of a few bytes in the table can be a gigabyte of text. It must be refused or become a dead letter, within
+/// bounded memory.
 #[test]
 fn a_body_that_grows_when_it_is_written_out_does_not_take_the_memory() {
     let lab = lab(&[]);
@@ -156,12 +161,12 @@ fn a_body_that_grows_when_it_is_written_out_does_not_take_the_memory() {
     lab.sql(&insert("s.after", 1, 10)).unwrap();
     arrived(&lab, "S", 10);
     drained(&lab, LATER);
-    assert_eq!(worker(&lab), pid, "the same worker all the time");
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
     let peak = peak_mb(pid);
     assert!(peak < 400, "{peak} MB");
 }
 
-/// Many large bodies at once: memory is bounded by bytes, not only by rows.
+/// With many large bodies pending, memory is bounded by bytes and not only by rows.
 #[test]
 fn large_bodies_are_read_a_few_at_a_time() {
     let lab = lab(&[]);
@@ -184,7 +189,7 @@ fn large_bodies_are_read_a_few_at_a_time() {
     assert!(process::alive(pid));
 }
 
-/// Ids and keys would not be the same here and there.
+/// In another encoding, ids and keys would differ between the database and NATS.
 #[test]
 fn a_database_in_another_encoding_is_refused_with_the_reason() {
     let lab = lab(&[]);
@@ -199,7 +204,7 @@ fn a_database_in_another_encoding_is_refused_with_the_reason() {
     }
 }
 
-/// Transaction ids so old that the server has forgotten their fate.
+/// Transaction ids so old that the server no longer knows whether they committed.
 #[test]
 fn messages_older_than_the_commit_log_are_published() {
     let mut lab = lab(&[
@@ -209,12 +214,13 @@ fn messages_older_than_the_commit_log_are_published() {
     ]);
     lab.nats.kill9().unwrap();
     lab.sql(&insert("s.old", 1, 10)).unwrap();
-    // 32768 transactions a page, 32 pages a segment: what is older than a page is gone with its segment only.
+    // The commit log has 32768 transactions per page and 32 pages per segment. An old page is removed only with its
+    // whole segment.
     lab.sql("create table burn (i int); create procedure burn(n int) language plpgsql as $$ begin for i in 1..n loop perform pg_current_xact_id(); commit; end loop; end $$").unwrap();
     let mut client = lab.postgres.client(DATABASE).unwrap();
     client.batch_execute("set synchronous_commit = off").unwrap();
     client.batch_execute("call burn(1300000)").unwrap();
-    eventually(&lab, LATER, "a commit log that was cut", || {
+    eventually(&lab, LATER, "the commit log is truncated", || {
         for database in ["postgres", "template1"] {
             lab.postgres.sql(database, "vacuum freeze")?;
         }

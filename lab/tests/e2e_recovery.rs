@@ -1,4 +1,4 @@
-//! What was sent once is not sent again, however long the crash or the outage lasts.
+//! A message that was sent once is not sent again, however long the crash or outage lasts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lab::Lab;
 
-/// A stream that forgets message ids after a second.
+/// A lab with a stream that forgets message ids after one second.
 fn start(settings: &[(&str, &str)]) -> Lab {
     let mut builder = Lab::builder();
     for (name, value) in settings {
@@ -31,18 +31,18 @@ fn owe(lab: &Lab, from: u32, to: u32) {
     .unwrap();
 }
 
-/// Waits until some, and not all, of what is owed has been stored.
+/// Waits until some of the pending messages have been delivered, but not all.
 fn wait_mid_drain(lab: &Lab, floor: u64) {
     lab.wait_until("the drain is under way", || Ok(lab.message_count("S")? > floor))
         .unwrap();
     assert_ne!(
         lab.value("select exists (select from jetstream.outbox)").unwrap(),
         "f",
-        "the drain was too fast to be cut"
+        "the drain was too fast to be interrupted"
     );
 }
 
-/// Past the duplicate window of the stream.
+/// Waits until the stream's duplicate window has passed.
 fn outlast_the_window() {
     std::thread::sleep(Duration::from_millis(2500));
 }

@@ -1,5 +1,5 @@
-//! The rule engine's functions and views under their own names: they say and do what its documents promise.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! The rule engine's functions and views under their own names do what its documents promise.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 mod rule_engine_support;
@@ -37,13 +37,13 @@ fn rule_nats_init_says_what_the_connection_says() {
     lab.sql("select jetstream.publish('s.a', '1')").unwrap();
     drained(&lab, SOON);
     let served = "select jetstream.rule_nats_health_check() -> 'pool_stats' ->> 'requests_served'";
-    becomes(&lab, "stored messages counted", served, "1");
+    becomes(&lab, "delivered messages are counted", served, "1");
 
     let tested = json(&lab, "select jetstream.rule_nats_test_connection()");
     assert_eq!(tested["success"], true, "{tested}");
     assert_eq!(tested["config"]["name"], "default");
 
-    // Not there any more: false, with the reason, within the timeout.
+    // The connection test fails within the timeout: false, with the reason.
     lab.sql("update jetstream.connections set connection_timeout_ms = 1500")
         .unwrap();
     lab.nats.kill9().unwrap();
@@ -63,7 +63,7 @@ fn rule_nats_init_says_what_the_connection_says() {
     );
     assert_eq!(health["pool_stats"]["healthy_connections"], 0);
 
-    // Back again, and with many asking at once.
+    // The server is back, and many sessions test the connection at the same time.
     lab.nats.restart().unwrap();
     eventually(&lab, SOON, "success again", || {
         Ok(json(&lab, "select jetstream.rule_nats_init()")["success"] == true)
@@ -167,7 +167,7 @@ fn what_jetstream_refuses_shows_where_one_looks() {
              where stream_name = 'WEBHOOKS'",
         )
         .unwrap();
-    becomes(&lab, "in sync again", error, "");
+    becomes(&lab, "the stream is synchronized again", error, "");
     let config = lab
         .jetstream(async |context| {
             let stream = context.get_stream("WEBHOOKS").await?;
@@ -221,7 +221,7 @@ fn a_failure_shows_and_says_why() {
     lab.sql("select jetstream.rule_webhook_call_unified(1, '{}')").unwrap();
     let shown =
         |state: &str| format!("select error_message from jetstream.nats_recent_failures where state = '{state}'");
-    eventually(&lab, SOON, "a dead one", || {
+    eventually(&lab, SOON, "a dead letter is listed", || {
         Ok(lab.sql(&shown("dead"))?.concat().concat().contains("stream"))
     });
     let row = lab
@@ -238,7 +238,7 @@ fn a_failure_shows_and_says_why() {
             .unwrap(),
         "1"
     );
-    // A broker that is away: what waits for it shows, with the reason.
+    // An outage of NATS: waiting messages are listed with the reason.
     lab.nats.kill9().unwrap();
     becomes(
         &lab,
@@ -247,7 +247,7 @@ fn a_failure_shows_and_says_why() {
         "false",
     );
     lab.sql("select jetstream.rule_webhook_call_unified(1, '{}')").unwrap();
-    eventually(&lab, SOON, "one that waits", || {
+    eventually(&lab, SOON, "a waiting message is listed", || {
         Ok(lab.sql(&shown("waiting"))?.concat().concat().contains("default"))
     });
     lab.nats.restart().unwrap();
@@ -312,7 +312,7 @@ fn summaries_and_percentiles_are_right() {
     );
     assert_eq!(row("select count(*) from jetstream.webhook_recent_failures"), ["50"]);
 
-    // Clean-up: failures are kept unless asked for.
+    // Cleanup keeps failures by default.
     let clean = |call: &str| lab.value(&format!("select jetstream.{call}")).unwrap();
     assert_eq!(clean("rule_nats_cleanup_old_history('1 hour', false)"), "0");
     assert_eq!(clean("rule_nats_cleanup_old_history('-1 hour', true)"), "100");

@@ -1,5 +1,5 @@
-//! The rule engine's documents: each SQL statement in them runs as written.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs each SQL statement in the rule engine's documents as written.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 mod rule_engine_support;
@@ -22,7 +22,7 @@ const DOCUMENTS: [(&str, &str); 3] = [
     ),
 ];
 
-/// Statements that cannot run, by how they begin (spaces counted once), and why.
+/// Statements that cannot run, identified by their beginning (with single spaces), and why.
 const CANNOT: [(&str, &str); 8] = [
     (
         r"\i migrations/007_nats_integration.sql",
@@ -30,35 +30,36 @@ const CANNOT: [(&str, &str); 8] = [
     ),
     (
         "CREATE INDEX CONCURRENTLY idx_nats_publish_webhook_time ON rule_nats_publish_history",
-        "PostgreSQL makes no index on a view; the history has its own",
+        "PostgreSQL cannot index a view; the history has its own index",
     ),
     (
         "CREATE TABLE rule_nats_config (",
-        "elided in the document, hence no SQL; the name is a view already",
+        "abridged in the document, so not valid SQL; the name is already a view",
     ),
     (
         "ALTER TABLE rule_webhooks ADD COLUMN",
-        "a view gets no columns; these are there",
+        "a view cannot get columns; these already exist",
     ),
     (
         "CREATE OR REPLACE FUNCTION rule_nats_configure(",
-        "elided in the document, hence no SQL",
+        "abridged in the document, so not valid SQL",
     ),
     (
         "CREATE OR REPLACE FUNCTION rule_webhook_register(",
-        "elided in the document, hence no SQL",
+        "abridged in the document, so not valid SQL",
     ),
     (
         "CREATE OR REPLACE VIEW nats_publish_summary AS SELECT ...",
-        "elided in the document, hence no SQL",
+        "abridged in the document, so not valid SQL",
     ),
     (
         "SELECT rule_nats_configure(...)",
-        "elided in the document, hence no SQL",
+        "abridged in the document, so not valid SQL",
     ),
 ];
 
-/// What the documents presuppose: webhooks they name, one with the id they use, and tables of the application.
+/// Prerequisites of the documents: webhooks that they name, one with the id that they use, and tables of the
+/// application.
 const PRESUPPOSED: &str = "
     insert into rule_webhooks (webhook_id, webhook_name, webhook_url, publish_mode, nats_enabled)
         values (123, 'onehundredtwentythree', 'https://example.com/123', 'nats', true);
@@ -69,7 +70,7 @@ const PRESUPPOSED: &str = "
                ('critical_webhook_2', 'https://example.com/2', 'queue');
     create table users (user_id integer, email text, created_at timestamptz)";
 
-/// Free-standing names in the documents' examples, as psql variables would be, and what stands for them.
+/// Bare names in the documents' examples, which are like psql variables, and their values.
 const VARIABLES: [(&str, &str); 4] = [
     (
         "(\n    webhook_id,",
@@ -80,7 +81,7 @@ const VARIABLES: [(&str, &str); 4] = [
     (":webhook_id", "123"),
 ];
 
-/// The fenced blocks of SQL of a document.
+/// The fenced SQL blocks of a document.
 fn blocks(document: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut open: Option<String> = None;
@@ -99,7 +100,7 @@ fn blocks(document: &str) -> Vec<String> {
     found
 }
 
-/// The statements of a block: split at semicolons outside of strings, dollar quotes and comments.
+/// The statements of a block, split at semicolons outside strings, dollar quotes and comments.
 fn statements(block: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut statement = String::new();
@@ -151,7 +152,7 @@ fn each_statement_of_the_documents_runs_as_written() {
             for statement in statements(&block) {
                 let beginning = one_space(&statement);
                 if let Some((known, _)) = CANNOT.iter().find(|(known, _)| beginning.starts_with(known)) {
-                    // It really cannot.
+                    // The statement must really fail.
                     assert!(client.simple_query(&statement).is_err(), "{statement}");
                     cannot.push(*known);
                     continue;
@@ -170,19 +171,15 @@ fn each_statement_of_the_documents_runs_as_written() {
     }
     cannot.sort_unstable();
     cannot.dedup();
-    assert_eq!(
-        cannot.len(),
-        CANNOT.len(),
-        "in the list, but in no document: {cannot:?}"
-    );
+    assert_eq!(cannot.len(), CANNOT.len(), "listed, but in no document: {cannot:?}");
     assert!(ran >= 45, "only {ran} statements");
 
-    // What they stored is published.
+    // The messages it stored are published.
     client.simple_query(&restore).unwrap();
     client
         .simple_query("insert into users values (1, 'a@example.com', now())")
         .unwrap();
-    // The documents ask for 10 GB of storage, which a small disk refuses.
+    // The documents request 10 GB of storage, which a small disk refuses.
     client
         .simple_query("update rule_nats_streams set max_bytes = -1, storage_type = 'file'")
         .unwrap();
@@ -204,7 +201,7 @@ fn each_statement_of_the_documents_runs_as_written() {
         .find(|message| message.subject == "webhooks.user_notifications")
         .unwrap();
     assert_eq!(user.json().unwrap()["data"]["email"], "a@example.com");
-    // The migration guide has switched it from both to nats.
+    // The migration guide has switched the webhook from `both` to `nats`.
     assert_eq!(lab.value("select count(*) from jetstream.webhook_calls").unwrap(), "0");
 }
 

@@ -1,5 +1,5 @@
-//! A rule engine's database moves in, once, whole, and works.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! The database of a rule engine moves in once, completely, and works.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -8,7 +8,7 @@ use lab::Lab;
 
 const MIGRATION: &str = include_str!("../../migrations/from_rule_engine.sql");
 
-/// The rule engine's tables, as its own migrations leave them, with something in each.
+/// The rule engine's tables as its own migrations create them, with rows in each.
 const RULE_ENGINE: &str = r#"
 create table public.rule_nats_config (config_id serial primary key, config_name text not null unique, nats_url text,
     nats_cluster_urls text[], auth_type text default 'none', auth_token text, auth_credentials_file text,
@@ -60,7 +60,7 @@ insert into public.rule_nats_publish_history (webhook_id, subject, payload, publ
            (7, 'webhooks.slack', '{}', now() - interval '100 days', 'h3', 1, true, null, 1);
 "#;
 
-/// Both names the columns have had.
+/// Both sets of names that the columns have had.
 const NAMES: [(&str, &str); 2] = [
     (
         "webhook_url text not null, http_method text",
@@ -74,7 +74,7 @@ fn migrate(lab: &Lab) -> Vec<Vec<String>> {
     rows.into_iter().filter(|row| row.len() == 4).collect()
 }
 
-/// What the extension holds, as one text.
+/// The extension's data as one text.
 fn state(lab: &Lab) -> String {
     let parts = [
         "select to_jsonb(c) - array['updated_at', 'created_at'] from jetstream.connections c order by name",
@@ -91,7 +91,7 @@ fn state(lab: &Lab) -> String {
 
 fn moves_in((columns, names): (&str, &str)) {
     let lab = lab(&[]);
-    // As a database that moves in has it: nobody has touched connection "default" yet.
+    // The state of a database that moves in: connection "default" has not been changed yet.
     lab.sql("update jetstream.connections set url = 'nats://localhost:1'")
         .unwrap();
     lab.sql("alter table jetstream.connections disable trigger connections_before_write")
@@ -106,7 +106,7 @@ fn moves_in((columns, names): (&str, &str)) {
             .replace("$NAMES", names),
     )
     .unwrap();
-    // Somebody has a webhook with an id of theirs already.
+    // A webhook with the same id already exists.
     lab.sql("insert into jetstream.webhooks (id, name, url) values (8, 'mine', 'https://example.com')")
         .unwrap();
 
@@ -190,7 +190,7 @@ fn moves_in((columns, names): (&str, &str)) {
         ]]
     );
 
-    // It works with what moved in.
+    // What moved in works.
     synced(&lab, "WEBHOOKS");
     lab.sql("set search_path = jetstream, public; select rule_webhook_call_unified(7, '{\"in\": 1}')")
         .unwrap();

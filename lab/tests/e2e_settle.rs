@@ -1,5 +1,6 @@
-//! Rows that somebody has touched, crowds of late committers, and histories that are more than plain tables.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Rows that other sessions have changed or locked, many late commits, and histories with user-defined indexes,
+//! triggers and constraints.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -7,8 +8,8 @@ use e2e_support::{SOON, arrived, becomes, drained, exactly_once, insert, lab, nu
 use lab::Lab;
 use lab::lab::DATABASE;
 
-/// What an operator does to waiting rows counts: a changed one goes as it is now, a cancelled one does not go, one that
-/// was only looked at goes as ever, and one he holds goes when he lets go.
+/// An operator's changes to pending rows take effect. A changed row is sent with its new content, a deleted one is not
+/// sent, a row that was only locked is sent as usual, and a row that is still locked is sent when the lock is released.
 #[test]
 fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
     let lab = lab(&[]);
@@ -17,7 +18,7 @@ fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
     let mut operator = lab.postgres.client(DATABASE).unwrap();
     let mut run = |sql: &str| operator.batch_execute(sql).unwrap();
     let numbered = |n: &str| format!("(payload ->> 'n')::bigint {n}");
-    // Each leaves its mark on the rows: locked, deleted and rolled back, changed and rolled back.
+    // Each statement leaves a mark on the rows: locked, deleted and rolled back, or changed and rolled back.
     run(&format!(
         "begin; select from jetstream.outbox where {} for update; commit",
         numbered("<= 1500")
@@ -41,7 +42,7 @@ fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
     ));
     lab.sql("select jetstream.resume()").unwrap();
     arrived(&lab, "S", 2_998);
-    becomes(&lab, "one row held", "select count(*) from jetstream.outbox", "1");
+    becomes(&lab, "one row is locked", "select count(*) from jetstream.outbox", "1");
     assert!(!numbers(&lab, "S").contains(&80));
     run("commit");
     drained(&lab, SOON);
@@ -57,7 +58,8 @@ fn a_row_that_somebody_has_touched_goes_as_it_stands_now() {
     assert_eq!(renamed, [("s.changed".to_owned(), 60), ("s.late".to_owned(), 80)]);
 }
 
-/// A claim all of whose rows bear somebody's mark remembers who was still at work, as any claim does.
+/// A claim in which every row has been locked before still remembers which transactions were open, like any other
+/// claim.
 #[test]
 fn a_late_row_is_found_at_once_behind_rows_that_had_all_been_touched() {
     let lab = lab(&[]);
@@ -75,7 +77,7 @@ fn a_late_row_is_found_at_once_behind_rows_that_had_all_been_touched() {
     exactly_once(&lab, "S", 1..=10);
 }
 
-/// A transaction that commits late with more rows than one look takes: all of them, once, each key in order.
+/// A transaction commits late with more rows than one claim takes. All of them are sent once, and each key in order.
 #[test]
 fn a_crowd_of_late_rows_arrives_once_and_in_order() {
     const ROWS: i64 = 14_000;
@@ -107,15 +109,15 @@ fn a_crowd_of_late_rows_arrives_once_and_in_order() {
     }
 }
 
-/// Messages go, and the history has them all.
+/// Publishes 100 messages and waits until the history has all of them.
 fn recorded(lab: &Lab, from: i64) {
     lab.sql(&insert("s.x", from, from + 99)).unwrap();
     drained(lab, SOON);
     let history = format!("select count(*) from jetstream.history where subject = 's.x' and sequence >= {from}");
-    becomes(lab, "all in the history", &history, "100");
+    becomes(lab, "the history is complete", &history, "100");
 }
 
-/// Whatever somebody adds to the history or the outbox works as it would with statements.
+/// Indexes, triggers and constraints that users add to the history or the outbox work as they would with statements.
 #[test]
 fn indexes_triggers_and_constraints_that_users_add_are_served() {
     let lab = lab(&[]);
@@ -183,21 +185,22 @@ fn the_history_of_one_message_is_found_by_its_outbox_id() {
             .unwrap(),
         "3"
     );
-    // What comes into blocks that the index has summed up already is found through it too.
+    // Rows in blocks that the index has already summarized are also found through it.
     lab.sql(&insert("s.x", 20_001, 21_500)).unwrap();
     drained(&lab, SOON);
     let through_index = "set enable_seqscan = off; select count(*) from generate_series(20001, 21500) n \
          cross join lateral (select from jetstream.history h where h.outbox_id = n offset 0) h";
     becomes(
         &lab,
-        "all in the history",
+        "the history is complete",
         "select count(*) from jetstream.history",
         "21500",
     );
     assert_eq!(lab.sql(through_index).unwrap().concat().last().unwrap(), "1500");
 }
 
-/// The outbox is emptied while messages are on the wire, and its ids begin anew: what has taken their ids is not theirs.
+/// The outbox is truncated while messages are in flight, and its ids start again. The outcomes of those messages do not
+/// apply to the new rows with the same ids.
 #[test]
 fn a_row_that_has_the_id_of_a_message_in_flight_goes_too() {
     let settings: [&[(&str, &str)]; 2] = [&[], &[("pg_jetstream.history_payload", "on")]];
@@ -211,7 +214,12 @@ fn a_row_that_has_the_id_of_a_message_in_flight_goes_too() {
 fn ids_begin_anew(lab: &Lab) {
     lab.nats.pause().unwrap();
     lab.sql(&insert("s.old", 1, 100)).unwrap();
-    becomes(lab, "in flight", "select in_flight from jetstream.status()", "100");
+    becomes(
+        lab,
+        "messages are in flight",
+        "select in_flight from jetstream.status()",
+        "100",
+    );
     lab.sql("truncate jetstream.outbox restart identity").unwrap();
     lab.sql(&insert("s.new", 101, 200)).unwrap();
     assert_eq!(lab.value("select max(id) from jetstream.outbox").unwrap(), "100");
@@ -221,7 +229,7 @@ fn ids_begin_anew(lab: &Lab) {
     exactly_once(lab, "S", 1..=200);
 }
 
-/// Where a row stood is no more a place of the table.
+/// The locations of rows are no longer valid after a rewrite.
 #[test]
 fn a_table_that_was_rewritten_with_messages_in_flight_does_not_end_the_worker() {
     let lab = lab(&[]);
@@ -232,18 +240,23 @@ fn a_table_that_was_rewritten_with_messages_in_flight_does_not_end_the_worker() 
     drained(&lab, SOON);
     lab.nats.pause().unwrap();
     lab.sql(&insert("s.x", 20_001, 20_500)).unwrap();
-    becomes(&lab, "in flight", "select in_flight from jetstream.status()", "500");
+    becomes(
+        &lab,
+        "messages are in flight",
+        "select in_flight from jetstream.status()",
+        "500",
+    );
     lab.sql("vacuum full jetstream.outbox").unwrap();
     lab.nats.resume().unwrap();
     drained(&lab, SOON);
-    assert_eq!(worker(&lab), pid, "the same worker");
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
     exactly_once(&lab, "S", 1..=20_500);
 }
 
-/// How far a connection's streams are settled is noted while another connection hangs with messages in flight.
+/// The positions of a connection's streams are recorded while another connection hangs with messages in flight.
 #[test]
 fn a_connection_that_hangs_does_not_stop_the_positions_of_another() {
-    // Duplicates, which is what messages sent again would be, say nothing of positions.
+    // A long timeout, because messages that are sent again are duplicates, and a duplicate does not advance a position.
     let lab = lab(&[("pg_jetstream.ack_timeout", "60s")]);
     let other = e2e_support::connection(&lab, "other");
     lab.sql("select jetstream.create_stream('T', array['t.>'], connection => 'other')")
@@ -256,15 +269,19 @@ fn a_connection_that_hangs_does_not_stop_the_positions_of_another() {
     )
     .unwrap();
     let in_flight = "select in_flight from jetstream.status()";
-    becomes(&lab, "messages in flight", in_flight, "100");
+    becomes(&lab, "messages are in flight", in_flight, "100");
     std::thread::sleep(std::time::Duration::from_secs(2));
     lab.sql(&insert("s.x", 1, 50)).unwrap();
     arrived(&lab, "S", 50);
     let position = "select last_sequence from jetstream.positions where connection = 'default' and stream = 'S'";
-    becomes(&lab, "the position", position, "50");
-    assert_eq!(lab.value(in_flight).unwrap(), "100", "the other one hangs no more");
+    becomes(&lab, "the position advances", position, "50");
+    assert_eq!(
+        lab.value(in_flight).unwrap(),
+        "100",
+        "the other connection no longer hangs"
+    );
     other.resume().unwrap();
     drained(&lab, SOON);
     let position = "select last_sequence from jetstream.positions where connection = 'other' and stream = 'T'";
-    becomes(&lab, "the position of the other", position, "100");
+    becomes(&lab, "the position of the other connection advances", position, "100");
 }

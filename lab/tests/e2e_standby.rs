@@ -1,5 +1,5 @@
-//! A standby stays quiet; a promoted one goes on where the primary was.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A standby does nothing. After its promotion it continues where the primary stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -17,7 +17,7 @@ use lab::postgres::Stop;
 use lab::user::ServerUser;
 use nix::sys::signal::Signal;
 
-/// A server that follows the lab's.
+/// A standby of the lab's server.
 struct Standby {
     child: Child,
     port: u16,
@@ -95,29 +95,23 @@ fn a_standby_is_quiet_and_a_promoted_one_goes_on() {
     lab.nats.pause().unwrap();
     lab.sql(&insert("s.x", 101, 200)).unwrap();
     let owed = "select count(*) from jetstream.outbox";
-    eventually(
-        &lab,
-        SOON,
-        "the standby to follow",
-        || Ok(standby.value(owed)? == "100"),
-    );
+    eventually(&lab, SOON, "the standby follows", || Ok(standby.value(owed)? == "100"));
     std::thread::sleep(Duration::from_secs(1));
     assert!(!standby.log().contains("pg_jetstream"), "{}", standby.log());
     let told = standby.value("select last_error from jetstream.status()").unwrap();
-    assert!(told.contains("standby"), "it says why it does nothing: {told}");
-    let up = "select count(*) from jetstream.metrics where name like '%\\_up' and value is not null";
-    assert_eq!(
-        standby.value(up).unwrap(),
-        "0",
-        "nothing is amiss that an alert would tell"
+    assert!(
+        told.contains("standby"),
+        "the standby does not report why it does nothing: {told}"
     );
+    let up = "select count(*) from jetstream.metrics where name like '%\\_up' and value is not null";
+    assert_eq!(standby.value(up).unwrap(), "0", "an alert would fire");
 
     worker(&lab);
     lab.postgres.stop(Stop::Immediate).unwrap();
     assert_eq!(standby.value("select pg_promote()").unwrap(), "t");
     lab.nats.resume().unwrap();
-    // The lab's own server is gone: only the stream and the new primary can be asked.
-    lab::wait_until(SOON, "an empty outbox", || Ok(standby.value(owed)? == "0")).unwrap();
+    // The lab's own server has stopped, so only the stream and the new primary can be queried.
+    lab::wait_until(SOON, "the outbox is empty", || Ok(standby.value(owed)? == "0")).unwrap();
     arrived(&lab, "S", 200);
     exactly_once(&lab, "S", 1..=200);
 }

@@ -1,5 +1,5 @@
-//! Old snapshots, open transactions, late committers and locked rows: nothing is missed, and nothing waits.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Old snapshots, open transactions, late commits and locked rows: no message is missed, and none waits.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -10,8 +10,8 @@ use lab::lab::DATABASE;
 use lab::process;
 use nix::sys::signal::Signal;
 
-/// A backlog drains at the speed it has otherwise while one session holds an old snapshot and another one an open
-/// transaction with messages of its own, which arrive when it commits.
+/// A backlog drains at its usual speed while one session holds an old snapshot, and another one has an open transaction
+/// with messages of its own. Those arrive when the transaction commits.
 #[test]
 fn a_backlog_drains_under_an_old_snapshot_and_an_open_transaction() {
     let lab = lab(&[]);
@@ -49,11 +49,14 @@ fn a_backlog_drains_under_an_old_snapshot_and_an_open_transaction() {
         .query_one("select count(*) from jetstream.outbox", &[])
         .unwrap()
         .get(0);
-    assert_eq!(still, seen, "the snapshot was not an old one");
+    assert_eq!(still, seen, "the snapshot was not old");
     reader.batch_execute("commit").unwrap();
     exactly_once(&lab, "S", (1..=200_000).chain(1_000_001..=1_000_020));
     let (first, last) = (time[0], time[3]);
-    assert!(last < first * 2 + Duration::from_secs(2), "slower and slower: {time:?}");
+    assert!(
+        last < first * 2 + Duration::from_secs(2),
+        "the drain became slower and slower: {time:?}"
+    );
 }
 
 #[test]
@@ -76,7 +79,7 @@ fn late_committers_with_savepoints_are_published_once_and_none_is_missed() {
                             .batch_execute(&format!("savepoint p; {} {end}", put(n + point)))
                             .unwrap();
                     }
-                    // Some commit at once, some late, some not at all.
+                    // Some transactions commit immediately, some late, and some never.
                     if (writer + round) % 4 == 0 {
                         std::thread::sleep(Duration::from_millis(20));
                     }
@@ -110,7 +113,7 @@ fn prepared_transactions_arrive_when_they_are_committed() {
     lab.sql("rollback prepared 'p2'").unwrap();
     drained(&lab, SOON);
     arrived(&lab, "S", 902);
-    // One that survives a restart, with a worker that has never seen it in progress.
+    // One prepared transaction survives a restart, and the new worker has never seen it in progress.
     lab.postgres.restart().unwrap();
     worker(&lab);
     lab.sql(&insert("s.other", 1_001, 2_000)).unwrap();
@@ -134,7 +137,7 @@ fn rows_somebody_holds_are_skipped_and_published_after_their_release() {
         .unwrap();
     lab.sql("select jetstream.resume()").unwrap();
     arrived(&lab, "S", 1_989);
-    // The operator takes one out, changes another, and lets the rest go: what changed is known at once.
+    // The operator deletes one row, changes another, and unlocks the rest. The changed row is found immediately.
     operator
         .batch_execute("delete from jetstream.outbox where payload ->> 'n' = '500'")
         .unwrap();
@@ -145,8 +148,8 @@ fn rows_somebody_holds_are_skipped_and_published_after_their_release() {
     exactly_once(&lab, "S", (1..=2_000).filter(|n| *n != 500 && *n != 505).chain([5_050]));
 }
 
-/// Of a bulk delete that is not done yet, or any lock of thousands of rows: what stands behind them goes, whether it is due
-/// at once or later.
+/// A bulk delete that has not committed, or any lock of thousands of rows. Messages after them are sent, whether they
+/// are due or scheduled.
 #[test]
 fn thousands_of_rows_somebody_holds_are_skipped() {
     let lab = lab(&[]);
@@ -167,7 +170,8 @@ fn thousands_of_rows_somebody_holds_are_skipped() {
     assert_eq!(held.unwrap(), 12_000);
     lab.sql("select jetstream.resume()").unwrap();
     arrived(&lab, "S", 8_000);
-    // They are not looked at over and over: the worker stands still, but for its looks at what is due.
+    // The locked rows are not scanned again and again. The worker is idle, except that it polls for messages that are
+    // due.
     let cycles = || lab.value("select cycles from jetstream.worker_status()").unwrap();
     let before: i64 = cycles().parse().unwrap();
     std::thread::sleep(Duration::from_secs(2));
@@ -178,7 +182,7 @@ fn thousands_of_rows_somebody_holds_are_skipped() {
     exactly_once(&lab, "S", (6_001..=10_000).chain(16_001..=20_000));
 }
 
-/// A lock that is let go without a change is noticed by the look once a minute.
+/// A lock that is released without a change is noticed by the sweep, once a minute.
 #[test]
 fn a_row_that_was_only_locked_is_found_by_the_sweep() {
     let lab = lab(&[]);
@@ -195,13 +199,14 @@ fn a_row_that_was_only_locked_is_found_by_the_sweep() {
     exactly_once(&lab, "S", 1..=10);
 }
 
-/// The settlement of a message whose row somebody holds waits for it, alone: the worker goes on with all others.
+/// If another session has locked the row of a message, only the settlement of this message waits. The worker continues
+/// with all others.
 #[test]
 fn a_row_locked_while_its_message_is_in_flight_does_not_stop_the_worker() {
     let lab = lab(&[]);
     lab.nats.pause().unwrap();
     lab.sql(&insert("s.flight", 1, 3)).unwrap();
-    eventually(&lab, SOON, "messages in flight", || {
+    eventually(&lab, SOON, "messages are in flight", || {
         Ok(lab.value("select in_flight from jetstream.status()")? == "3")
     });
     let mut operator = lab.postgres.client(DATABASE).unwrap();
@@ -211,17 +216,17 @@ fn a_row_locked_while_its_message_is_in_flight_does_not_stop_the_worker() {
     lab.nats.resume().unwrap();
     arrived(&lab, "S", 3);
     lab.sql(&insert("s.flight", 4, 1_000)).unwrap();
-    eventually(&lab, SOON, "all but the held row settled", || {
+    eventually(&lab, SOON, "all but the locked row are settled", || {
         Ok(lab.value("select count(*) from jetstream.outbox")? == "1")
     });
     let before = worker(&lab);
     operator.batch_execute("commit").unwrap();
     drained(&lab, SOON);
-    assert_eq!(worker(&lab), before, "the same worker all the time");
+    assert_eq!(worker(&lab), before, "the worker was replaced");
     exactly_once(&lab, "S", 1..=1_000);
 }
 
-/// A lock on the whole table (VACUUM FULL, ALTER TABLE) holds the worker up, but does not end it.
+/// A lock on the whole table (VACUUM FULL, ALTER TABLE) delays the worker, but does not end it.
 #[test]
 fn a_locked_table_holds_messages_up_and_nothing_else() {
     let lab = lab(&[]);
@@ -232,7 +237,7 @@ fn a_locked_table_holds_messages_up_and_nothing_else() {
     operator.batch_execute("begin; lock table jetstream.outbox").unwrap();
     lab.nats.resume().unwrap();
     let waiting = "select last_error like '%lock%' from jetstream.worker_status()";
-    eventually(&lab, SOON, "a worker that says it waits", || {
+    eventually(&lab, SOON, "the worker reports that it waits", || {
         Ok(lab.value(waiting)? == "t")
     });
     operator
@@ -240,9 +245,9 @@ fn a_locked_table_holds_messages_up_and_nothing_else() {
         .unwrap();
     lab.sql(&insert("s.table", 501, 1_000)).unwrap();
     drained(&lab, SOON);
-    assert_eq!(worker(&lab), pid, "the same worker all the time");
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
     exactly_once(&lab, "S", 1..=1_000);
-    // The result of a stream is not forgotten while somebody holds its row.
+    // The result of synchronizing a stream is not lost while another session has locked its row.
     operator
         .batch_execute("begin; select from jetstream.streams where name = 'S' for update")
         .unwrap();
@@ -272,7 +277,7 @@ fn a_sequence_set_back_loses_nothing() {
     lab.sql("alter sequence jetstream.outbox_id_seq restart").unwrap();
     lab.sql(&insert("s.after", 1_001, 1_100)).unwrap();
     drained(&lab, SOON);
-    // And once more, this time going past where it was before anybody could look.
+    // The sequence is reset once more, and this time it passes its old value before the worker can scan anything.
     lab.sql(&format!(
         "begin; alter sequence jetstream.outbox_id_seq restart; {}; commit",
         insert("s.after", 1_101, 3_100)
@@ -283,7 +288,7 @@ fn a_sequence_set_back_loses_nothing() {
     let duplicates = lab
         .value("select count(*) from jetstream.history where duplicate")
         .unwrap();
-    assert_eq!(duplicates, "0", "ids that were used before");
+    assert_eq!(duplicates, "0", "ids were reused");
 }
 
 #[test]
@@ -302,7 +307,7 @@ fn a_worker_that_starts_finds_all_there_is() {
     assert_eq!(got, (1..=100).collect::<Vec<_>>());
 }
 
-/// A row that a dump brought bears the number of a transaction of another cluster, which lies ahead of all of this one.
+/// A restored row has the transaction id of another cluster, which is higher than every id of this one.
 #[test]
 fn a_restored_keyed_message_goes_in_its_turn_while_somebody_is_at_work() {
     let lab = lab(&[]);
@@ -321,7 +326,7 @@ fn a_restored_keyed_message_goes_in_its_turn_while_somebody_is_at_work() {
     open.batch_execute("commit").unwrap();
 }
 
-/// What is to be sent at once does not wait for a look through the dead rows of delayed messages.
+/// Messages that are due immediately do not wait for a scan through the dead rows of scheduled messages.
 #[test]
 fn dead_rows_of_delayed_messages_hold_up_nothing_under_an_old_snapshot() {
     let lab = lab(&[("autovacuum", "off")]);
@@ -351,8 +356,11 @@ fn dead_rows_of_delayed_messages_hold_up_nothing_under_an_old_snapshot() {
     lab.sql("delete from jetstream.outbox").unwrap();
     lab.sql("select jetstream.resume()").unwrap();
     let after = latency();
-    assert!(after < before * 5.0 + 15.0, "{after} ms and not {before} ms");
-    // Before or after what has been looked at: each is found.
+    assert!(
+        after < before * 5.0 + 15.0,
+        "latency rose from {before} ms to {after} ms"
+    );
+    // Messages are found both before and after the part that has been scanned.
     for (place, number) in [("- interval '1 hour'", 1_001), ("+ interval '1 second'", 1_002)] {
         let delayed = insert("s.delayed", number, number)
             .replace("(subject, payload)", "(deliver_at, subject, payload)")
@@ -380,7 +388,7 @@ fn many_that_are_due_at_once_are_walked_through_once_under_an_old_snapshot() {
     lab.sql("select jetstream.resume()").unwrap();
     drained(&lab, LATER);
     exactly_once(&lab, "S", 1..=20_000);
-    // Sent by the worker some time later.
+    // The worker reports its statistics some time later.
     let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'outbox_due'";
     let mut entries = 0;
     eventually(&lab, SOON, "what the worker read is counted", || {

@@ -1,5 +1,5 @@
-//! The queue of webhook calls: claims, leases, outcomes and further attempts.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! The queue of webhook calls: claims, leases, outcomes and retries.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 mod webhook_support;
@@ -57,12 +57,16 @@ fn a_lease_that_runs_out_gives_the_call_back() {
     lab.sql("update jetstream.webhooks set max_attempts = 3").unwrap();
     call(&lab, 1, "");
     assert_eq!(claim(&lab, "a", 10, "1 minute"), [1]);
-    assert_eq!(claim(&lab, "b", 10, "1 minute"), [0i64; 0], "it is claimed");
+    assert_eq!(
+        claim(&lab, "b", 10, "1 minute"),
+        [0i64; 0],
+        "the call is already claimed"
+    );
     lab.sql("update jetstream.webhook_calls set lease_until = clock_timestamp() - interval '1 ms'")
         .unwrap();
     assert_eq!(claim(&lab, "b", 10, "50 ms"), [1]);
     assert_eq!(status(&lab, 1)[..2], ["claimed", "2"]);
-    // The first one comes late: what b has is not his.
+    // The first worker reports late. What worker b has claimed since does not belong to it.
     assert_eq!(
         lab.failure("select jetstream.webhook_complete(1, 200, worker => 'a')")
             .unwrap(),
@@ -78,8 +82,10 @@ fn a_lease_that_runs_out_gives_the_call_back() {
             .unwrap(),
         "55000"
     );
-    // One that kills its workers is dead after its attempts.
-    eventually(&lab, SOON, "a third claim", || Ok(claim(&lab, "c", 10, "50 ms") == [1]));
+    // A call that kills its workers is dead after its last attempt.
+    eventually(&lab, SOON, "the call is claimed a third time", || {
+        Ok(claim(&lab, "c", 10, "50 ms") == [1])
+    });
     eventually(&lab, SOON, "its end", || {
         assert!(claim(&lab, "d", 10, "50 ms").is_empty());
         Ok(status(&lab, 1)[0] == "dead")
@@ -155,7 +161,7 @@ fn a_finished_call_cannot_be_finished_again() {
             "{wrong}"
         );
     }
-    // Retried by hand: again from the start, and gone is gone.
+    // Retried by hand, the call starts again from the beginning. A deleted call cannot be retried.
     assert_eq!(one("select jetstream.rule_webhook_retry(3)"), "t");
     assert_eq!(one("select jetstream.rule_webhook_retry(1)"), "f");
     assert_eq!(status(&lab, 3)[..2], ["pending", "0"]);
@@ -194,9 +200,9 @@ fn a_failed_call_is_tried_again_with_backoff() {
     assert_eq!(
         lab.value("select jetstream.webhook_complete(1, 429)").unwrap(),
         "dead",
-        "that was the last attempt"
+        "there was no attempt left"
     );
-    // As the endpoint asks.
+    // The delay is the one that the endpoint requests.
     call(&lab, 1, "");
     assert_eq!(claim(&lab, "w", 1, "1 minute"), [2]);
     lab.sql("select jetstream.webhook_fail(2, 'busy', retry_after => '1 hour', status => 429)")
@@ -265,7 +271,7 @@ fn claiming_stays_fast_with_many_calls_that_are_due_later() {
     for _ in 0..20 {
         assert!(claim(&lab, "w", 10, "1 minute").is_empty());
     }
-    // By what was read, as times say little on a busy machine.
+    // Compares rows that were read, because times mean little on a busy machine.
     let read = "select pg_stat_get_tuples_fetched('jetstream.webhook_calls'::regclass)
                      + pg_stat_get_tuples_returned('jetstream.webhook_calls'::regclass)
                      + (select sum(idx_tup_read) from pg_stat_all_indexes where relid = 'jetstream.webhook_calls'::regclass)";

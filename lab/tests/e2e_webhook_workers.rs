@@ -1,5 +1,5 @@
-//! The workers that make the HTTP calls, each kind against the same scenarios, on real servers.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs the workers that make the HTTP calls, each kind in the same scenarios, on real servers.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 mod worker_support;
@@ -11,7 +11,7 @@ use lab::paths::Paths;
 use lab::tools;
 use worker_support::{Kind, answers, build, graceful, queue, repository, secrets, silence, thousand, throughput};
 
-/// `examples/webhook-worker`, built as these tests are.
+/// `examples/webhook-worker`, in the build profile of these tests.
 static RUST: LazyLock<Kind> = LazyLock::new(|| {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     build(
@@ -26,7 +26,7 @@ static RUST: LazyLock<Kind> = LazyLock::new(|| {
             "webhook-worker",
         ],
     );
-    // target/<profile>/deps/<this test>
+    // The test's own path is target/<profile>/deps/<name>.
     let own = std::env::current_exe().unwrap();
     let binary = own
         .ancestors()
@@ -246,9 +246,9 @@ fn rust_mode_both() {
     queue::mode_both_calls_twice_with_one_key(&RUST);
 }
 
-/// Needs an idle machine, and an endpoint that is no debug build.
+/// Requires an idle machine, and an endpoint that is not a debug build.
 #[test]
-#[ignore = "measures; run it with --release, as the worker's README says"]
+#[ignore = "a benchmark; run it with --release as described in the worker's README"]
 fn rust_throughput() {
     let rate = throughput::calls_per_second(&RUST, 50_000);
     assert!(rate >= 5000.0, "{rate:.0} calls/s");

@@ -1,5 +1,5 @@
-//! Webhooks: the three publish modes, what is checked, and secrets that stay where they are.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Webhooks: the three publish modes, argument checks, and secrets that stay secret.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 mod webhook_support;
@@ -71,7 +71,7 @@ fn each_mode_stores_what_it_says_and_nothing_of_a_rollback() {
         ]
     );
 
-    // NATS away: every mode stores at once, and what is for NATS arrives later.
+    // During an outage of NATS, every mode still stores calls immediately. Messages for NATS arrive later.
     lab.nats.kill9().unwrap();
     let begin = Instant::now();
     (1..=3).for_each(|webhook| drop(call(&lab, webhook, "")));
@@ -107,7 +107,7 @@ fn a_change_of_mode_counts_for_the_next_call() {
     assert_eq!(urls, ["https://example.com/nats", "https://example.com/new"]);
     let urls = lab.sql("select url from jetstream.webhook_calls order by id").unwrap();
     assert_eq!(urls, [["https://example.com/nats"], ["https://example.com/new"]]);
-    // Not for NATS any more: no way to say so by accident.
+    // The webhook no longer uses NATS. No mode may select NATS by accident.
     lab.sql("update jetstream.webhooks set nats_enabled = false where id = 2")
         .unwrap();
     assert_eq!(
@@ -206,7 +206,7 @@ fn a_secret_is_seen_by_the_worker_that_makes_the_call_alone() {
         client.execute(set, &[&webhook, &"key", &SECRET]).unwrap();
         client.execute(set, &[&webhook, &"two", &"second"]).unwrap();
     }
-    // No error shows it.
+    // No error message shows the secret.
     for (webhook, name, value) in [
         (Some(2), Some("bad name"), Some("hunter2")),
         (Some(2), None, Some("hunter2")),
@@ -226,7 +226,7 @@ fn a_secret_is_seen_by_the_worker_that_makes_the_call_alone() {
             "{text}"
         );
     }
-    // Webhook 1 has no such secret: that call is dead, the other one comes with it.
+    // Webhook 1 does not have this secret, so its call is dead. The other call is claimed.
     let claimed = client
         .query("select webhook, headers::text from jetstream.webhook_claim('w')", &[])
         .unwrap();
@@ -246,7 +246,7 @@ fn a_secret_is_seen_by_the_worker_that_makes_the_call_alone() {
         .unwrap()
         .get(0);
     assert_eq!(resolved, format!("Bearer {SECRET}"));
-    // An envelope that somebody else has made names his own server.
+    // A forged envelope names a server of its own.
     let servers = [
         "https://evil.example/nats",
         "http://example.com/nats",
@@ -266,7 +266,7 @@ fn a_secret_is_seen_by_the_worker_that_makes_the_call_alone() {
     let plain = "select jetstream.webhook_headers(2, '{\"X\": \"y\"}', 'https://evil.example/') ->> 'X'";
     assert_eq!(client.query_one(plain, &[]).unwrap().get::<_, String>(0), "y");
 
-    // In no table but its own, in no view, in nothing a function tells, and not in the log.
+    // The secret is only in its own table. It is not in other tables, views, function results, or the log.
     let relations = lab.sql(
         "select c.oid::regclass from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where n.nspname = 'jetstream' and c.relkind in ('r', 'v', 'p') and c.relname <> 'webhook_secrets'",
@@ -383,7 +383,7 @@ fn each_role_may_do_its_part() {
          delete from jetstream.rule_nats_config where config_name <> 'default'",
     )
     .unwrap();
-    // Nothing is left to everybody.
+    // Nothing is granted to PUBLIC.
     let open = lab.sql(
         "select p.oid::regprocedure from pg_proc p join pg_namespace n on n.oid = p.pronamespace
          where n.nspname = 'jetstream' and has_function_privilege('public', p.oid, 'execute')",
@@ -400,7 +400,7 @@ fn a_webhook_goes_only_when_its_calls_are_made() {
     claim(&lab, "w", 1, "1 minute");
     assert_eq!(lab.failure(delete).unwrap(), "23503");
     lab.sql("select jetstream.webhook_complete(1, 200)").unwrap();
-    // One that is just being stored is waited for.
+    // The delete waits for a call that is being inserted.
     let mut storing = lab.postgres.client(DATABASE).unwrap();
     storing
         .batch_execute("begin; select jetstream.webhook_call(1, '{}')")

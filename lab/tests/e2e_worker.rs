@@ -1,5 +1,5 @@
-//! The worker as a citizen of the server: its memory, its threads, what it does when there is nothing to do.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! The worker's effect on the server: its memory, its threads, and its work when idle.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -10,7 +10,7 @@ use e2e_support::{LATER, SOON, arrived, drained, eventually, insert, lab, worker
 use lab::lab::DATABASE;
 use nix::sys::signal::Signal;
 
-/// A line of /proc/<pid>/status, kB for sizes.
+/// A line of /proc/<pid>/status. Sizes are in kB.
 fn proc_status(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -36,15 +36,18 @@ fn a_million_messages_owed_fit_into_a_hundred_megabytes() {
     arrived(&lab, "S", 200_000);
     let (peak, own) = (proc_status(pid, "VmHWM:") / 1024, proc_status(pid, "RssAnon:") / 1024);
     assert_eq!(worker(&lab), pid);
-    assert!(own < 100, "{own} MB of its own, {peak} MB at most with shared memory");
-    assert!(peak < 100 + 32, "{peak} MB at most, 32 of them shared buffers");
+    assert!(
+        own < 100,
+        "{own} MB of private memory, peak of {peak} MB with shared memory"
+    );
+    assert!(peak < 100 + 32, "peak of {peak} MB, of which 32 are shared buffers");
 }
 
-/// The threads of a process, the main one first, and which signals each leaves open.
+/// The threads of a process, the main thread first, and the signals that each does not block.
 fn threads(pid: u32) -> Vec<(String, Vec<u32>)> {
     let mut tasks: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().collect();
     tasks.sort_by_key(|task| task.file_name().to_str() != Some(&pid.to_string()));
-    // A thread may end while one looks.
+    // A thread may end while its files are being read.
     tasks
         .iter()
         .filter_map(|task| {
@@ -59,18 +62,19 @@ fn threads(pid: u32) -> Vec<(String, Vec<u32>)> {
                 )
             };
             let blocked = u64::from_str_radix(&line("SigBlk:")?, 16).unwrap();
-            // All but SIGKILL and SIGSTOP, which cannot be blocked.
+            // SIGKILL and SIGSTOP are excluded, because they cannot be blocked.
             let open = (1..=31_u32).filter(|signal| ![9, 19].contains(signal) && blocked & 1 << (signal - 1) == 0);
             Some((line("Name:")?, open.collect()))
         })
         .collect()
 }
 
-/// A signal that another thread took would set its latch and be lost, or run PostgreSQL's code there.
+/// If another thread received a signal, the signal would set that thread's latch and be lost, or run PostgreSQL code
+/// there.
 #[test]
 fn signals_reach_the_main_thread_alone() {
     let mut lab = lab(&[]);
-    // A host name makes the runtime's threads for lookups, anew at each connection.
+    // With a host name, the runtime starts threads for lookups, again for each connection.
     let url = lab.nats.url().replace("127.0.0.1", "localhost");
     lab.sql(&format!("update jetstream.connections set url = '{url}'"))
         .unwrap();
@@ -90,19 +94,16 @@ fn signals_reach_the_main_thread_alone() {
         }
         let threads = threads(pid);
         most = most.max(threads.len());
-        assert!(
-            !threads[0].1.is_empty(),
-            "the main thread takes none either: {threads:?}"
-        );
+        assert!(!threads[0].1.is_empty(), "the main thread blocks signals: {threads:?}");
         let closed = threads[1..].iter().all(|(_, open)| open.is_empty());
-        assert!(closed, "open signals in {threads:?}");
+        assert!(closed, "signals are not blocked in {threads:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(most >= 3, "no thread for lookups beside the relay's was seen");
+    assert!(most >= 3, "no lookup thread was seen next to the relay's");
     drained(&lab, SOON);
     arrived(&lab, "S", 14_000);
-    assert_eq!(worker(&lab), pid, "the worker has outlived them");
-    // The last of many reloads is taken.
+    assert_eq!(worker(&lab), pid, "the worker was replaced");
+    // The last of many reloads is applied.
     lab.postgres.set(&[("pg_jetstream.databases", "")]).unwrap();
     eventually(&lab, SOON, "the worker ends", || Ok(!lab::process::alive(pid)));
 }
@@ -129,12 +130,12 @@ fn an_idle_worker_makes_few_transactions_and_little_noise() {
     let made = count(commits) - commits_before;
     assert!(made <= 40, "{made} transactions in 5 s");
     let used = cpu() - cpu_before;
-    assert!(used <= 10, "{used} hundredths of a second of CPU in 5 s");
+    assert!(used <= 10, "{used} hundredths of a second of processor time in 5 s");
     assert_eq!(lab.postgres.log().len(), log, "{}", lab.postgres.log_tail());
-    // It holds back nothing: no snapshot, no transaction.
+    // An idle worker holds neither a snapshot nor a transaction.
     let held = "select count(*) from pg_stat_activity where backend_type ilike 'pg_jetstream%' \
                 and (backend_xmin is not null or backend_xid is not null)";
-    eventually(&lab, SOON, "no snapshot held", || Ok(lab.value(held)? == "0"));
+    eventually(&lab, SOON, "no snapshot is held", || Ok(lab.value(held)? == "0"));
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn what_the_worker_does_is_seen_where_one_looks() {
     assert_eq!(seen[0][2..], ["pg_jetstream", "idle", DATABASE], "{seen:?}");
     lab.sql(&insert("s.x", 1, 5_000)).unwrap();
     drained(&lab, LATER);
-    // Deleted rows are counted, so that autovacuum sees them.
+    // Deleted rows are counted, so that autovacuum notices them.
     let deleted =
         "select n_tup_del >= 5000 from pg_stat_user_tables where schemaname = 'jetstream' and relname = 'outbox'";
     eventually(&lab, SOON, "statistics", || Ok(lab.value(deleted)? == "t"));

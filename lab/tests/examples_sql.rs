@@ -1,5 +1,5 @@
-//! The SQL of `examples/`, run by psql as its comments say, and what it leaves in streams, outbox and queue.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs the SQL of `examples/` with psql as its comments describe, and checks streams, outbox and queue.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -10,7 +10,7 @@ use lab::Lab;
 use lab::lab::DATABASE;
 use serde_json::json;
 
-/// Runs one file, and waits until what it stored is published. Returns what it printed.
+/// Runs one file and waits until its messages are published. Returns the output.
 fn run(lab: &Lab, file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(file);
     let url = format!("nats_url={}", lab.nats.url());
@@ -22,14 +22,14 @@ fn run(lab: &Lab, file: &str) -> String {
     text
 }
 
-/// A lab on which `basic_setup.sql` has run.
+/// A lab in which `basic_setup.sql` has run.
 fn basic() -> Lab {
     let lab = Lab::start().unwrap();
     run(&lab, "basic_setup.sql");
     lab
 }
 
-/// Subjects of a stream's messages and one field of each, sorted.
+/// Subjects of a stream's messages with one field of each, sorted.
 fn stream(lab: &Lab, name: &str, field: &str) -> Vec<(String, serde_json::Value)> {
     let messages = lab.stream_messages(name).unwrap();
     let mut found: Vec<_> = messages
@@ -48,7 +48,7 @@ fn basic_setup() {
     assert_eq!(
         orders,
         [created("ann"), created("bob")],
-        "the rolled back one is not there"
+        "a message that was rolled back is in the stream"
     );
     let calls = stream(&lab, "WEBHOOKS", "data");
     assert_eq!(calls, [("webhooks.accounting".to_owned(), json!({"order": 1}))]);
@@ -78,7 +78,7 @@ fn fan_out() {
         calls,
         expected.map(|(subject, order)| (subject.to_owned(), json!({"order": order})))
     );
-    // All or nothing.
+    // All messages are published, or none.
     lab.sql("begin; select announce('order.paid', '{\"order\": 3}'); rollback")
         .unwrap();
     drained(&lab, LATER);
@@ -99,7 +99,7 @@ fn load_balancing() {
     assert_eq!(
         pictures,
         (1..=100).collect::<Vec<_>>(),
-        "each once, the repeated one too"
+        "each message once, including the repeated one"
     );
     let duplicates = lab.value("select count(*) from jetstream.history where duplicate");
     assert_eq!(duplicates.unwrap(), "1");
@@ -135,7 +135,7 @@ fn hybrid_mode() {
         })
         .collect();
     assert_eq!(published, [("payment-2", json!(2)), ("payment-4", json!(4))]);
-    // Both workers of mode `both` tell the endpoint the same id.
+    // Both workers of mode `both` send the endpoint the same id.
     let claimed = lab
         .sql("select message_id from jetstream.webhook_claim('w') order by call_id")
         .unwrap();

@@ -1,6 +1,6 @@
-//! `pg_upgrade` to a later major version with messages owed. Run by hand, since a second PostgreSQL is needed:
+//! `pg_upgrade` to a later major version with pending messages. Run by hand, because it requires a second PostgreSQL:
 //! `cargo run -p lab -- setup --second-major 17`, then `cargo test -p lab --test major_upgrade -- --ignored`.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ fn put(from: u32, to: u32) -> String {
     )
 }
 
-/// Runs `pg_upgrade`, which starts and stops both servers by itself.
+/// Runs `pg_upgrade`, which starts and stops both servers itself.
 fn pg_upgrade(old: &Postgres, new: &Postgres, (from, to): (&Paths, &Paths), folder: &Path) {
     let output = ServerUser::find()
         .unwrap()
@@ -45,11 +45,11 @@ fn pg_upgrade(old: &Postgres, new: &Postgres, (from, to): (&Paths, &Paths), fold
 }
 
 #[test]
-#[ignore = "needs a second PostgreSQL: cargo run -p lab -- setup --second-major 17"]
+#[ignore = "requires a second PostgreSQL: cargo run -p lab -- setup --second-major 17"]
 fn what_is_owed_before_pg_upgrade_is_published_once_after_it() {
     let paths = Paths::ready().unwrap();
     let other = second_major::at_hand(&paths)
-        .expect("no second PostgreSQL at hand: run `cargo run -p lab -- setup --second-major 17`");
+        .expect("no second PostgreSQL found: run `cargo run -p lab -- setup --second-major 17`");
     let mut lab = Lab::builder().start().unwrap();
     lab.sql("select jetstream.create_stream('UP', array['up.>'], duplicate_window => '1 s')")
         .unwrap();
@@ -59,11 +59,11 @@ fn what_is_owed_before_pg_upgrade_is_published_once_after_it() {
     lab.wait_drained().unwrap();
     lab.nats.pause().unwrap();
     lab.sql(&put(301, 600)).unwrap();
-    lab.wait_until("messages in flight", || {
+    lab.wait_until("messages are in flight", || {
         Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
     })
     .unwrap();
-    // The server stores what is on the wire, and nobody hears of it.
+    // The server stores the messages in flight, and their acknowledgements are lost.
     lab.postgres.stop(Stop::Immediate).unwrap();
     lab.nats.resume().unwrap();
     lab.postgres.start_again().unwrap();
@@ -79,7 +79,7 @@ fn what_is_owed_before_pg_upgrade_is_published_once_after_it() {
     assert_eq!(
         lab.message_count("UP").unwrap(),
         before,
-        "nothing is published while the cluster is copied"
+        "a message was published while the cluster was copied"
     );
 
     new.start_again().unwrap();
@@ -92,7 +92,7 @@ fn what_is_owed_before_pg_upgrade_is_published_once_after_it() {
     assert_eq!(value("select count(*) > 0 from jetstream.outbox").unwrap(), "t");
     new.sql(DATABASE, &put(601, 900)).unwrap();
     value("select jetstream.resume()").unwrap();
-    wait_until(Duration::from_secs(60), "nothing owed after the upgrade", || {
+    wait_until(Duration::from_secs(60), "nothing is pending after the upgrade", || {
         Ok(value("select count(*) from jetstream.outbox")? == "0")
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", new.log_tail()));
@@ -108,6 +108,6 @@ fn what_is_owed_before_pg_upgrade_is_published_once_after_it() {
     let kept = "select count(*) from jetstream.history where success";
     assert!(
         value(kept).unwrap().parse::<u32>().unwrap() >= 900,
-        "the history came along"
+        "the history was lost"
     );
 }

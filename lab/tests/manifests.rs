@@ -1,6 +1,6 @@
-//! Dockerfiles, the compose file and the Kubernetes manifests of `examples/`, as far as they can be checked without a
-//! Docker engine and a cluster. A tool that cannot be had is a failure.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Checks Dockerfiles, the compose file and the Kubernetes manifests of `examples/`, as far as possible without a
+//! Docker engine or a cluster. A missing tool is a failure.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -20,7 +20,7 @@ fn manifest(name: &str) -> PathBuf {
     repository().join("examples/kubernetes").join(name)
 }
 
-/// What a command prints, and whether it ended well.
+/// Output of a command, and whether it succeeded.
 fn output(command: &mut Command) -> (bool, String) {
     let output = command
         .output()
@@ -46,7 +46,7 @@ fn documents(file: &Path) -> Vec<Value> {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A copy of a manifest, one word of which is another.
+/// A copy of a manifest in which one word is replaced.
 fn spoiled(file: &Path, word: &str, by: &str) -> tempfile::NamedTempFile {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains(word), "{} has no {word}", file.display());
@@ -58,7 +58,7 @@ fn spoiled(file: &Path, word: &str, by: &str) -> tempfile::NamedTempFile {
 #[test]
 fn dockerfiles_pass_the_linter() {
     let files = ["Dockerfile", "examples/webhook-worker/Dockerfile"];
-    // Debian's archive keeps no version one could pin.
+    // Debian's archive does not keep old versions, so versions cannot be pinned.
     let mut lint = tools::hadolint(&paths()).unwrap();
     succeeds(lint.args(["--ignore", "DL3008"]).args(files).current_dir(repository()));
     let bad = tempfile::NamedTempFile::new().unwrap();
@@ -130,10 +130,13 @@ fn the_compose_file_is_valid() {
     let (success, text) = output(&mut compose(&file, &variables[..1]));
     assert!(
         !success && text.contains("WORKER_PASSWORD"),
-        "without a password: {text}"
+        "started without a password: {text}"
     );
     let bad = spoiled(&file, "depends_on", "depend_on");
-    assert!(!output(&mut compose(bad.path(), &variables)).0, "an unknown key passes");
+    assert!(
+        !output(&mut compose(bad.path(), &variables)).0,
+        "an unknown key was accepted"
+    );
 }
 
 fn kubernetes(file: &Path) -> Command {
@@ -150,11 +153,11 @@ fn the_kubernetes_manifests_are_valid() {
         succeeds(&mut kubernetes(&manifest(name)));
     }
     let bad = spoiled(&manifest("worker.yaml"), "readinessProbe", "readynessProbe");
-    assert!(!output(&mut kubernetes(bad.path())).0, "an unknown field passes");
+    assert!(!output(&mut kubernetes(bad.path())).0, "an unknown field was accepted");
     let bad = spoiled(&manifest("nats.yaml"), "containerPort: 4222", "containerPort: client");
     assert!(
         !output(&mut kubernetes(bad.path())).0,
-        "a port that is no number passes"
+        "a port that is not a number was accepted"
     );
 }
 
@@ -185,7 +188,11 @@ fn the_keda_manifest_is_valid_and_scales_the_workers() {
         .unwrap();
     let variable = |name: &str| &variables.iter().find(|each| each["name"] == name).unwrap()["value"];
     assert_eq!(scaled["spec"]["scaleTargetRef"]["name"], worker["metadata"]["name"]);
-    assert_eq!(worker["spec"].get("replicas"), None, "two would set it");
+    assert_eq!(
+        worker["spec"].get("replicas"),
+        None,
+        "the autoscaler must be the only one to set replicas"
+    );
     let trigger = &scaled["spec"]["triggers"][0];
     assert_eq!(trigger["type"], "nats-jetstream");
     assert_eq!(&trigger["metadata"]["stream"], variable("STREAM_NAME"));
@@ -199,7 +206,7 @@ fn the_keda_manifest_is_valid_and_scales_the_workers() {
     assert_eq!(trigger["metadata"]["natsServerMonitoringEndpoint"], service.as_str());
 }
 
-/// Compose and Kubernetes set the database up with the same script, and it runs.
+/// Compose and Kubernetes set up the database with the same script, which must run.
 #[test]
 fn the_set_up_script_runs() {
     let script = repository().join("examples/compose/init.sh");

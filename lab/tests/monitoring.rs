@@ -1,6 +1,6 @@
-//! `examples/monitoring` with the real programs: exporters, Prometheus and its checker. Grafana itself is in no package
-//! registry: its dashboard is read by Grafana's SDK, and its expressions are asked of Prometheus.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs `examples/monitoring` with the real programs: exporters, Prometheus and its checker. No package registry has
+//! Grafana itself, so Grafana's SDK reads the dashboard, and Prometheus evaluates its expressions.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod console_support;
 mod e2e_support;
@@ -37,7 +37,7 @@ fn succeeds(command: &mut Command) {
     assert!(success, "{command:?}\n{text}");
 }
 
-/// A copy of the alerts and their tests in which one text stands for another.
+/// A copy of the alerts and their tests in which one text is replaced.
 fn spoiled(text: &str, by: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let alerts = fs::read_to_string(example("alerts.yml")).unwrap();
@@ -69,9 +69,9 @@ fn alerts_fire_when_they_should_and_not_before() {
         ),
     ] {
         let folder = spoiled(text, by);
-        assert!(!run(&mut promtool(&test, folder.path())).0, "{by} is not noticed");
+        assert!(!run(&mut promtool(&test, folder.path())).0, "{by} was not noticed");
     }
-    // Each alert is tested, and described to whoever gets it.
+    // Each alert has a test, and a description for its recipient.
     let alerts = fs::read_to_string(example("alerts.yml")).unwrap();
     let tests = fs::read_to_string(example("alerts_test.yml")).unwrap();
     let guide = fs::read_to_string(repository().join("docs/monitoring.md")).unwrap();
@@ -110,10 +110,10 @@ fn the_dashboard_is_one() {
         .unwrap()
         .replace("\"legendFormat\"", "\"legendFormats\"");
     fs::write(bad.path(), spoiled).unwrap();
-    assert!(!check(bad.path()).0, "an option that does not exist is not noticed");
+    assert!(!check(bad.path()).0, "an unknown option was not noticed");
 }
 
-/// Prometheus with the configuration of the examples, with other ports and shorter intervals.
+/// Prometheus with the configuration of the examples, except for ports and intervals, which are shorter.
 fn prometheus(lab: &Lab, ports: [(&str, u16); 3]) -> (Program, u16) {
     let folder = lab.nats.dir().join("prometheus");
     fs::create_dir(&folder).unwrap();
@@ -169,7 +169,7 @@ fn exporters(lab: &Lab) -> [(Program, u16); 2] {
     [(first, port), (second, other)]
 }
 
-/// The answer to an expression, at this moment.
+/// The current result of an expression.
 fn ask(port: u16, expression: &str) -> Vec<Value> {
     let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let answer = get(port, &format!("/api/v1/query?query={encoded}")).json();
@@ -177,7 +177,7 @@ fn ask(port: u16, expression: &str) -> Vec<Value> {
     answer["data"]["result"].as_array().unwrap().clone()
 }
 
-/// Name, labels that are the metric's own, and value.
+/// Values by name and by the metric's own labels.
 type Series = BTreeMap<(String, BTreeMap<String, String>), f64>;
 
 const OWN_LABELS: [&str; 6] = ["database", "connection", "stream", "consumer", "status", "le"];
@@ -209,12 +209,12 @@ fn expected(lab: &Lab) -> Series {
     series.collect()
 }
 
-/// What does not stand still.
+/// Metrics whose value changes all the time.
 fn moves(name: &str) -> bool {
     name.ends_with("last_cycle_time_seconds") || name.ends_with("cycles_total") || name.ends_with("webhook_lag_seconds")
 }
 
-/// What was scraped otherwise than it is, and what is not there at all.
+/// Metrics that were scraped with a different value, or not at all.
 fn differences(scraped: &Series, expected: &Series) -> Vec<String> {
     let same = |one: f64, other: f64| (one - other).abs() <= 1e-9 * other.abs();
     let missing = expected
@@ -275,7 +275,7 @@ fn exporters_prometheus_and_the_dashboard_agree_with_the_database() {
             .replace("$__rate_interval", "20s")
             .replace("$job", "pg_jetstream-console")
             .replace("$database", ".*");
-        // A rate takes two looks, and something between them.
+        // A rate requires two samples with activity between them.
         eventually(&lab, SOON, &format!("{title}: {filled}"), || {
             let answer = ask(port, &filled);
             let shown = !answer.is_empty() && answer.iter().all(|series| series["value"][1] != "NaN");
@@ -286,7 +286,7 @@ fn exporters_prometheus_and_the_dashboard_agree_with_the_database() {
             Ok(shown)
         });
     }
-    // Each part of the alerts finds its metrics.
+    // Each part of an alert's expression finds its metrics.
     let rules = get(port, "/api/v1/rules").json();
     let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap().clone();
     let names = expected(&lab)
@@ -299,7 +299,7 @@ fn exporters_prometheus_and_the_dashboard_agree_with_the_database() {
         for word in query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
             assert!(
                 !word.starts_with("pg_jetstream_") || names.contains(word),
-                "{word} is no metric"
+                "{word} is not a metric"
             );
         }
     }

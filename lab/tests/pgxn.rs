@@ -1,11 +1,11 @@
-//! META.json, by what the PGXN Meta Spec 1.0.0 asks for (https://pgxn.org/meta/spec.txt).
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Checks META.json against the PGXN Meta Spec 1.0.0 (https://pgxn.org/meta/spec.txt).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use lab::paths::Paths;
 use lab::release;
 use serde_json::Value;
 
-/// Licenses the spec has names for.
+/// License names in the specification.
 const LICENSES: [&str; 14] = [
     "agpl_3",
     "apache_1_1",
@@ -23,12 +23,12 @@ const LICENSES: [&str; 14] = [
     "postgresql",
 ];
 
-/// A term: two characters or more, without space, slash or control characters.
+/// A term has two characters or more, without spaces, slashes and control characters.
 fn is_term(text: &str) -> bool {
     text.chars().count() >= 2 && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '\\')
 }
 
-/// Three numbers, as Semantic Versioning has them.
+/// Three numbers, as in Semantic Versioning.
 fn is_version(text: &str) -> bool {
     let main = text.split(['-', '+']).next().unwrap_or_default();
     let parts: Vec<&str> = main.split('.').collect();
@@ -38,7 +38,7 @@ fn is_version(text: &str) -> bool {
             .all(|part| part.parse::<u32>().is_ok_and(|number| number.to_string() == *part))
 }
 
-/// What is wrong with the file.
+/// The errors in the file.
 fn problems(meta: &Value, exists: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     let mut check = |good: bool, what: &str| {

@@ -1,4 +1,4 @@
-//! The PostgreSQL harness itself; the extension need not be installed for it.
+//! Tests of the PostgreSQL harness itself. The extension does not have to be installed.
 #![allow(clippy::unwrap_used)]
 
 use lab::postgres::{Postgres, Stop, sqlstate};

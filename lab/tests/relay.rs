@@ -1,4 +1,4 @@
-//! Publishing through the relay to a real server: acks, refusals, order.
+//! Publishes through the relay to a real server: acknowledgements, refusals and order.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod relay_support;
@@ -150,7 +150,7 @@ fn too_large_for_the_stream_tells_both_sizes() {
     assert!(matches!(rig.outcome(2), Outcome::Stored { .. }));
     for id in [1, 3] {
         let error = error_of(rig.outcome(id));
-        // 12 for the frame of the headers, 17 for "Nats-Msg-Id: m1\r\n".
+        // 12 bytes for the frame of the headers, 17 for "Nats-Msg-Id: m1\r\n".
         let expected = RelayError::TooLargeForStream {
             size: 500 + 12 + 17,
             limit: 200,
@@ -159,7 +159,7 @@ fn too_large_for_the_stream_tells_both_sizes() {
         assert_eq!(error, expected);
         assert_eq!(error.class(), Class::PermanentForMessage);
     }
-    // Known by now.
+    // By now the relay knows the limit.
     rig.publish([large(4)]);
     rig.wait_settled(4);
     assert!(matches!(
@@ -241,7 +241,8 @@ fn a_keys_messages_arrive_in_order_and_those_without_a_key_do_not_wait() {
         let of_key: Vec<i64> = numbers.iter().copied().filter(|number| number % 3 == rest).collect();
         assert!(of_key.is_sorted(), "key {rest} is out of order");
     }
-    // The 1,000 without a key need no round trip each: they are through long before the last of a key.
+    // The 1,000 messages without a key do not need a round trip each, so they are stored long before the last message
+    // of a key.
     let last_unkeyed = numbers.iter().rposition(|number| number % 3 == 0).unwrap();
     assert!(last_unkeyed < 2900, "{last_unkeyed}");
 }
@@ -272,7 +273,7 @@ fn a_failed_message_holds_back_its_key_alone() {
     let order: Vec<i64> = ids(&rig).into_iter().filter(|id| [2, 3, 5].contains(id)).collect();
     assert_eq!(order, [2, 3, 5]);
     assert_eq!(admin.count("S"), 3);
-    // What was claimed without knowledge of the failure must not overtake the failed message.
+    // Messages claimed before the failure was known must not overtake the failed message.
     rig.clear();
     rig.publish([keyed(7, "s.a", "a"), keyed(8, "s.b", "b")]);
     rig.wait_settled(2);
@@ -317,7 +318,7 @@ fn a_denied_subject_fails_at_once_and_alone() {
         } => {
             assert!(
                 !maybe_stored,
-                "the only one of its subject: nothing is to be looked for"
+                "the only message with its subject, so there is nothing to look up"
             );
             assert_eq!(subject, "s.no");
             assert!(detail.contains("Permissions Violation"), "{detail}");
@@ -356,7 +357,7 @@ fn unknown_connections_are_released_and_a_shutdown_waits_for_acks() {
         .filter(|settled| matches!(settled.outcome, Outcome::Released))
         .count();
     assert_eq!(stored + released, 5000);
-    // What was not reported as stored was not sent.
+    // A message that was not reported as stored was not sent.
     assert_eq!(admin.count("S"), 1 + stored as u64);
 }
 
@@ -417,7 +418,7 @@ fn the_wake_descriptor_is_readable_while_there_is_something_to_take_and_when_the
         assert!(readable(PATIENCE));
         take_all();
     }
-    // For ever, so that nobody waits for a thread that is not there.
+    // A relay that has ended stays readable, so that no caller waits for it.
     assert!(readable(PATIENCE) && readable(PATIENCE));
     assert!(!relay.send(Command::Publish(Vec::new())));
     assert!(relay.join());

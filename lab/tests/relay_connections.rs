@@ -1,4 +1,4 @@
-//! Logging in: credentials, TLS, addresses, and what is said when it does not work.
+//! Logging in: credentials, TLS, addresses, and error messages.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod relay_support;
@@ -17,7 +17,7 @@ use lab::relay::Command;
 use relay_support::{Admin, Rig, limits, message, spec};
 use secrets::{Certificates, Operator};
 
-/// A message gets through to a stream that `admin` has made.
+/// Checks that a message reaches a stream that `admin` has created.
 #[track_caller]
 fn accepted(spec: ConnectionSpec) {
     let mut rig = Rig::connected(limits(), spec);
@@ -26,7 +26,8 @@ fn accepted(spec: ConnectionSpec) {
     assert!(matches!(rig.outcome(1), Outcome::Stored { .. }), "{:?}", rig.outcome(1));
 }
 
-/// The connection is marked failed with a reason that contains `words` and none of the `secrets`; its message waits.
+/// Checks that the connection fails with a reason that contains `words` and none of the `secrets`, and that its message
+/// waits.
 #[track_caller]
 fn refused(spec: ConnectionSpec, words: &str, secrets: &[&str]) {
     let mut rig = Rig::new(limits());
@@ -84,7 +85,7 @@ fn user_and_password() {
     Admin::with(ConnectOptions::with_user_and_password("u".into(), "p@:/s".into()), &url).create("S", "s.>");
     accepted(with_auth(&url, password("u", "p@:/s")));
     accepted(spec(&url.replace("nats://", "nats://u:p@:/s@")));
-    // The connection's own credentials go before those of the address.
+    // The connection's own credentials take precedence over those in the address.
     accepted(with_auth(
         &url.replace("nats://", "nats://u:wrong@"),
         password("u", "p@:/s"),
@@ -270,7 +271,7 @@ fn a_failed_connection_comes_back_when_it_is_told_to() {
     rig.wait_state(LinkState::Failed);
     server.rewrite("authorization { token: old }").unwrap();
     server.restart().unwrap();
-    // The same set of connections again is enough.
+    // Configuring the same connections again is enough.
     rig.connect(with_auth(&server.url(), Auth::Token("old".into())));
     rig.wait_state(LinkState::Connected);
     server.rewrite("authorization { token: new }").unwrap();
@@ -280,7 +281,7 @@ fn a_failed_connection_comes_back_when_it_is_told_to() {
     server.restart().unwrap();
     assert!(rig.relay.send(Command::Reconnect("default".into())));
     rig.wait_state(LinkState::Connected);
-    // And so is a change.
+    // So is a change.
     server.rewrite("authorization { token: other }").unwrap();
     server.restart().unwrap();
     rig.wait_state(LinkState::Failed);
@@ -335,7 +336,7 @@ fn an_account_that_may_not_ask_about_jetstream_may_still_publish() {
     );
 }
 
-/// Speaks just enough of the protocol to be taken for a server of that version.
+/// A server that speaks just enough of the protocol to look like nats-server of this version.
 fn pretend_server(version: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());

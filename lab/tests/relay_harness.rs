@@ -1,4 +1,4 @@
-//! The NATS harness itself: what the other tests rely on.
+//! Tests of the NATS harness itself, which the other tests rely on.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use lab::nats::NatsServer;

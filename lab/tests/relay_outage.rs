@@ -1,4 +1,4 @@
-//! Servers that stop, die, fall silent and come back, and what the relay makes of it.
+//! Servers that stop, die, hang and come back, and how the relay reacts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod relay_support;
@@ -22,7 +22,7 @@ fn quick_acks() -> Limits {
     }
 }
 
-/// Somebody listens on `quiet.>`, so that it is not "no responders", but nobody acknowledges.
+/// Subscribes to `quiet.>`, so that publishing does not fail with "no responders", but never acknowledges.
 fn silent_listener(admin: &Admin) -> async_nats::Subscriber {
     admin.runtime.block_on(async {
         let listener = admin.client.subscribe("quiet.>").await.unwrap();
@@ -31,7 +31,7 @@ fn silent_listener(admin: &Admin) -> async_nats::Subscriber {
     })
 }
 
-/// Every message was reported stored, once, and stands in the stream once.
+/// Checks that every message was reported as stored once, and is in the stream once.
 #[track_caller]
 fn all_stored_once(rig: &Rig, admin: &Admin, count: usize) {
     let failed: Vec<_> = rig
@@ -47,7 +47,7 @@ fn all_stored_once(rig: &Rig, admin: &Admin, count: usize) {
     assert_eq!(stored.len(), count);
 }
 
-/// Numbers of the stored messages of one subject ending, in stream order.
+/// Numbers of the stored messages whose subject has this ending, in stream order.
 fn numbers(admin: &Admin, ending: &str) -> Vec<i64> {
     let stored = admin
         .stored("S")
@@ -82,7 +82,7 @@ fn an_ack_that_does_not_come_from_a_server_that_answers_is_a_failure_of_the_mess
     assert!(matches!(rig.outcome(2), Outcome::HeldBack));
     assert!(matches!(rig.outcome(3), Outcome::Stored { .. }));
     assert_eq!(rig.links.last().unwrap().1, LinkState::Connected);
-    // The same message may be tried again, and a late ack of the first attempt does no harm.
+    // The same message may be retried. A late acknowledgement of the first attempt does no harm.
     rig.clear();
     admin.create("Q", "quiet.>");
     rig.relay.send(Command::Resume {
@@ -130,7 +130,7 @@ fn a_server_that_stops_for_a_moment_costs_no_attempt() {
     let mut rig = Rig::connected(quick_acks(), spec(&server.url()));
     server.pause().unwrap();
     rig.publish((1..=500).map(|id| message(id, "s.a")));
-    // Longer than an ack may take, shorter than it takes to give the server up.
+    // Longer than the acknowledgement timeout, but shorter than the time until the connection is given up.
     rig.listen(Duration::from_millis(1200));
     server.resume().unwrap();
     rig.wait_settled(500);
@@ -187,7 +187,7 @@ fn a_server_killed_again_and_again_in_the_middle_of_20000_messages_has_each_of_t
         _ => message(id, "s.none"),
     }));
     for round in 1..=3 {
-        rig.until("some are stored", |rig| rig.settled.len() >= round * 4000);
+        rig.until("some messages are stored", |rig| rig.settled.len() >= round * 4000);
         server.kill9().unwrap();
         rig.wait_state(LinkState::Disconnected);
         server.restart().unwrap();
@@ -200,7 +200,7 @@ fn a_server_killed_again_and_again_in_the_middle_of_20000_messages_has_each_of_t
     assert!(numbers(&admin, ".key").is_sorted());
     assert!(
         numbers(&admin, ".none").is_sorted(),
-        "a resent window goes before anything newer"
+        "newer messages were sent before the resent ones"
     );
 }
 
@@ -213,7 +213,7 @@ fn messages_wait_for_a_server_that_is_not_there_yet() {
     rig.wait_detail("refused");
     rig.listen(Duration::from_millis(500));
     assert!(rig.settled.is_empty());
-    // One report for the state, not one for each attempt.
+    // The state is reported once, not once per attempt.
     assert_eq!(rig.links.len(), 2, "{:?}", rig.links);
     let server = NatsServer::builder().port(port).start().unwrap();
     let admin = Admin::new(&server.url());
@@ -230,13 +230,13 @@ fn a_reconnect_on_command_loses_nothing() {
     let mut rig = Rig::connected(limits(), spec(&server.url()));
     rig.publish((1..=10_000).map(|id| message(id, "s.a")));
     for round in 1..=5 {
-        rig.until("some are stored", |rig| rig.settled.len() >= round * 1000);
+        rig.until("some messages are stored", |rig| rig.settled.len() >= round * 1000);
         assert!(rig.relay.send(Command::Reconnect("default".into())));
     }
     rig.wait_settled(10_000);
     all_stored_once(&rig, &admin, 10_000);
     assert!(numbers(&admin, ".a").is_sorted());
-    // The clients that were dropped have gone from the server as well: the relay's, and the admin's.
+    // The server no longer has the relay's and the admin's dropped clients either.
     let deadline = Instant::now() + Duration::from_secs(10);
     while !server.monitor("/connz").unwrap().contains("\"num_connections\": 2") {
         assert!(Instant::now() < deadline, "{}", server.monitor("/connz").unwrap());
@@ -266,7 +266,7 @@ fn the_next_server_takes_over() {
     first.restart().unwrap();
     second.stop().unwrap();
     stored_by(&mut rig, 3, &first);
-    // A server that says that it is going is left for the other.
+    // When a server announces its shutdown, the relay moves to the other one.
     second.restart().unwrap();
     kill(Pid::from_raw(i32::try_from(first.pid()).unwrap()), Signal::SIGUSR2).unwrap();
     rig.wait_detail(&second.port().to_string());
@@ -288,7 +288,7 @@ fn a_changed_or_removed_connection_releases_its_messages() {
     };
     rig.publish(keyed_too());
     rig.wait_state(LinkState::Disconnected);
-    // The same again changes nothing.
+    // Configuring the same connection again changes nothing.
     rig.connect(spec(&format!("nats://127.0.0.1:{port}")));
     rig.listen(Duration::from_millis(200));
     assert!(rig.settled.is_empty());
@@ -300,7 +300,7 @@ fn a_changed_or_removed_connection_releases_its_messages() {
     rig.publish(keyed_too());
     rig.wait_settled(100);
     all_stored_once(&rig, &admin, 100);
-    // On the wire, and not acknowledged.
+    // In flight, but not acknowledged.
     server.pause().unwrap();
     rig.clear();
     rig.publish((201..=250).map(|id| Message {

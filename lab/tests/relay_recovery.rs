@@ -1,4 +1,5 @@
-//! Looking for what may have been stored before it is sent again: on bad links, and with few rights.
+//! Looking up messages that may have been stored before they are sent again, over bad connections and with few
+//! permissions.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod relay_support;
@@ -15,7 +16,7 @@ use lab::nats::NatsServer;
 use lab::relay::{Command, Plan};
 use relay_support::{Admin, PATIENCE, Rig, api_requests, limits, message, proxied, spec, stream_spec};
 
-/// What a worker leaves behind that sent to `s.>`.
+/// The recovery plan that a worker leaves behind after it sent to `s.>`.
 fn plan() -> Plan {
     Plan {
         subjects: vec!["s.a".to_owned()],
@@ -41,10 +42,10 @@ fn another_connection_that_is_added_does_not_disturb_one_that_recovers() {
     let before = api_requests(&server);
     rig.connect(slow.clone());
     rig.publish([message(1, "s.a"), message(2, "s.a")]);
-    // JetStream was asked whether it is there, and for its streams: the answer is under way.
+    // The relay has asked whether JetStream is enabled and for its streams. The answer is on its way.
     let deadline = Instant::now() + PATIENCE;
     while api_requests(&server) < before + 2 {
-        assert!(Instant::now() < deadline, "no recovery begins");
+        assert!(Instant::now() < deadline, "recovery did not begin");
     }
     proxy.set(Mode::Stall);
     let other = ConnectionSpec {
@@ -52,7 +53,7 @@ fn another_connection_that_is_added_does_not_disturb_one_that_recovers() {
         ..spec(&server.url())
     };
     assert!(rig.relay.send(Command::Connections(vec![slow, other])));
-    rig.until("the other one is connected", |rig| {
+    rig.until("the other connection is up", |rig| {
         rig.links
             .iter()
             .any(|link| link.0 == "other" && link.1 == LinkState::Connected)
@@ -61,10 +62,14 @@ fn another_connection_that_is_added_does_not_disturb_one_that_recovers() {
     rig.wait_settled(2);
     assert!(matches!(rig.outcome(1), Outcome::Stored { duplicate: true, .. }));
     assert!(matches!(rig.outcome(2), Outcome::Stored { duplicate: false, .. }));
-    assert_eq!(proxy.accepted(), 1, "what was begun was gone on with");
+    assert_eq!(
+        proxy.accepted(),
+        1,
+        "the relay reconnected in the middle of the recovery"
+    );
 }
 
-/// The users of a server: one that may do everything, and the relay's, that may not publish to `deny`.
+/// Users of a server: one with all permissions, and the relay's, which may not publish to `deny`.
 fn users(deny: &str) -> String {
     format!(
         "authorization {{ users: [
@@ -83,7 +88,7 @@ fn relay_of(server: &NatsServer) -> ConnectionSpec {
     spec(&server.url().replace("nats://", "nats://relay:r@"))
 }
 
-/// Changes what the relay's user may not publish to.
+/// Changes the subjects to which the relay's user may not publish.
 fn deny(server: &mut NatsServer, subjects: &str) {
     let reloads = |server: &NatsServer| server.log().matches("Reloaded server configuration").count();
     let before = reloads(server);
@@ -92,14 +97,15 @@ fn deny(server: &mut NatsServer, subjects: &str) {
     lab::wait_until(PATIENCE, "the server has reloaded", || Ok(reloads(server) > before)).unwrap();
 }
 
-/// A stream that forgets message ids at once.
+/// Creates a stream that forgets message ids immediately.
 fn forgetful(admin: &Admin) {
     admin.create_with("S", "s.>", |config| config.duplicate_window = WINDOW);
 }
 
 const WINDOW: Duration = Duration::from_millis(200);
 
-/// A message that an earlier worker sent without hearing of it, stored longer ago than the stream remembers its id.
+/// A message that an earlier worker sent without receiving an acknowledgement. It was stored longer ago than the
+/// duplicate window.
 fn stored_unheard(admin: &Admin, id: i64) -> Message {
     let message = message(id, "s.a");
     let mut headers = async_nats::HeaderMap::new();
@@ -184,10 +190,10 @@ fn what_was_stored_before_a_right_was_taken_away_is_not_stored_again_when_it_is_
     forgetful(&admin);
     let (_runtime, proxy, url) = proxied(&server);
     let mut rig = Rig::connected(limits(), spec(&url.replace("nats://", "nats://relay:r@")));
-    // Its ack does not come; the next one is denied.
+    // The acknowledgement of this message is lost, and the next message is denied.
     proxy.set(Mode::DropAcks);
     rig.publish([message(1, "s.a")]);
-    lab::wait_until(PATIENCE, "the ack is swallowed", || Ok(proxy.swallowed() > 0)).unwrap();
+    lab::wait_until(PATIENCE, "the acknowledgement is dropped", || Ok(proxy.swallowed() > 0)).unwrap();
     proxy.set(Mode::Pass);
     deny(&mut server, "s.a");
     rig.publish([message(2, "s.a")]);
@@ -199,7 +205,7 @@ fn what_was_stored_before_a_right_was_taken_away_is_not_stored_again_when_it_is_
     rig.publish_and_wait([1, 2].map(|id| again(message(id, "s.a"), &errors[id as usize - 1])));
     assert_eq!(admin.message_ids("S"), ["m1", "m2"]);
     found(&rig, 1);
-    assert_eq!(proxy.accepted(), 1, "a session that goes on");
+    assert_eq!(proxy.accepted(), 1, "the session was interrupted");
 }
 
 #[test]
@@ -218,7 +224,7 @@ fn what_is_never_permitted_is_not_looked_for_where_each_has_its_subject() {
         denied(&rig, id);
     }
     assert_eq!(api_requests(&server), asked);
-    // Of several with one subject nobody knows: they are looked for, all at once.
+    // Several messages have one subject, and their outcome is unknown. They are looked up together.
     rig.clear();
     rig.publish_and_wait((1..=100).map(|id| message(id, "s.a")));
     let errors: Vec<RelayError> = (1..=100).map(|id| denied(&rig, id)).collect();
@@ -231,7 +237,7 @@ fn what_is_never_permitted_is_not_looked_for_where_each_has_its_subject() {
     assert!(api_requests(&server) - asked < 20);
 }
 
-/// Stores these on `s.a` as an earlier worker did, and waits until the stream has forgotten their ids.
+/// Stores messages on `s.a` like an earlier worker did, and waits until the stream has forgotten their ids.
 fn stored_before(server: &NatsServer, ids: std::ops::RangeInclusive<i64>) {
     Rig::connected(limits(), spec(&server.url())).publish_and_wait(ids.map(|id| message(id, "s.a")));
     std::thread::sleep(2 * WINDOW);
@@ -251,14 +257,14 @@ fn of_what_is_found_only_what_is_asked_for_is_kept_and_not_longer_than_it_is_owe
     assert!(rig.relay.send(Command::Recover("default".into(), plan)));
     rig.connect(spec(&server.url()));
     rig.publish_and_wait([1, 2, 3].map(|id| message(id, "s.a")));
-    assert_eq!(admin.count("S"), 6, "the second was not asked for");
+    assert_eq!(admin.count("S"), 6, "message 2, which is not in the plan, was not sent");
     for id in [1, 3] {
         found(&rig, id);
     }
     assert!(rig.relay.send(Command::Recovered("default".into())));
     rig.publish_and_wait([message(4, "s.a")]);
     assert_eq!(admin.count("S"), 7);
-    // Before the tail is read, nothing of it is needed any more.
+    // Before the tail is read, none of its messages is needed any more.
     rig.clear();
     assert!(rig.relay.send(Command::Recover("default".into(), self::plan())));
     let again = ConnectionSpec {
@@ -274,7 +280,7 @@ fn of_what_is_found_only_what_is_asked_for_is_kept_and_not_longer_than_it_is_owe
     assert_eq!(admin.count("S"), 8);
 }
 
-/// Messages that clients have sent to the server: each message of a work queue is asked for alone.
+/// Number of messages that clients have sent to the server. Each message of a work queue is requested separately.
 fn sent(server: &NatsServer) -> u64 {
     let report: serde_json::Value = serde_json::from_str(&server.monitor("/varz").unwrap()).unwrap();
     report["in_msgs"].as_u64().unwrap()
@@ -314,5 +320,9 @@ fn a_work_queue_is_read_no_further_back_than_to_the_oldest_message_owed() {
         Outcome::Stored { sequence, .. } => sequence,
         other => panic!("{other:?}"),
     };
-    assert_eq!((sequence(1), sequence(3000)), (1, 3000), "of two copies the first");
+    assert_eq!(
+        (sequence(1), sequence(3000)),
+        (1, 3000),
+        "the first of two copies is found"
+    );
 }

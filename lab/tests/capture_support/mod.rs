@@ -1,5 +1,5 @@
-//! Tables rebuilt from a stream of captured changes.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Rebuilds tables from a stream of captured changes.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod zoo;
 
@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::e2e_support::{SOON, account, eventually};
 
-/// Where a change stands among those of its table: place in the log, number in the statement.
+/// Order of a change among those of its table: position in the log, and number in the statement.
 type Position = (String, u32);
 
-/// What a stream says of tables.
+/// The tables that a stream describes.
 pub struct Rebuilt {
     pub messages: Vec<StoredMessage>,
     pub subjects: BTreeMap<String, usize>,
@@ -23,17 +23,17 @@ pub struct Rebuilt {
 
 #[derive(Default)]
 struct Table {
-    /// By key; rows of a table without one by their place.
+    /// Rows by key. Rows of a table without a key are stored by message id.
     rows: BTreeMap<String, Map<String, Value>>,
     key: Vec<String>,
 }
 
-/// A lab with a quick worker; the stream is the capture's own.
+/// A lab with a fast worker. The stream is the one that capture creates.
 pub fn capture_lab() -> Lab {
     let lab = Lab::builder()
         .set("pg_jetstream.retry_backoff_base", "50ms")
         .set("pg_jetstream.retry_backoff_max", "500ms")
-        // Not those under which text is exact.
+        // Deliberately not the settings under which text is exact.
         .set("datestyle", "SQL, DMY")
         .set("intervalstyle", "sql_standard")
         .set("extra_float_digits", "-3")
@@ -46,15 +46,15 @@ pub fn capture_lab() -> Lab {
     lab
 }
 
-/// Waits until everything captured is stored.
+/// Waits until every captured change has been delivered.
 pub fn settled(lab: &Lab, limit: Duration) {
-    eventually(lab, limit, "everything captured is stored", || {
+    eventually(lab, limit, "every captured change is delivered", || {
         let owed = "select (select count(*) from jetstream.capture_queue) + (select count(*) from jetstream.outbox)";
         Ok(lab.value(owed)? == "0")
     });
 }
 
-/// What happened to which row, in the order of positions: `D1 I2`.
+/// The operation and row of each change in the order of positions, such as `D1 I2`.
 pub fn told(lab: &Lab) -> String {
     settled(lab, SOON);
     let mut messages = lab.stream_messages("postgres_replication").unwrap();
@@ -76,7 +76,7 @@ pub fn position(message: &StoredMessage) -> Position {
 }
 
 impl Rebuilt {
-    /// Reads the whole stream. Changes are applied in the order of their positions, as the documentation says.
+    /// Reads the whole stream. Changes are applied in the order of their positions, as the documentation recommends.
     pub fn read(lab: &Lab, stream: &str) -> Rebuilt {
         let messages = lab.stream_messages(stream).unwrap();
         let mut rebuilt = Rebuilt {
@@ -132,7 +132,7 @@ impl Rebuilt {
         of_subject.map(|message| message.json().unwrap()).collect()
     }
 
-    /// The stream itself has the changes of each row in their order.
+    /// Checks that the stream has the changes of each row in order.
     pub fn in_order_by_key(&self) {
         let mut last: BTreeMap<String, Position> = BTreeMap::new();
         for message in &self.messages {
@@ -167,7 +167,7 @@ impl Table {
     }
 }
 
-/// The table as it is equals what the stream says of it, row by row.
+/// Checks that the table has exactly the rows that the stream describes.
 pub fn same(lab: &Lab, rebuilt: &Rebuilt, table: &str) {
     let columns = lab
         .value(&format!(
@@ -203,7 +203,7 @@ pub fn same(lab: &Lab, rebuilt: &Rebuilt, table: &str) {
     assert_eq!(expected.len(), found.len(), "rows of {table}\n{}", account(lab));
 }
 
-/// Columns by name, whatever order they came in.
+/// A representation of a row that does not depend on the order of columns.
 fn canonical(row: &Value) -> String {
     let sorted: BTreeMap<_, _> = row.as_object().unwrap().iter().collect();
     format!("{sorted:?}")

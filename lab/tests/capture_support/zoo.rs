@@ -1,6 +1,6 @@
-//! A table with a column of every kind, and rows that are hard to tell.
+//! A table with a column of every type, and rows with difficult values.
 
-/// Type `shape` has the columns that `zoo` had first; `beast(n)` is the n-th row.
+/// Type `shape` has the original columns of `zoo`. `beast(n)` returns the n-th row.
 pub const ZOO: &str = "
 create type mood as enum ('sad', 'ok', 'it''s \"fine\"');
 create type pair as (a int, b text);

@@ -1,4 +1,4 @@
-//! Links from a document into the repository.
+//! Links from a document to files in the repository.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 use super::root;
 
-/// Links to files or headings that are not there.
+/// Links to files or headings that do not exist.
 pub fn broken(name: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join(name)).unwrap();
     let folder = root().join(name).parent().expect("a file has a folder").to_owned();
@@ -33,7 +33,7 @@ pub fn broken(name: &str) -> Vec<String> {
     broken
 }
 
-/// The anchors that a forge makes of a document's headings.
+/// The anchors that a forge creates for the headings of a document.
 fn headings(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut found: Vec<String> = Vec::new();

@@ -1,5 +1,6 @@
-//! Documents as their reader runs them: `parse` finds the blocks, `run` runs them, `output` compares what they print.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Runs documents the way a reader would. `parse` finds the blocks, `run` runs them, and `output` compares what they
+//! print.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod links;
 pub mod output;
@@ -8,7 +9,7 @@ pub mod run;
 
 use std::path::{Path, PathBuf};
 
-/// The repository.
+/// Root of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

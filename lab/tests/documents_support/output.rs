@@ -1,7 +1,7 @@
-//! What a block printed, beside what the document says.
+//! Compares the output of a block with the output in the document.
 
-/// Whether the output is as shown. Blanks, the lengths of rules and empty lines do not count; `…` is anything, and on a
-/// line of its own any lines.
+/// Whether the output matches the document. Spaces, lengths of rules and empty lines are ignored. `…` matches anything,
+/// and on a line of its own any number of lines.
 pub fn is_as_shown(shown: &str, output: &str) -> bool {
     let (shown, output) = (lines(shown), lines(output));
     lines_match(&shown, &output)

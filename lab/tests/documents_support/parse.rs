@@ -1,29 +1,29 @@
-//! The blocks of a document in order, and what its HTML comments ask of the test.
+//! Splits a document into blocks, in order, and reads the instructions for the test in its HTML comments.
 //!
-//! | In the document | Means |
+//! | In the document | Meaning |
 //! |---|---|
-//! | a block `sql`, `sh`, `ini` or `conf` | is run: by psql, by sh, as lines of postgresql.conf, by `nats-server -t` |
-//! | a block `text` | what the last of these printed; `…` stands for anything, on a line of its own for any lines |
-//! | a block `json`, or one without a name | is not run |
-//! | `<!-- not run: why -->` | the next block is not run |
-//! | `<!-- run by: file -->` | the next block is not run: this file of the repository does it |
-//! | `<!-- until: query -->` | waits until the query is true |
-//! | `<!-- sql … -->`, `<!-- sh … -->` | a block that readers do not see |
+//! | a block `sql`, `sh`, `ini` or `conf` | run it: with psql, with sh, as lines of postgresql.conf, with `nats-server -t` |
+//! | a block `text` | output of the last of these; `…` matches anything, and on a line of its own any number of lines |
+//! | a block `json`, or one without a language | do not run it |
+//! | `<!-- not run: why -->` | do not run the next block |
+//! | `<!-- run by: file -->` | do not run the next block, because this file of the repository does |
+//! | `<!-- until: query -->` | wait until the query returns true |
+//! | `<!-- sql … -->`, `<!-- sh … -->` | run a block that readers do not see |
 
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
-/// What the test does for a part of a document.
+/// What the test does with a part of a document.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     Sql,
     Sh,
-    /// Lines of postgresql.conf; the server is restarted.
+    /// Sets lines of postgresql.conf and restarts the server.
     Ini,
-    /// A NATS server's configuration.
+    /// Checks a NATS server configuration.
     Conf,
-    /// Waits until the query is true.
+    /// Waits until the query returns true.
     Until,
-    /// Is not run, and why.
+    /// Does not run, for the given reason.
     NotRun(String),
 }
 
@@ -36,13 +36,13 @@ pub struct Step {
 }
 
 impl Step {
-    /// The first line that says something.
+    /// The first line with content.
     pub fn first_line(&self) -> &str {
         self.text.lines().find(|line| !line.trim().is_empty()).unwrap_or("")
     }
 }
 
-/// The steps of a document. Errors: a comment or a block that has no meaning here, with its line.
+/// The steps of a document. A comment or block that the test does not understand is an error, which names its line.
 pub fn steps(document: &str) -> Result<Vec<Step>, String> {
     let mut steps: Vec<Step> = Vec::new();
     let mut excuse: Option<(usize, String)> = None;
@@ -69,16 +69,16 @@ pub fn steps(document: &str) -> Result<Vec<Step>, String> {
                     });
                 } else if info == "text" {
                     let step = steps.last_mut().filter(|step| step.expected.is_none());
-                    let step = step.ok_or(format!("line {line}: no block that could have printed this"))?;
+                    let step = step.ok_or(format!("line {line}: no preceding block that could have printed this"))?;
                     step.expected = Some(text);
                 } else if !matches!(info.as_str(), "" | "json") || excuse.is_some() {
-                    return Err(format!("line {line}: nothing is known of a block {info:?} here"));
+                    return Err(format!("line {line}: unknown type of block {info:?}"));
                 }
             }
         }
     }
     match excuse {
-        Some((line, why)) => Err(format!("line {line}: no block follows {why:?}")),
+        Some((line, why)) => Err(format!("line {line}: no block follows the comment {why:?}")),
         None => Ok(steps),
     }
 }
@@ -113,7 +113,7 @@ fn comment(text: &str) -> Result<Comment, String> {
         "until" => Ok(Comment::Step(Action::Until, rest)),
         "sql" => Ok(Comment::Step(Action::Sql, rest)),
         "sh" => Ok(Comment::Step(Action::Sh, rest)),
-        word => Err(format!("comment {word:?} has no meaning")),
+        word => Err(format!("unknown comment {word:?}")),
     }
 }
 
@@ -122,7 +122,7 @@ enum Part {
     Comment(String),
 }
 
-/// Code blocks and HTML comments with their lines.
+/// Code blocks and HTML comments with their line numbers.
 fn parts(document: &str) -> Vec<(usize, Part)> {
     let mut parts = Vec::new();
     let mut open: Option<(usize, Option<String>, String)> = None;
@@ -132,7 +132,7 @@ fn parts(document: &str) -> Vec<(usize, Part)> {
             Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(info))) => {
                 open = Some((line(), Some(info.to_string()), String::new()));
             }
-            // A picture's <img> and the like is not a comment.
+            // An HTML block may also be an `<img>` or the like, which is not a comment.
             Event::Start(Tag::HtmlBlock) if document[range.clone()].trim_start().starts_with("<!--") => {
                 open = Some((line(), None, String::new()));
             }

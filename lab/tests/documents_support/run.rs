@@ -1,4 +1,4 @@
-//! Runs the steps of a document against servers of its own.
+//! Runs the steps of a document on servers of its own.
 
 use std::fs;
 use std::io::Write;
@@ -15,20 +15,21 @@ use super::output::is_as_shown;
 use super::parse::{Action, Step, steps};
 use super::root;
 
-/// The database that all documents speak of.
+/// The database that all documents use.
 const DATABASE: &str = "shop";
-/// Where documents say that NATS is.
+/// The NATS address that documents use.
 const NATS_URL: &str = "nats://localhost:4222";
-/// Where documents say that PostgreSQL's programs are.
+/// The folder of PostgreSQL's programs that documents use.
 const PG_BIN: &str = "/usr/lib/postgresql/15/bin";
-/// Where `make up` leaves the addresses of its servers.
+/// The file with the addresses of the servers that `make up` starts.
 const ENV_FILE: &str = "target/lab/env";
 /// Longest wait of a step `until`.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest run of a block, seconds.
+/// Longest run of a block, in seconds.
 const LIMIT: &str = "600";
 
-/// Servers as a reader of the document has them. A document that creates the extension begins with a plain PostgreSQL.
+/// The servers that the reader of a document has. If the document creates the extension, it starts with a plain
+/// PostgreSQL.
 struct Reader {
     postgres: Postgres,
     nats: NatsServer,
@@ -36,7 +37,7 @@ struct Reader {
     scratch: PathBuf,
 }
 
-/// Runs a document; panics with what differs, the block and its line.
+/// Runs a document. Panics with the block that differs, its line, and the difference.
 pub fn run(name: &str) {
     let text = fs::read_to_string(root().join(name)).unwrap();
     let steps = steps(&text).unwrap_or_else(|error| panic!("{name}, {error}"));
@@ -61,7 +62,7 @@ pub fn run(name: &str) {
         }
     }
     reader.make_down();
-    // The servers go, and their files with them, before the panic that would keep them.
+    // Drops the servers before the panic, which would make them keep their files.
     drop(reader);
     if let Some(failure) = failure {
         panic!("{name}, {failure}");
@@ -113,7 +114,7 @@ impl Reader {
         }
     }
 
-    /// By psql, which stops at the first error unless the document shows one.
+    /// Runs psql, which stops at the first error unless the document shows an error.
     fn sql(&self, step: &Step) -> std::io::Result<std::process::Output> {
         let mut psql = self.command("sh");
         let stop = match step.expected.as_ref().is_some_and(|text| text.contains("ERROR:")) {
@@ -133,20 +134,20 @@ impl Reader {
             let answer = self.postgres.value(DATABASE, query);
             match answer {
                 Ok(value) if value == "t" => return Ok(()),
-                answer if begin.elapsed() > PATIENCE => return Err(format!("not true in time: {answer:?}")),
+                answer if begin.elapsed() > PATIENCE => return Err(format!("still not true: {answer:?}")),
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
         }
     }
 
-    /// Lines of postgresql.conf, each of which must be taken as it stands.
+    /// Sets lines of postgresql.conf. PostgreSQL must accept each of them as written.
     fn configure(&mut self, text: &str) -> Result<(), String> {
         let lines: Vec<(String, String)> = self.here(text).lines().filter_map(setting).collect();
         let borrowed: Vec<(&str, &str)> = lines.iter().map(|(name, value)| (&**name, &**value)).collect();
         self.postgres.set(&borrowed).map_err(|error| format!("{error:#}"))?;
         self.postgres.restart().map_err(|error| format!("{error:#}"))?;
         for (name, _) in &lines {
-            // What nobody has defined is a placeholder.
+            // A setting that no module has defined is a placeholder.
             let known = format!(
                 "select count(*) from pg_settings where name = '{name}' and sourcefile is not null \
                  and short_desc <> 'GUC placeholder variable'"
@@ -156,7 +157,9 @@ impl Reader {
                 .value(DATABASE, &known)
                 .map_err(|error| format!("{error:#}"))?;
             if known != "1" {
-                return Err(format!("{name} is no setting, or not taken from the file"));
+                return Err(format!(
+                    "{name} is not a setting, or its value does not come from the file"
+                ));
             }
         }
         Ok(())
@@ -168,8 +171,9 @@ impl Reader {
         Command::new(nats_binary()).arg("-t").arg("-c").arg(file).output()
     }
 
-    /// A program that finds the servers as the environment says it, in the repository. What cargo tells a test is not in a
-    /// reader's shell: build scripts that look at it would run again, and all that depends on them be built anew.
+    /// A program that runs in the repository and finds the servers through the environment. Variables that cargo sets
+    /// for a test are removed, because a reader's shell does not have them. With them, build scripts would run again,
+    /// and everything that depends on the scripts would be rebuilt.
     fn command(&self, program: &str) -> Command {
         let path = format!(
             "{}:{}",
@@ -193,19 +197,20 @@ impl Reader {
         command
     }
 
-    /// With the addresses and places of these servers.
+    /// Replaces the addresses and paths of the documents with those of these servers.
     fn here(&self, text: &str) -> String {
         text.replace(NATS_URL, &self.nats.url())
             .replace(PG_BIN, &self.paths.pg_bin().to_string_lossy())
             .replace(ENV_FILE, &self.up().join("env").to_string_lossy())
     }
 
-    /// Where `make up` puts its servers here: those of somebody who works in this checkout are not to be disturbed.
+    /// The folder in which `make up` puts its servers during a test, so that it does not disturb servers of this
+    /// checkout.
     fn up(&self) -> PathBuf {
         self.paths.run().join(format!("up-{}", std::process::id()))
     }
 
-    /// Stops what a block that failed has left running.
+    /// Stops servers that a failed block has left running.
     fn make_down(&self) {
         if self.up().exists() {
             let _ = self.command("make").arg("down").output();

@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: waiting with a full account of a failure, and counting what arrived.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Helpers of the end-to-end tests: waiting with a full report of a failure, and counting messages that arrived.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -12,9 +12,9 @@ use lab::lab::{DATABASE, LabBuilder};
 use lab::nats::NatsServer;
 use lab::{Lab, StoredMessage};
 
-/// Longest wait for what should take a moment, on a busy machine.
+/// Longest wait for something that should take a moment, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
-/// Longest wait for a backlog, or for what waits for the once-a-minute look.
+/// Longest wait for a backlog, or for something that may need the sweep, which runs once a minute.
 pub const LATER: Duration = Duration::from_secs(100);
 
 /// A lab with a connected worker and a stream `S` that takes `s.>`.
@@ -26,7 +26,7 @@ pub fn lab(settings: &[(&str, &str)]) -> Lab {
     )
 }
 
-/// The same of a builder.
+/// Starts a lab from the builder, with short delays, a connected worker and stream `S`.
 pub fn quick_lab(builder: LabBuilder) -> Lab {
     let lab = builder
         .set("pg_jetstream.retry_backoff_base", "50ms")
@@ -39,22 +39,22 @@ pub fn quick_lab(builder: LabBuilder) -> Lab {
     lab
 }
 
-/// Asks for a stream and waits until it is there.
+/// Creates a stream and waits until it exists.
 pub fn stream(lab: &Lab, name: &str, subject: &str) {
     lab.sql(&format!("select jetstream.create_stream('{name}', array['{subject}'])"))
         .unwrap();
     synced(lab, name);
 }
 
-/// Waits until the worker has made the stream.
+/// Waits until the worker has created or updated the stream.
 pub fn synced(lab: &Lab, name: &str) {
     let query =
         format!("select synced_at is not null and sync_error is null from jetstream.streams where name = '{name}'");
     becomes(lab, &format!("stream {name} in sync"), &query, "t");
 }
 
-/// Waits until `done` says yes; errors on the way (a server that restarts) are no answer. Panics with all there is to
-/// know.
+/// Waits until `done` returns true. Errors count as false, because a server may be restarting. Panics with a full
+/// report.
 pub fn eventually(lab: &Lab, limit: Duration, what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) {
     let deadline = Instant::now() + limit;
     loop {
@@ -73,7 +73,7 @@ pub fn eventually(lab: &Lab, limit: Duration, what: &str, mut done: impl FnMut()
     }
 }
 
-/// Waits until a query's value is this.
+/// Waits until a query returns this value.
 pub fn becomes(lab: &Lab, what: &str, query: &str, value: &str) {
     let mut last = String::new();
     let deadline = Instant::now() + SOON;
@@ -87,21 +87,21 @@ pub fn becomes(lab: &Lab, what: &str, query: &str, value: &str) {
     panic!("{what}: {query} is {last:?} and not {value:?}\n{}", account(lab));
 }
 
-/// Waits until nothing is owed.
+/// Waits until nothing is pending.
 pub fn drained(lab: &Lab, limit: Duration) {
-    eventually(lab, limit, "an empty outbox", || {
+    eventually(lab, limit, "the outbox is empty", || {
         Ok(lab.value("select not exists (select from jetstream.outbox)")? == "t")
     });
 }
 
-/// Waits until this many messages stand in the stream, or more.
+/// Waits until the stream holds this many messages or more.
 pub fn arrived(lab: &Lab, stream: &str, count: u64) {
     eventually(lab, LATER, &format!("{count} messages in {stream}"), || {
         Ok(lab.message_count(stream)? >= count)
     });
 }
 
-/// What one wants to know when a test fails.
+/// The state of the lab, for the report of a failed test.
 pub fn account(lab: &Lab) -> String {
     let rows = |query: &str| match lab.sql(query) {
         Ok(rows) => rows.concat().join("\n"),
@@ -124,17 +124,17 @@ pub fn insert(subject: &str, from: i64, to: i64) -> String {
     )
 }
 
-/// The number a message carries.
+/// The number that a message carries.
 pub fn number(message: &StoredMessage) -> i64 {
     message.json().unwrap()["n"].as_i64().unwrap()
 }
 
-/// The numbers of a stream's messages, in the order of the stream.
+/// The numbers of a stream's messages, in stream order.
 pub fn numbers(lab: &Lab, stream: &str) -> Vec<i64> {
     lab.stream_messages(stream).unwrap().iter().map(number).collect()
 }
 
-/// Nothing is lost, nothing is there twice, and nothing that was not expected.
+/// Checks that no expected message is missing, none is there twice, and no other message is there.
 pub fn exactly_once(lab: &Lab, stream: &str, expected: impl IntoIterator<Item = i64>) {
     let mut count: BTreeMap<i64, i64> = expected.into_iter().map(|n| (n, -1)).collect();
     let total = count.len();
@@ -154,10 +154,10 @@ pub fn exactly_once(lab: &Lab, stream: &str, expected: impl IntoIterator<Item = 
     );
 }
 
-/// Process id of the worker of database `postgres`, once it runs and is connected.
+/// Process id of the worker of database `postgres`, once it is running and connected.
 pub fn worker(lab: &Lab) -> u32 {
     let mut pid = 0;
-    eventually(lab, SOON, "a connected worker", || {
+    eventually(lab, SOON, "the worker is connected", || {
         pid = lab
             .value("select pid from jetstream.status() where jetstream.health() ->> 'connected' = 'true'")?
             .parse()?;
@@ -166,9 +166,9 @@ pub fn worker(lab: &Lab) -> u32 {
     pid
 }
 
-/// Waits until a worker runs whose process is another one than `before`.
+/// Waits until a worker runs in a process other than `before`.
 pub fn new_worker(lab: &Lab, before: u32) {
-    eventually(lab, SOON, "a new worker", || {
+    eventually(lab, SOON, "a new worker is running", || {
         let pid: u32 = lab
             .value("select pid from jetstream.status() where pid is not null")?
             .parse()?;
@@ -176,7 +176,7 @@ pub fn new_worker(lab: &Lab, before: u32) {
     });
 }
 
-/// A NATS server of its own, as connection `name`.
+/// Starts another NATS server and configures it as connection `name`.
 pub fn connection(lab: &Lab, name: &str) -> NatsServer {
     let nats = NatsServer::start().unwrap();
     lab.sql(&format!(
@@ -187,12 +187,12 @@ pub fn connection(lab: &Lab, name: &str) -> NatsServer {
     nats
 }
 
-/// How many messages a stream on another NATS server holds.
+/// Number of messages in a stream of another NATS server.
 pub fn count_on(nats: &NatsServer, stream: &str) -> u64 {
     count_with(ConnectOptions::new(), nats, stream)
 }
 
-/// The same of a server that wants to know who asks.
+/// The same for a server that requires a login.
 pub fn count_with(login: ConnectOptions, nats: &NatsServer, stream: &str) -> u64 {
     let (url, stream) = (nats.url(), stream.to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -208,8 +208,8 @@ pub fn count_with(login: ConnectOptions, nats: &NatsServer, stream: &str) -> u64
     })
 }
 
-/// Sessions that write business rows with their messages until they are told to stop. What `business` holds at the end
-/// is what must have arrived; `n` is the number of the message.
+/// Sessions that insert business rows with their messages until they are stopped. Afterwards, `business` holds the
+/// numbers of all messages that must arrive.
 pub struct Writers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -218,7 +218,7 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Makes the table with its trigger.
+    /// Creates the table with its trigger.
     pub fn prepare(lab: &Lab) {
         lab.sql(
             "create table business (n bigint primary key);
@@ -232,7 +232,7 @@ impl Writers {
         .unwrap();
     }
 
-    /// Starts writers, each of which makes one transaction after another, with `pause` between.
+    /// Starts producers. Each runs one transaction after another, with `pause` between them.
     pub fn start(lab: &Lab, count: usize, pause: Duration) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let slowest = Arc::new(Mutex::new(Duration::ZERO));
@@ -256,7 +256,7 @@ impl Writers {
                         };
                         let n = next.fetch_add(1, Ordering::Relaxed) + 1;
                         let before = Instant::now();
-                        // The server may go at any time; whether this one was committed, `business` will tell.
+                        // The server may stop at any time. `business` shows whether this transaction was committed.
                         match open.execute("insert into business values ($1)", &[&n]) {
                             Ok(_) => {
                                 let took = before.elapsed();
@@ -278,17 +278,17 @@ impl Writers {
         }
     }
 
-    /// Numbers given out so far.
+    /// The highest number used so far.
     pub fn so_far(&self) -> i64 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// The longest transaction so far.
+    /// Duration of the longest transaction so far.
     pub fn slowest(&self) -> Duration {
         *self.slowest.lock().unwrap()
     }
 
-    /// Stops the writers and says what was committed.
+    /// Stops the producers and returns what was committed.
     pub fn finish(self, lab: &Lab) -> Vec<i64> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
@@ -298,13 +298,13 @@ impl Writers {
     }
 }
 
-/// What `business` holds.
+/// The numbers in `business`.
 pub fn committed(lab: &Lab) -> Vec<i64> {
     let rows = lab.sql("select n from business order by n").unwrap();
     rows.concat().iter().map(|n| n.parse().unwrap()).collect()
 }
 
-/// Runs a client program of PostgreSQL (`pg_dump`, `psql`) on the lab's server, in a folder of the test's own.
+/// Runs a client program of PostgreSQL (`pg_dump`, `psql`) on the lab's server, in the folder of the test.
 pub fn program(lab: &Lab, name: &str, arguments: &[&str]) -> std::process::Output {
     std::process::Command::new(lab::paths::Paths::ready().unwrap().pg_bin().join(name))
         .args([

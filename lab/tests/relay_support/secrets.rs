@@ -1,4 +1,4 @@
-//! Certificates and credentials, made for one test.
+//! Certificates and credentials that are generated for a test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ impl Operator {
         Operator { account, config }
     }
 
-    /// Contents of a `.creds` file of a user of the account, or of an account that the server does not know.
+    /// Content of a `.creds` file for a user of the account (`known`), or of an account that the server does not know.
     pub fn credentials(&self, known: bool) -> String {
         let user = KeyPair::new_user();
         let claims =

@@ -1,5 +1,5 @@
-//! A session of one who uses the rule engine's names.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! A session of a user of the rule engine's names.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use lab::Lab;
 use lab::lab::DATABASE;

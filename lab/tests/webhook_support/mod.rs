@@ -1,12 +1,12 @@
 //! Webhooks of each mode, and their calls.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use lab::Lab;
 use serde_json::Value;
 
 use crate::e2e_support::{lab, stream};
 
-/// A lab with a stream for webhooks, and one webhook for each mode: ids 1 queue, 2 nats, 3 both.
+/// A lab with a stream for webhooks, and one webhook for each mode: 1 is `queue`, 2 is `nats`, 3 is `both`.
 pub fn webhooks() -> Lab {
     let lab = lab(&[]);
     stream(&lab, "WEBHOOKS", "webhooks.>");

@@ -1,4 +1,4 @@
-//! What a request looks like, which addresses are refused, and what becomes of messages that cannot be called.
+//! The content of a request, the addresses that are refused, and what happens to messages that cannot be called.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn place(kind: &Kind) -> Place<'_> {
     )
 }
 
-/// Publishes an envelope as anybody may, with this message id and these headers.
+/// Publishes an envelope with this message id and these headers, which any publisher can do.
 pub fn publish(place: &Place, id: &str, envelope: &str, headers: &str) {
     let envelope = envelope.replace('\'', "''");
     place
@@ -32,7 +32,7 @@ pub fn publish(place: &Place, id: &str, envelope: &str, headers: &str) {
         .unwrap();
 }
 
-/// Waits for all messages to end, stops the worker, and returns the requests and the dead letters.
+/// Waits until all messages have ended, stops the worker, and returns the requests and the dead letters.
 pub fn end(
     place: &Place,
     mut worker: Worker,
@@ -44,7 +44,7 @@ pub fn end(
     (place.endpoint.by_key(), place.dead())
 }
 
-/// How long the dead letter stream keeps what is in it.
+/// How long the dead letter stream keeps its messages.
 fn dead_letters_last(place: &Place) -> Duration {
     let age = place.lab.jetstream(async |context| {
         let mut stream = context.get_stream("WEBHOOKS_DEAD").await?;
@@ -53,7 +53,7 @@ fn dead_letters_last(place: &Place) -> Duration {
     age.unwrap()
 }
 
-/// Method, body, headers, secrets, trace; the envelope of three fields; no body with GET.
+/// Checks method, body, headers, secrets and trace, an envelope of three fields, and a GET without a body.
 pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     let place = place(kind);
     let webhook = place.webhook(
@@ -129,7 +129,7 @@ pub fn a_request_is_what_the_envelope_says(kind: &Kind) {
     assert_eq!(dead_letters_last(&place), Duration::from_secs(30 * 86_400));
 }
 
-/// Addresses that are private are refused by number, by name and behind a redirect, and answers are read to a bound.
+/// Private addresses are refused by number, by name and after a redirect. Responses are read only up to a limit.
 pub fn private_addresses_and_endless_answers_are_refused(kind: &Kind) {
     let place = place(kind);
     let refused = [
@@ -183,16 +183,24 @@ pub fn private_addresses_and_endless_answers_are_refused(kind: &Kind) {
         .map(|seen| (seen.method.as_str(), seen.path.as_str()))
         .collect();
     assert_eq!(allowed, [("POST", "/hook"), ("POST", "/followed")]);
-    assert_eq!(calls["allowed"][1].json()["plan"], "elsewhere", "the body goes along");
+    assert_eq!(
+        calls["allowed"][1].json()["plan"],
+        "elsewhere",
+        "the body is sent again"
+    );
     assert_eq!(calls["inside"].len(), 1, "{:?}", calls["inside"]);
     assert!(header(&dead["inside"], "Dead-Letter-Reason").contains("may not be called"));
-    assert!(calls["loop"].len() <= 6, "{} requests in a circle", calls["loop"].len());
+    assert!(
+        calls["loop"].len() <= 6,
+        "{} requests in a redirect loop",
+        calls["loop"].len()
+    );
     assert!(dead.contains_key("loop"));
     assert_eq!(
         (calls["moved"].len(), header(&dead["moved"], "Dead-Letter-Status")),
         (1, "302")
     );
-    // What was not read is still in the buffers of both sockets.
+    // The part of the response that was not read is still in the buffers of both sockets.
     assert!(!dead.contains_key("endless") && calls["endless"].len() == 1);
     assert!(
         place.endpoint.endless_bytes() < 16 << 20,
@@ -201,21 +209,22 @@ pub fn private_addresses_and_endless_answers_are_refused(kind: &Kind) {
     );
     assert_eq!(dead.len(), refused.len() + 3);
 
-    // By name: nothing is allowed here.
+    // By name. This worker allows no private address.
     let url = place.endpoint.url_at("localhost", "/name");
     publish(&place, "by-name", &format!(r#"{{"webhook_url": "{url}"}}"#), "{}");
     let worker = place.worker("w", &[("ALLOW_PRIVATE_ADDRESSES", "false")]);
     let (calls, dead) = end(&place, worker, refused.len() as u64 + 6);
     assert!(!calls.contains_key("by-name"));
     assert!(header(&dead["by-name"], "Dead-Letter-Reason").contains("may not be called"));
-    // And all of it is allowed here.
+    // This worker allows all private addresses.
     publish(&place, "by-name-2", &format!(r#"{{"webhook_url": "{url}"}}"#), "{}");
     let worker = place.worker("w", &[("ALLOW_PRIVATE_ADDRESSES", "true")]);
     let (calls, _) = end(&place, worker, refused.len() as u64 + 7);
     assert_eq!(calls["by-name-2"].len(), 1);
 }
 
-/// What cannot be called is a dead letter at once, with the reason; nobody listening is tried again first.
+/// A message that cannot be called becomes a dead letter immediately, with the reason. If nothing listens at the
+/// address, the call is retried first.
 pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     let place = place(kind);
     let secret = place.webhook("nosecret", None, r#"headers = '{"X": "{{secret:nothere}}"}'"#);
@@ -258,7 +267,7 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     for (id, envelope) in &unreadable {
         publish(&place, id, envelope, "{}");
     }
-    // What the database cannot read must not be asked of it again and again.
+    // A value that the database cannot read must not be sent to it again and again.
     let nul = format!(r#"{{"webhook_url": "{url}", "headers": {{"X": "{{{{secret:a}}}}\u0000"}}}}"#);
     let nul = format!("convert_to('{nul}', 'UTF8')");
     for (id, bytes) in [("bytes", r"'\xff00fe'"), ("nul", &nul)] {
@@ -281,7 +290,11 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
         assert_eq!(header(message, "Dead-Letter-Attempts"), attempts, "{id}");
         assert!(!header(message, "Dead-Letter-Reason").is_empty(), "{id}");
     }
-    assert_eq!(dead["bytes"].payload.as_ref(), [0xff, 0, 0xfe], "as it was");
+    assert_eq!(
+        dead["bytes"].payload.as_ref(),
+        [0xff, 0, 0xfe],
+        "the payload was changed"
+    );
     assert!(header(&dead["nosecret"], "Dead-Letter-Reason").contains("nothere"));
     let view = place.lab.value(
         "select webhook_name || ' ' || attempts || ' ' || (error_message like '%nothere%')
@@ -292,7 +305,7 @@ pub fn what_cannot_be_called_is_dead_with_its_reason(kind: &Kind) {
     assert_eq!(dead_letters_last(&place), Duration::from_secs(90));
 }
 
-/// `/health`, `/ready` and `/metrics`; not ready while NATS or the database is away.
+/// Checks `/health`, `/ready` and `/metrics`. The worker is not ready while NATS or the database is unavailable.
 pub fn health_readiness_and_metrics(kind: &Kind) {
     let mut place = place(kind);
     let address = format!("127.0.0.1:{}", lab::nats::free_port().unwrap());
@@ -313,7 +326,7 @@ pub fn health_readiness_and_metrics(kind: &Kind) {
     eventually(&place.lab, LONG, counted, || {
         Ok(get(&address, "/metrics").is_some_and(|(status, text)| status == 200 && text.contains(counted)))
     });
-    // Reported by time: far fewer than 100.
+    // The interval triggers the report, because there are far fewer than 100 calls.
     super::shows(
         &place.lab,
         "statistics",
@@ -328,7 +341,7 @@ pub fn health_readiness_and_metrics(kind: &Kind) {
     place.lab.postgres.stop(lab::postgres::Stop::Fast).unwrap();
     let away = std::time::Instant::now();
     while status("/ready") != Some(503) {
-        assert!(away.elapsed() < LONG, "ready without a database");
+        assert!(away.elapsed() < LONG, "the worker is ready without a database");
         std::thread::sleep(Duration::from_millis(20));
     }
     place.lab.postgres.start_again().unwrap();
@@ -341,6 +354,6 @@ pub fn health_readiness_and_metrics(kind: &Kind) {
     assert_eq!(
         place.sum("messages_acknowledged"),
         14,
-        "counted while the database was away, and reported after"
+        "calls made while the database was down were not reported"
     );
 }

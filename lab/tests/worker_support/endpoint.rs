@@ -1,4 +1,4 @@
-//! The HTTP endpoint the workers call: it remembers every request, and fails on purpose, as the body's `plan` says.
+//! The HTTP endpoint that workers call. It records every request and fails on purpose, as the `plan` in the body says.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -17,29 +17,29 @@ use tokio::net::TcpListener;
 /// How one request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// This status, at once.
+    /// Answers immediately with this status.
     Status(u16),
-    /// This status, with `Retry-After: seconds`.
+    /// Answers with this status and `Retry-After: seconds`.
     RetryAfter(u16, u64),
-    /// 200, after so many milliseconds.
+    /// Answers 200 after this many milliseconds.
     Slow(u64),
-    /// None: the connection is closed.
+    /// Closes the connection without an answer.
     Close,
-    /// 200, and a body without end.
+    /// Answers 200 with an endless body.
     Endless,
-    /// This status, with the `Location` that the body's `to` says.
+    /// Answers with this status. The body's `to` is the `Location`.
     Redirect(u16),
 }
 
-/// The answers to the calls of one message, one after the other; the last one stays.
+/// The answers to successive calls of one message. The last one repeats.
 pub type Answers = &'static [Answer];
 
-/// A request that came in.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: String,
     pub path: String,
-    /// `Host`, so that one knows by which address it came.
+    /// `Host`, which shows the address that was called.
     pub host: String,
     pub headers: BTreeMap<String, String>,
     pub body: Bytes,
@@ -48,12 +48,12 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The body as JSON; null if it is none.
+    /// The body as JSON, or null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// `Idempotency-Key`.
+    /// The `Idempotency-Key` header.
     pub fn key(&self) -> &str {
         self.headers.get("idempotency-key").map_or("", String::as_str)
     }
@@ -74,7 +74,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Starts it; a body whose `plan` is none of these, and one that is not JSON, is answered with 200.
+    /// Starts the endpoint. It answers 200 to a body that is not JSON or has an unknown `plan`.
     pub fn start(plans: impl IntoIterator<Item = (&'static str, Answers)>) -> Endpoint {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -97,22 +97,22 @@ impl Endpoint {
         }
     }
 
-    /// `http://127.0.0.1:<port>` and this path.
+    /// `http://127.0.0.1:<port>` with this path.
     pub fn url(&self, path: &str) -> String {
         self.url_at("127.0.0.1", path)
     }
 
-    /// The same by another name or address.
+    /// The same with another host name or address.
     pub fn url_at(&self, host: &str, path: &str) -> String {
         format!("http://{host}:{}{path}", self.port)
     }
 
-    /// Every request so far, in order of arrival.
+    /// All requests so far, in order of arrival.
     pub fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
         self.state.seen.lock().unwrap()
     }
 
-    /// How many requests there were.
+    /// Number of requests so far.
     pub fn count(&self) -> usize {
         self.seen().len()
     }
@@ -126,7 +126,7 @@ impl Endpoint {
         calls
     }
 
-    /// How many bytes of endless bodies were handed to the kernel.
+    /// Bytes of endless bodies that the kernel has accepted.
     pub fn endless_bytes(&self) -> u64 {
         self.state.endless_bytes.load(Ordering::Relaxed)
     }
@@ -140,7 +140,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let _ = stream.set_nodelay(true);
         let state = state.clone();
         let service = hyper::service::service_fn(move |request| answer(state.clone(), request));
-        // An error of the service closes the connection without an answer: that is how `Answer::Close` works.
+        // `Answer::Close` relies on this: an error of the service closes the connection without an answer.
         tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
@@ -172,7 +172,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         seen.answer = answers[(*nth).min(answers.len() - 1)];
         *nth += 1;
     }
-    // A redirect that was followed arrives at this path, and is answered.
+    // A followed redirect arrives at this path and gets an answer.
     if seen.path.starts_with("/followed") {
         seen.answer = Answer::Status(200);
     }

@@ -1,4 +1,4 @@
-//! SIGTERM loses nothing and calls nothing twice; and a worker that dies in the last attempt leaves a dead letter.
+//! SIGTERM loses no message and makes no call twice. A worker that dies in the last attempt leaves a dead letter.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::endpoint::Endpoint;
 use super::{Kind, LONG, Place, header};
 use crate::e2e_support::eventually;
 
-/// Two workers, one of which is told to stop with its hands full: each call is made once, and the sums are exact.
+/// Stops one of two workers while it has work in hand. Each call is made once, and the statistics are exact.
 pub fn a_stop_loses_nothing_and_calls_nothing_twice(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([("while", &[Slow(300)][..])]));
     let webhook = place.webhook("stop", None, "");
@@ -20,7 +20,9 @@ pub fn a_stop_loses_nothing_and_calls_nothing_twice(kind: &Kind) {
     let variables = [("BATCH_SIZE", "10"), ("ACK_WAIT_MS", "3000")];
     let mut first = place.worker("first", &variables);
     let mut second = place.worker("second", &variables);
-    eventually(&place.lab, LONG, "both at work", || Ok(place.endpoint.count() >= 60));
+    eventually(&place.lab, LONG, "both workers are busy", || {
+        Ok(place.endpoint.count() >= 60)
+    });
     first.terminate();
     first.ended(Duration::from_secs(20));
     assert!(place.endpoint.count() < 400, "stopped too late to prove anything");
@@ -41,7 +43,7 @@ pub fn a_stop_loses_nothing_and_calls_nothing_twice(kind: &Kind) {
     assert_eq!(place.lab.value(ended).unwrap(), "t");
 }
 
-/// The only worker dies in the only attempt: the message is not called again, and it is not gone.
+/// The only worker dies in the only attempt. The message is not called again, but it is not lost.
 pub fn a_death_in_the_last_attempt_leaves_a_dead_letter(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([("forever", &[Slow(60_000), Status(200)][..])]));
     let webhook = place.webhook("last", None, "");
@@ -56,7 +58,7 @@ pub fn a_death_in_the_last_attempt_leaves_a_dead_letter(kind: &Kind) {
     eventually(&place.lab, LONG, "the call", || Ok(place.endpoint.count() == 1));
     first.kill9();
     let mut second = place.worker("second", &variables);
-    eventually(&place.lab, LONG, "a dead letter", || {
+    eventually(&place.lab, LONG, "there is a dead letter", || {
         Ok(place.lab.message_count("WEBHOOKS_DEAD")? == 1)
     });
     place.finished(1);

@@ -1,7 +1,7 @@
-//! Webhook workers as processes of their own, and what they need: PostgreSQL, NATS and an endpoint.
+//! Webhook workers as separate processes, and what they require: PostgreSQL, NATS and an endpoint.
 //!
-//! A [`Kind`] says how to start a worker; the scenarios of the same name as their file are the tests that every kind
-//! has to pass. A new kind needs one `Kind` and one test function for each scenario in `e2e_webhook_workers.rs`.
+//! A [`Kind`] describes how to start a worker. The scenarios, which have the names of their files, are the tests that
+//! every kind must pass. A new kind needs one `Kind` and one test function per scenario in `e2e_webhook_workers.rs`.
 
 #![allow(dead_code)]
 
@@ -28,25 +28,25 @@ use nix::sys::signal::Signal;
 
 use crate::e2e_support::{self, eventually};
 
-/// Longest wait for a scenario's calls to end.
+/// Longest wait until a scenario's calls have ended.
 pub const LONG: Duration = Duration::from_secs(150);
 
-/// How a worker of one kind is started.
+/// How to start a worker of one kind.
 pub struct Kind {
     /// `rust`, `nodejs` or `go`.
     pub name: &'static str,
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Folder it is started in.
+    /// Working directory.
     pub dir: PathBuf,
 }
 
-/// The folder of the repository.
+/// Root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// Runs a command that builds a worker, and returns when it is there.
+/// Runs a command that builds a worker.
 pub fn build(dir: &Path, command: &[&str]) {
     let output = Command::new(command[0]).args(&command[1..]).current_dir(dir).output();
     let output = output.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
@@ -58,7 +58,7 @@ pub fn build(dir: &Path, command: &[&str]) {
     );
 }
 
-/// Servers, endpoint and a folder for the workers' logs.
+/// Servers, endpoint, and a folder for the workers' logs.
 pub struct Place<'a> {
     pub kind: &'a Kind,
     pub lab: Lab,
@@ -66,7 +66,7 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// A lab with stream `WEBHOOKS` on `webhooks.>`, and a role `hooks` that may do what a worker may, and no more.
+    /// A lab with stream `WEBHOOKS` on `webhooks.>`, and a role `hooks` with exactly the rights of a worker.
     pub fn new(kind: &'a Kind, endpoint: Endpoint) -> Place<'a> {
         let lab = e2e_support::lab(&[]);
         e2e_support::stream(&lab, "WEBHOOKS", "webhooks.>");
@@ -75,7 +75,7 @@ impl<'a> Place<'a> {
         Place { kind, lab, endpoint }
     }
 
-    /// The environment of a worker; [`Worker::start`] takes changes to it.
+    /// The environment of a worker. [`Worker::start`] applies changes to it.
     fn environment(&self, name: &str) -> BTreeMap<String, String> {
         let pairs = [
             ("NATS_URL", self.lab.nats.url()),
@@ -94,7 +94,7 @@ impl<'a> Place<'a> {
         pairs.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
-    /// Starts a worker with this name, and these variables besides the usual ones.
+    /// Starts a worker with this name. The variables are added to the default environment.
     pub fn worker(&self, name: &str, variables: &[(&str, &str)]) -> Worker {
         let mut environment = self.environment(name);
         for (name, value) in variables {
@@ -103,7 +103,7 @@ impl<'a> Place<'a> {
         Worker::start(self, name, environment)
     }
 
-    /// A webhook of mode `nats` that calls the endpoint; returns its number.
+    /// Creates a webhook of mode `nats` that calls the endpoint. Returns its id.
     pub fn webhook(&self, name: &str, subject: Option<&str>, more: &str) -> i32 {
         let subject = subject.map_or("null".to_owned(), |subject| format!("'{subject}'"));
         let url = self.endpoint.url(&format!("/{name}"));
@@ -120,7 +120,8 @@ impl<'a> Place<'a> {
         id.parse().unwrap()
     }
 
-    /// Messages of the shared consumer: not delivered yet, and not acknowledged yet. None while there is no consumer.
+    /// Messages of the shared consumer that are not delivered yet, and those not acknowledged yet. `None` while there
+    /// is no consumer.
     pub fn owed(&self) -> Option<(u64, u64)> {
         let info = self.lab.jetstream(async |context| {
             let mut consumer: async_nats::jetstream::consumer::PullConsumer =
@@ -140,7 +141,7 @@ impl<'a> Place<'a> {
             last = self.owed();
             assert!(
                 Instant::now() < deadline,
-                "calls do not end: {last:?} (pending, unacknowledged); {} requests\n{}",
+                "the calls do not end: {last:?} (pending, unacknowledged); {} requests\n{}",
                 self.endpoint.count(),
                 e2e_support::account(&self.lab)
             );
@@ -148,12 +149,12 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The dead letters, by the message id of what is dead. Each is there once.
+    /// The dead letters by the message id of the original. Checks that each exists once.
     pub fn dead(&self) -> BTreeMap<String, StoredMessage> {
         let mut dead = BTreeMap::new();
         for message in self.lab.stream_messages("WEBHOOKS_DEAD").unwrap() {
             let id = header(&message, "Dead-Letter-Message-Id").to_owned();
-            assert!(dead.insert(id.clone(), message).is_none(), "{id} is dead twice");
+            assert!(dead.insert(id.clone(), message).is_none(), "{id} has two dead letters");
         }
         dead
     }
@@ -164,7 +165,7 @@ impl<'a> Place<'a> {
         self.lab.value(&query).unwrap().parse().unwrap()
     }
 
-    /// The message ids that the failure view shows as given up by a worker.
+    /// The message ids that the failure view shows as dead after a worker's last attempt.
     pub fn shown_as_dead(&self) -> Vec<String> {
         let query =
             "select message_id from jetstream.nats_recent_failures where state = 'call_dead' order by message_id";
@@ -172,14 +173,14 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A header that has to be there.
+/// A header that must exist.
 pub fn header<'m>(message: &'m StoredMessage, name: &str) -> &'m str {
     message
         .header(name)
         .unwrap_or_else(|| panic!("no {name} in {message:?}"))
 }
 
-/// A worker process. Dropping it kills it; a failing test shows the end of its log.
+/// A worker process. Dropping it kills it. If the test is failing, the end of its log is printed.
 pub struct Worker {
     name: String,
     child: Child,
@@ -196,7 +197,7 @@ impl Worker {
             .args(&kind.command[1..])
             .current_dir(&kind.dir)
             .envs(environment);
-        // A process group of its own, so that what a starter such as npm starts goes with it.
+        // A process group of its own, so that processes started by a launcher such as npm are killed with it.
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
@@ -212,18 +213,17 @@ impl Worker {
         }
     }
 
-    /// Kills it without warning.
     pub fn kill9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         lab::process::signal(self.child.id(), Signal::SIGTERM).unwrap();
     }
 
-    /// Waits for its end, which must be a good one.
+    /// Waits until the process has ended with success.
     pub fn ended(&mut self, limit: Duration) {
         let status = self.wait(limit);
         assert!(
@@ -250,17 +250,16 @@ impl Worker {
         }
     }
 
-    /// Whether it runs.
+    /// Whether the process is running.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has logged.
+    /// The log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -277,12 +276,12 @@ impl Drop for Worker {
     }
 }
 
-/// Asks until a query has this value, for as long as a scenario may take.
+/// Waits until a query has this value, for as long as a scenario may take.
 pub fn shows(lab: &Lab, what: &str, query: &str, value: &str) {
     eventually(lab, LONG, what, || Ok(lab.value(query)? == value));
 }
 
-/// Status and body of `http://<address><path>`; `None` without an answer.
+/// Status and body of `http://<address><path>`, or `None` without a response.
 pub fn get(address: &str, path: &str) -> Option<(u16, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).ok()?;

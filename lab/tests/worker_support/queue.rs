@@ -1,4 +1,4 @@
-//! The queue of PostgreSQL, drained by lease; for workers that do that.
+//! The queue in PostgreSQL, for workers that use it with leases.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,10 +16,11 @@ const PLANS: [(&str, Answers); 5] = [
     ("slow", &[Slow(700)]),
 ];
 const CALLS: usize = 300;
-/// BATCH_SIZE: what the killed worker may have had in hand.
+/// BATCH_SIZE, the number of calls that the killed worker may have had in hand.
 const IN_HAND: usize = 10;
 
-/// Two workers without NATS, one of which is killed: each call ends as planned, and what the dead one had is made again.
+/// Two workers run without NATS, and one of them is killed. Each call ends as planned, and those that the killed worker
+/// had in hand are made again.
 pub fn the_queue_is_drained_by_lease_without_nats(kind: &Kind) {
     let mut place = Place::new(kind, Endpoint::start(PLANS));
     place.lab.nats.stop().unwrap();
@@ -45,16 +46,18 @@ pub fn the_queue_is_drained_by_lease_without_nats(kind: &Kind) {
     ];
     let mut first = place.worker("first", &variables);
     let mut second = place.worker("second", &variables);
-    eventually(&place.lab, LONG, "both at work", || Ok(place.endpoint.count() >= 60));
+    eventually(&place.lab, LONG, "both workers are busy", || {
+        Ok(place.endpoint.count() >= 60)
+    });
     first.kill9();
     let left = "select count(*) > 0 from jetstream.webhook_calls where worker = 'first' and status = 'claimed'";
     assert_eq!(
         place.lab.value(left).unwrap(),
         "t",
-        "killed with empty hands: proves nothing"
+        "the killed worker had no calls in hand, so the test proves nothing"
     );
     let ended = "select count(*) from jetstream.webhook_calls where status in ('succeeded', 'dead')";
-    shows(&place.lab, "all calls ended", ended, &CALLS.to_string());
+    shows(&place.lab, "all calls have ended", ended, &CALLS.to_string());
     second.terminate();
     second.ended(Duration::from_secs(20));
 
@@ -84,7 +87,8 @@ pub fn the_queue_is_drained_by_lease_without_nats(kind: &Kind) {
     check_retry_after(&place, &calls);
 }
 
-/// When the second attempt was due; when it was made depends on how many calls were due before it.
+/// Checks the time at which the second attempt was due. The time at which it was made depends on the number of calls
+/// due before it.
 fn check_retry_after(place: &Place, calls: &BTreeMap<String, Vec<Seen>>) {
     let due = "select message_id, extract(epoch from scheduled_at)
                from jetstream.webhook_calls where payload ->> 'plan' = 'busy'";
@@ -100,7 +104,7 @@ fn check_retry_after(place: &Place, calls: &BTreeMap<String, Vec<Seen>>) {
     assert!(early.len() <= IN_HAND, "due before Retry-After, seconds: {early:?}");
 }
 
-/// What came of a call is told again while the database refuses to hear it, and the call is not made a second time.
+/// While the database refuses the outcome of a call, the worker reports it again and does not repeat the call.
 pub fn a_database_that_refuses_makes_no_call_twice(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([]));
     let webhook = place.webhook("queue", None, "publish_mode = 'queue'");
@@ -129,7 +133,7 @@ pub fn a_database_that_refuses_makes_no_call_twice(kind: &Kind) {
     assert_eq!(place.endpoint.count(), 1);
 }
 
-/// Mode `both`: the call is made from the queue and from NATS, and the endpoint sees one key.
+/// With mode `both`, the call is made from the queue and from NATS, and the endpoint sees the same key twice.
 pub fn mode_both_calls_twice_with_one_key(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([]));
     let webhook = place.webhook("both", None, "publish_mode = 'both'");

@@ -1,4 +1,4 @@
-//! Where secrets go, and where they do not; and that a database which cannot give them costs no attempt.
+//! Where secrets are sent, and where they are not. A database that cannot provide them costs no attempt.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::endpoint::{Endpoint, Seen};
 use super::{Kind, LONG, Place, Worker, header};
 use crate::e2e_support::{drained, eventually};
 
-/// Both addresses of the endpoint may be called: only the secrets tell them apart.
+/// Both addresses of the endpoint may be called, so that only the secrets distinguish them.
 const BOTH: (&str, &str) = ("ALLOW_PRIVATE_ADDRESSES", "127.0.0.0/8");
 
-/// A webhook of the endpoint at 127.0.0.1, with a secret.
+/// A webhook with a secret for the endpoint at 127.0.0.1.
 fn place(kind: &Kind) -> (Place<'_>, i32) {
     let place = Place::new(
         kind,
@@ -36,13 +36,14 @@ fn value<'s>(seen: &'s Seen, name: &str) -> &'s str {
     seen.headers.get(name).map_or("", String::as_str)
 }
 
-/// Requests that came by 127.0.0.1, and those that came by another address.
+/// Requests to 127.0.0.1, and requests to another address.
 fn by_address(place: &Place) -> (Vec<Seen>, Vec<Seen>) {
     let seen = place.endpoint.seen().clone();
     seen.into_iter().partition(|seen| seen.host.starts_with("127.0.0.1:"))
 }
 
-/// Whoever may publish names a webhook and a url: its secrets go to its own server, whatever the path, and to no other.
+/// A publisher can name any webhook and any URL. The secrets of the webhook are sent to its own server, whatever the
+/// path, and to no other server.
 pub fn secrets_go_to_the_webhooks_own_server(kind: &Kind) {
     let (place, webhook) = place(kind);
     let port = place.endpoint.url("").rsplit(':').next().unwrap().to_owned();
@@ -76,7 +77,7 @@ pub fn secrets_go_to_the_webhooks_own_server(kind: &Kind) {
     assert_eq!(others, ["plain"], "calls to another server");
     for n in 0..strange.len() {
         let id = format!("strange-{n}");
-        // What one parser refuses is for another a path of the webhook's own server.
+        // A URL that one parser refuses is a path on the webhook's own server for another parser.
         match dead.get(&id) {
             Some(message) => assert_eq!(header(message, "Dead-Letter-Attempts"), "1", "{message:?}"),
             None => assert_eq!(calls[&id].len(), 1),
@@ -88,8 +89,8 @@ pub fn secrets_go_to_the_webhooks_own_server(kind: &Kind) {
     assert!(reason.contains(&refused), "{reason}");
 }
 
-/// A redirect to another server takes none of the webhook's headers along, one to the same server all; and none says
-/// where it came from, which may hold a secret too.
+/// A redirect to another server takes none of the webhook's headers along, and a redirect to the same server takes all
+/// of them. Neither sends a referrer, which may also contain a secret.
 pub fn a_redirect_takes_no_secrets_to_another_server(kind: &Kind) {
     let (place, webhook) = place(kind);
     for (id, plan, to) in [
@@ -120,7 +121,7 @@ pub fn a_redirect_takes_no_secrets_to_another_server(kind: &Kind) {
         assert_eq!(value(seen, "content-type"), "application/json", "{seen:?}");
         assert!(calls.contains_key(seen.key()), "{seen:?}");
         for name in ["x-api-key", "authorization", "x-kind"] {
-            assert_eq!(value(seen, name), "", "{name} at another server");
+            assert_eq!(value(seen, name), "", "{name} was sent to another server");
         }
     }
     for seen in own.iter().chain(&others) {
@@ -129,16 +130,21 @@ pub fn a_redirect_takes_no_secrets_to_another_server(kind: &Kind) {
     assert_eq!(calls["relative"][1].path, "/followed?relative");
 }
 
-/// Waits until the worker has been told this twice since `from`, so that it has asked again; returns where its log ends.
+/// Waits until the worker has logged this text twice since `from`, which means that it has asked again. Returns the
+/// length of the log.
 fn told(place: &Place, worker: &Worker, from: usize, text: &str) -> usize {
     eventually(&place.lab, LONG, text, || {
         Ok(worker.log()[from..].matches(text).count() >= 2)
     });
-    assert_eq!(place.owed(), Some((0, 1)), "{text}: the only attempt is held");
+    assert_eq!(
+        place.owed(),
+        Some((0, 1)),
+        "{text}: the message does not wait in its only attempt"
+    );
     worker.log().len()
 }
 
-/// No right, no function, no login: somebody mends it, and until then the message waits in its only attempt.
+/// Without a right, a function or a login, the message waits in its only attempt until an operator fixes the cause.
 pub fn a_database_that_refuses_costs_no_attempt(kind: &Kind) {
     let (place, webhook) = place(kind);
     let run = |text: &str| place.lab.sql(text).unwrap();
@@ -169,7 +175,7 @@ pub fn a_database_that_refuses_costs_no_attempt(kind: &Kind) {
     assert_eq!(
         place.dead().keys().collect::<Vec<_>>(),
         [""; 0],
-        "{DATABASE} could not answer, and it is dead"
+        "{DATABASE} could not answer, and the message became a dead letter"
     );
     let calls = place.endpoint.by_key();
     assert_eq!((calls.len(), calls["held"].len()), (1, 1));

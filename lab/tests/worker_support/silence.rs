@@ -1,4 +1,4 @@
-//! A database that accepts connections and says nothing: it keeps no worker from ending.
+//! A database that accepts connections but never answers does not keep a worker from ending.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,18 +13,18 @@ use super::endpoint::Endpoint;
 use super::{Kind, LONG, Place, shows};
 use crate::e2e_support::{drained, eventually};
 
-/// Stands before a server and passes everything on, until it is told to pass nothing more, as one does that has lost what
-/// is behind it, or a server that is stopped. Dropping it stops it.
+/// A proxy that forwards everything until it falls silent, like a proxy that has lost its server, or a server that is
+/// stopped. Dropping it stops it.
 pub struct Proxy {
     port: u16,
     silent: Arc<AtomicBool>,
-    /// Pieces that came in, and were not passed on.
+    /// Chunks that arrived and were not forwarded.
     swallowed: Arc<AtomicUsize>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Proxy {
-    /// Before the server at this port of 127.0.0.1.
+    /// Starts the proxy for the server at this port of 127.0.0.1.
     pub fn start(to: u16) -> Proxy {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -52,17 +52,17 @@ impl Proxy {
         }
     }
 
-    /// Where it listens.
+    /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Passes nothing more, in neither direction; connections stay open, and more are accepted.
+    /// Stops forwarding in both directions. Connections stay open, and new ones are accepted.
     pub fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
     }
 
-    /// How often somebody has said something since it fell silent.
+    /// Number of chunks received since it fell silent.
     pub fn swallowed(&self) -> usize {
         self.swallowed.load(Ordering::Relaxed)
     }
@@ -78,12 +78,13 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: (Arc<Atom
         }
     }
     if shared.0.load(Ordering::Relaxed) {
-        // Not even that the other side has gone.
+        // Does not forward the end of the connection either.
         std::future::pending::<()>().await;
     }
 }
 
-/// One worker whose connection has fallen silent, and one that never gets one, each with a call that needs a secret.
+/// One worker has a connection that has fallen silent, and one never gets an answer at all. Each has a call that needs
+/// a secret.
 pub fn a_silent_database_keeps_no_worker_from_ending(kind: &Kind) {
     let place = Place::new(kind, Endpoint::start([]));
     let webhook = place.webhook("held", None, r#"headers = '{"X": "{{secret:token}}"}'"#);
@@ -111,13 +112,13 @@ pub fn a_silent_database_keeps_no_worker_from_ending(kind: &Kind) {
     let call = format!("select jetstream.webhook_call({webhook}, '{{}}') from generate_series(1, 2)");
     place.lab.sql(&call).unwrap();
     drained(&place.lab, LONG);
-    eventually(&place.lab, LONG, "both hold a message", || {
+    eventually(&place.lab, LONG, "both workers have a message", || {
         Ok(place.owed() == Some((0, 2)))
     });
     for worker in [&mut connected, &mut late] {
         worker.terminate();
     }
-    // The limits of the README, and something for a busy machine.
+    // The limits in the README, plus some time for a busy machine.
     for worker in [&mut connected, &mut late] {
         worker.ended(Duration::from_secs(1 + 11 + 5));
     }

@@ -1,4 +1,4 @@
-//! A thousand calls by three workers, one of which is killed with -9 in the middle.
+//! A thousand calls by three workers, one of which is killed with SIGKILL in the middle.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,15 +13,16 @@ use super::{Kind, LONG, Place, header};
 use crate::e2e_support::{account, drained, eventually};
 
 const CALLS: usize = 1000;
-/// BATCH_SIZE of each worker: what the killed one may at most have had in hand.
+/// BATCH_SIZE of each worker, the number of messages that the killed one may have had in hand.
 const IN_HAND: usize = 20;
-/// Deliveries that the killed worker may have dealt with and not reported: those since its last report, which it makes
-/// after 100, and those that ended while that report was on its way.
+/// Deliveries that the killed worker may have handled without reporting them: those since its last report, which it
+/// sends after 100, and those that ended while that report was being sent.
 const UNREPORTED: usize = 100 + 2 * IN_HAND;
 const ACK_WAIT_MS: u64 = 3000;
 const BACKOFF_MS: u64 = 400;
 
-/// What a plan answers, and whether it ends in a dead letter: after so many attempts, with this status.
+/// The answers of the endpoint, and whether the message becomes a dead letter: after this many attempts, with this
+/// status.
 struct Plan {
     name: &'static str,
     answers: Answers,
@@ -30,7 +31,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// How many requests a message of this plan makes if nothing is killed.
+    /// Number of requests for a message of this plan if no worker is killed.
     fn calls(&self) -> usize {
         self.dead.map_or(self.answers.len(), |(attempts, _)| attempts)
     }
@@ -52,7 +53,8 @@ const PLANS: [Plan; 12] = [
     plan("twice", 4, &[Status(500), Status(502), Status(200)], None),
     plan("early", 4, &[Status(425), Status(408), Status(200)], None),
     plan("busy", 6, &[RetryAfter(429, 2), Status(200)], None),
-    // Few enough not to fill the two workers that are left: a retry then waits for a free place, not for its delay.
+    // Few enough that they do not occupy the two remaining workers completely. Otherwise retries would wait for a free
+    // slot and not for their delay.
     plan("slow", 2, &[Slow(ACK_WAIT_MS * 2)], None),
     plan("closed", 5, &[Close, Status(200)], None),
     plan("missing", 4, &[Status(404)], Some((1, 404))),
@@ -61,7 +63,6 @@ const PLANS: [Plan; 12] = [
     plan("closes", 1, &[Close], Some((3, 0))),
 ];
 
-/// The scenario.
 pub fn thousand_calls(kind: &Kind) {
     let place = Place::new(
         kind,
@@ -77,8 +78,8 @@ pub fn thousand_calls(kind: &Kind) {
         ("STATS_INTERVAL_MS", "1000"),
     ];
     let mut workers: Vec<_> = ["w1", "w2", "w3"].map(|name| place.worker(name, &variables)).into();
-    // Each has begun to work, and has told the database, before one of them dies.
-    eventually(&place.lab, LONG, "all three at work", || {
+    // All workers have begun to work and have reported to the database before one of them is killed.
+    eventually(&place.lab, LONG, "all three workers are busy", || {
         let reported = "select count(*) from jetstream.rule_nats_consumer_stats where messages_delivered > 0";
         Ok(place.endpoint.count() > 200 && place.lab.value(reported)? == "3")
     });
@@ -87,7 +88,7 @@ pub fn thousand_calls(kind: &Kind) {
     let at_kill = place.endpoint.count();
     assert!(
         at_kill < CALLS,
-        "killed when {at_kill} calls were made: too late to prove anything"
+        "killed after {at_kill} calls, too late to prove anything"
     );
     place.finished(CALLS as u64);
     for worker in [0, 2] {
@@ -99,7 +100,7 @@ pub fn thousand_calls(kind: &Kind) {
     check(&place, &drawn, killed);
 }
 
-/// Stores the calls, through webhooks with subjects of two, four and five tokens; returns the plan of each message id.
+/// Stores the calls, through webhooks with subjects of two, four and five tokens. Returns the plan of each message id.
 fn store_calls(place: &Place) -> BTreeMap<String, &'static Plan> {
     let webhooks = [
         place.webhook("plain", None, ""),
@@ -140,7 +141,7 @@ fn store_calls(place: &Place) -> BTreeMap<String, &'static Plan> {
 fn check(place: &Place, drawn: &BTreeMap<String, &'static Plan>, killed: Instant) {
     let calls = place.endpoint.by_key();
     let dead = place.dead();
-    // None lost.
+    // No message was lost.
     let never: Vec<_> = drawn.keys().filter(|id| !calls.contains_key(*id)).collect();
     let never_dead: Vec<_> = never.iter().filter(|id| !dead.contains_key(**id)).collect();
     assert!(never_dead.is_empty(), "lost: {never_dead:?}\n{}", account(&place.lab));
@@ -151,7 +152,7 @@ fn check(place: &Place, drawn: &BTreeMap<String, &'static Plan>, killed: Instant
             .any(|call| matches!(call.answer, Status(200..=299) | Slow(_)));
         assert!(ended_well || dead.contains_key(id), "{id} ended nowhere: {calls:?}");
     }
-    // As specified, but for what the killed worker had in hand.
+    // Every message has the planned number of calls, except those that the killed worker had in hand.
     let differs =
         |id: &str, plan: &Plan| calls[id].len() != plan.calls() || dead.contains_key(id) != plan.dead.is_some();
     let differing: Vec<_> = drawn.iter().filter(|(id, plan)| differs(id, plan)).collect();
@@ -170,7 +171,8 @@ fn check(place: &Place, drawn: &BTreeMap<String, &'static Plan>, killed: Instant
         check_delays(id, &calls[id]);
         if let Some((attempts, status)) = plan.dead {
             let told: usize = header(&dead[id], "Dead-Letter-Attempts").parse().unwrap();
-            // One more delivery than requests: the killed worker had the message in hand and had not called yet.
+            // There is one more delivery than requests, because the killed worker had the message in hand but had not
+            // called yet.
             let in_hand = told == attempts + 1 && calls[id].last().unwrap().at > killed;
             assert!(told == attempts || in_hand, "{id}: {told} attempts, not {attempts}");
             uncalled += usize::from(in_hand);
@@ -186,7 +188,7 @@ fn check(place: &Place, drawn: &BTreeMap<String, &'static Plan>, killed: Instant
     assert_eq!(place.shown_as_dead(), dead.keys().cloned().collect::<Vec<_>>());
 }
 
-/// Backoff with at most half of it random, or as the endpoint asks.
+/// The delay is the backoff, of which at most half is random, or the delay that the endpoint requested.
 fn check_delays(id: &str, calls: &[Seen]) {
     for (attempt, pair) in calls.windows(2).enumerate() {
         let least = match pair[0].answer {
@@ -230,7 +232,7 @@ fn check_dead(place: &Place, id: &str, message: &StoredMessage, status: u16) {
     );
 }
 
-/// A retry comes by its delay, not because the server gave the message to somebody else after ACK_WAIT.
+/// A retry follows its delay. It does not wait until the server gives the message to another worker after ACK_WAIT.
 fn check_prompt(drawn: &BTreeMap<String, &'static Plan>, calls: &BTreeMap<String, Vec<Seen>>) {
     let mut delays: Vec<_> = drawn
         .iter()
@@ -241,12 +243,12 @@ fn check_prompt(drawn: &BTreeMap<String, &'static Plan>, calls: &BTreeMap<String
     let median = delays[delays.len() / 2];
     assert!(
         median < Duration::from_millis(ACK_WAIT_MS / 2),
-        "first retry after {median:?}, median"
+        "the median delay of the first retry is {median:?}"
     );
 }
 
-/// The workers' sums against what the endpoint saw. A delivery makes one request, but for those in the killed worker's
-/// hand; what it did after its last report is not in the sums.
+/// Compares the workers' statistics with what the endpoint saw. A delivery makes one request, except for deliveries in
+/// the hands of the killed worker. What that worker did after its last report is not included.
 fn check_statistics(place: &Place, calls: &BTreeMap<String, Vec<Seen>>, dead: usize, differing: usize) {
     let requests: usize = calls.values().map(Vec::len).sum();
     let (succeeded, again) = (CALLS - dead, requests - CALLS);
@@ -264,7 +266,8 @@ fn check_statistics(place: &Place, calls: &BTreeMap<String, Vec<Seen>>, dead: us
     };
     about("delivered", delivered, requests, 0);
     about("acknowledged", acknowledged, succeeded, 0);
-    // What the killed worker had in hand and not called yet is delivered again without having been seen before.
+    // Messages that the killed worker had in hand but had not called are redelivered, although the endpoint has not
+    // seen them before.
     about("redelivered", redelivered, again, IN_HAND);
     let rows = place.lab.sql(
         "select consumer_name, messages_delivered, active, messages_pending, avg_processing_time_ms > 0
@@ -280,7 +283,7 @@ fn check_statistics(place: &Place, calls: &BTreeMap<String, Vec<Seen>>, dead: us
         let share: usize = row[1].parse().unwrap();
         assert!(
             share > 0 && share < requests * 7 / 10,
-            "not a share of the work: {rows:?}"
+            "a worker did not get its share of the work: {rows:?}"
         );
         assert_eq!(row[2], if row[0] == "w2" { "t" } else { "f" }, "active: {rows:?}");
         assert_eq!(row[4], "t", "processing time: {rows:?}");

@@ -1,4 +1,4 @@
-//! How many calls a second one worker makes to a local endpoint, and what a call costs each part of the whole.
+//! Calls per second of one worker with a local endpoint, and the processor time of a call in each process.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use super::endpoint::Endpoint;
 use super::{Kind, LONG, Place};
 use crate::e2e_support::{drained, eventually};
 
-/// One worker, and this many calls that wait for it in the stream. Prints calls a second, and the processor time of one.
+/// Starts one worker with this many calls waiting in the stream. Prints calls per second, and the processor time of one
+/// call.
 pub fn calls_per_second(kind: &Kind, calls: usize) -> f64 {
     let place = Place::new(kind, Endpoint::start([]));
     let webhook = place.webhook("fast", None, "");
