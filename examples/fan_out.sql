@@ -1,10 +1,12 @@
--- Fan-out: one event, many receivers. Run basic_setup.sql first.
+-- Fan-out: one event for many receivers. Run basic_setup.sql first.
 --
 --   psql -f examples/fan_out.sql shop
 --
--- Two ways. To programs: every durable consumer of a stream gets every message, so one `orders.paid` reaches all of
--- them, and another receiver is another consumer; nothing changes here. To HTTP endpoints: one call for each webhook
--- that has subscribed, below. The calls are separate messages: one endpoint that fails holds up no other.
+-- For programs, nothing changes here. Every durable consumer of a stream gets every message, so one `orders.paid` reaches
+-- all of them. To add a receiver, add a consumer.
+--
+-- For HTTP endpoints, this example stores one call for each webhook that has subscribed. The calls are separate messages,
+-- so a failing endpoint does not delay the others.
 \set ON_ERROR_STOP on
 
 insert into jetstream.webhooks (name, url, publish_mode, subject) values
@@ -20,7 +22,7 @@ create table subscriptions (
 insert into subscriptions select 'order.paid', id from jetstream.webhooks where name in ('warehouse', 'invoices', 'chat');
 insert into subscriptions select 'order.cancelled', id from jetstream.webhooks where name = 'warehouse';
 
--- Publishes the event, and stores a call for each subscriber, in the transaction of the caller: all of it or nothing.
+-- Publishes the event and stores a call for each subscriber. All of it commits or rolls back with the caller's transaction.
 create function announce(event text, data jsonb) returns bigint
 language plpgsql
 as $$

@@ -209,7 +209,7 @@ fn schemas_are_captured_by_their_owners() {
     ] {
         assert_eq!(code(&lab, "mallory", sql), expected, "{sql}");
     }
-    // Pretending to restore a dump does not help either.
+    // Not even as if it were restored.
     run(
         &lab,
         "mallory",

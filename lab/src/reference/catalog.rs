@@ -157,7 +157,7 @@ pub(super) fn read(lab: &Lab) -> Result<Catalog> {
     })
 }
 
-/// Functions that are granted only because functions that users call need them. Users do not call them.
+/// Functions that roles may execute because those they call need it, not to be called.
 const USED_BY_OTHERS: [&str; 16] = [
     "capture_analyze",
     "capture_argument",
