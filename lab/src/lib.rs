@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod debian;
 pub mod debs;
 pub mod demo;
+pub mod hostile;
 pub mod install;
 pub mod lab;
 pub mod matrix;

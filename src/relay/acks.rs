@@ -9,9 +9,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::answer::{Answer, answer};
+use super::doubt::Ack;
 use super::jsapi;
 use super::publish::{End, Note, Serving};
-use super::wire::{self, Answer};
+use super::window::InFlight;
+use super::wire;
 use crate::error::{Class, RelayError, Unmade};
 use crate::message::{Message, Outcome, Settled};
 use crate::subject;
@@ -71,44 +74,32 @@ impl Serving<'_> {
         if let Some(number) = token.strip_prefix(PROBE_MARK) {
             return self.probe_back(number.parse().ok());
         }
-        let token: Option<u64> = token.parse().ok();
-        let oldest = token.is_some_and(|token| self.window.is_oldest(token));
-        let Some(message) = token.and_then(|token| self.window.take(token)).map(|slot| slot.message) else {
+        let Some((token, slot)) = token
+            .parse()
+            .ok()
+            .and_then(|token| Some((token, self.window.get_mut(token)?)))
+        else {
             debug!(target: "pg_jetstream", connection = &*self.link.spec.name, token, "late ack");
             return;
         };
-        match wire::answer(reply) {
+        match answer(reply) {
             Answer::Stored {
                 stream,
                 sequence,
                 duplicate,
             } => {
-                let stream = self.name_of(&stream);
-                if oldest && !duplicate {
-                    // All that was sent before it is settled: what is not, lies behind it in the stream.
-                    self.link.advance(&stream, sequence);
-                }
-                let outcome = Outcome::Stored {
-                    stream,
+                let ack = Ack {
                     sequence,
                     duplicate,
-                    acked_at: now,
+                    at: now,
                 };
-                self.link.settled.push(Settled {
-                    id: message.id,
-                    outcome,
-                });
-                self.link.queue.stored(&message);
-                self.link.proved = true;
+                self.acknowledged(token, &stream, ack);
             }
-            Answer::NoStream => match &mut self.early {
-                Some(early) => early.push(message),
-                None => {
-                    let subject = self.subject_of(&message);
-                    let unmade = self.unmade_for(&subject);
-                    self.fail(&message, RelayError::NoStream { subject, unmade });
+            Answer::NoStream => {
+                if let Some(slot) = self.window.take(token) {
+                    self.no_stream(slot.message);
                 }
-            },
+            }
             Answer::Refused {
                 code,
                 err_code,
@@ -120,34 +111,67 @@ impl Serving<'_> {
                     err_code,
                     description,
                 };
-                // A refusal for good is not for good if a stream is about to change.
-                if error.class() == Class::PermanentForMessage
-                    && let Some(early) = &mut self.early
-                {
-                    return early.push(message);
-                }
-                match err_code {
-                    TOO_LARGE if !stream.is_empty() => self.too_large(message, stream, error),
-                    _ => self.fail(&message, error),
+                if let Some(slot) = self.window.take(token) {
+                    self.refused(slot.message, error, stream);
                 }
             }
-            Answer::Unclear => {
-                let text: String = String::from_utf8_lossy(&reply.payload).chars().take(200).collect();
-                let description = format!("unexpected answer {text:?}");
-                self.fail(
-                    &message,
-                    RelayError::Refused {
-                        code: 0,
-                        err_code: 0,
-                        description,
-                    },
-                );
+            // JetStream's own answer may still come.
+            Answer::Foreign => slot.foreign = true,
+        }
+    }
+
+    /// The message is in the stream.
+    pub(super) fn stored(&mut self, token: u64, stream: Arc<str>, ack: Ack) {
+        let oldest = self.window.is_oldest(token);
+        let Some(message) = self.window.take(token).map(|slot| slot.message) else {
+            return;
+        };
+        if oldest && !ack.duplicate {
+            // All that was sent before it is settled: what is not, lies behind it in the stream.
+            self.link.advance(&stream, ack.sequence);
+        }
+        let outcome = Outcome::Stored {
+            stream,
+            sequence: ack.sequence,
+            duplicate: ack.duplicate,
+            acked_at: ack.at,
+        };
+        self.link.settled.push(Settled {
+            id: message.id,
+            outcome,
+        });
+        self.link.queue.stored(&message);
+        self.link.proved = true;
+    }
+
+    fn no_stream(&mut self, message: Arc<Message>) {
+        match &mut self.early {
+            Some(early) => early.push(message),
+            None => {
+                let subject = self.subject_of(&message);
+                let unmade = self.unmade_for(&subject);
+                self.fail(&message, RelayError::NoStream { subject, unmade });
             }
         }
     }
 
+    fn refused(&mut self, message: Arc<Message>, error: RelayError, stream: String) {
+        // A refusal for good is not for good if a stream is about to change.
+        if error.class() == Class::PermanentForMessage
+            && let Some(early) = &mut self.early
+        {
+            return early.push(message);
+        }
+        match error {
+            RelayError::Refused {
+                err_code: TOO_LARGE, ..
+            } if !stream.is_empty() => self.too_large(message, stream, error),
+            _ => self.fail(&message, error),
+        }
+    }
+
     /// The stream that would take the subject, were it as asked for.
-    fn unmade_for(&self, subject: &str) -> Option<Unmade> {
+    pub(super) fn unmade_for(&self, subject: &str) -> Option<Unmade> {
         self.link.streams.iter().find_map(|spec| {
             let reason = self.unmade.get(&spec.id)?;
             let takes = spec.subjects.iter().any(|pattern| subject::matches(subject, pattern));
@@ -172,17 +196,8 @@ impl Serving<'_> {
         }));
     }
 
-    fn subject_of(&self, message: &Message) -> String {
+    pub(super) fn subject_of(&self, message: &Message) -> String {
         wire::subject(self.link.spec.subject_prefix.as_deref(), &message.subject).into_owned()
-    }
-
-    fn name_of(&mut self, stream: &str) -> Arc<str> {
-        if let Some(name) = self.names.get(stream) {
-            return name.clone();
-        }
-        let name: Arc<str> = stream.into();
-        self.names.insert(stream.to_owned(), name.clone());
-        name
     }
 
     /// The server denied publishing to the subject: what is on the wire there is given up.
@@ -267,17 +282,24 @@ impl Serving<'_> {
         }
         let start = self.clock_start;
         let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        for message in self
-            .window
-            .take_where(|slot| slot.sent.max(start) + limit <= probe.sent)
-        {
-            self.fail(
-                &message,
-                RelayError::AckTimeout {
-                    subject: self.subject_of(&message),
-                    millis,
-                },
-            );
+        let late = |slot: &InFlight| slot.sent.max(start) + limit <= probe.sent;
+        let foreign = self.window.take_where(|slot| late(slot) && slot.foreign);
+        let foreign = foreign.into_iter().map(|message| {
+            let error = self.ack_timeout(&message, millis);
+            (message, error)
+        });
+        let foreign = foreign.collect();
+        self.unanswered(foreign);
+        for message in self.window.take_where(late) {
+            let error = self.ack_timeout(&message, millis);
+            self.fail(&message, error);
+        }
+    }
+
+    fn ack_timeout(&self, message: &Message, millis: u64) -> RelayError {
+        RelayError::AckTimeout {
+            subject: self.subject_of(message),
+            millis,
         }
     }
 

@@ -7,12 +7,13 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::client::Request;
+use async_nats::Client;
 use async_nats::header::{HeaderMap, NATS_EXPECTED_LAST_SEQUENCE};
-use async_nats::{Client, StatusCode};
+use futures_util::StreamExt;
 use serde_json::Value;
 use tracing::debug;
 
+use super::answer::{Answer, answer};
 use super::jsapi;
 use crate::subject;
 
@@ -81,26 +82,40 @@ fn subject_of(info: &Value, ours: &[String]) -> Option<String> {
 async fn accepted(client: &Client, subject: &str) -> Result<Option<u64>, String> {
     let mut headers = HeaderMap::new();
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, i64::MAX.to_string().as_str());
-    let request = Request::new()
-        .headers(headers)
-        .payload(Default::default())
-        .timeout(Some(PATIENCE));
-    let reply = client
-        .send_request(subject.to_owned(), request)
+    let silent = |reason: &str| format!("its leader does not answer for subject \"{subject}\": {reason}");
+    let inbox = client.new_inbox();
+    let mut replies = client
+        .subscribe(inbox.clone())
         .await
-        .map_err(|error| format!("its leader does not answer for subject \"{subject}\": {error}"))?;
-    if reply.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err("nobody answers for it".to_owned());
+        .map_err(|error| silent(&error.to_string()))?;
+    client
+        .publish_with_reply_and_headers(subject.to_owned(), inbox, headers, Default::default())
+        .await
+        .map_err(|error| silent(&error.to_string()))?;
+    let answered = async {
+        while let Some(reply) = replies.next().await {
+            match answer(&reply) {
+                Answer::NoStream => return Err("nobody answers for it".to_owned()),
+                Answer::Refused {
+                    err_code, description, ..
+                } => return Ok(named(err_code, &description)),
+                Answer::Stored { .. } => return Ok(None),
+                // Not the leader's.
+                Answer::Foreign => {}
+            }
+        }
+        Err(silent("the connection is lost"))
+    };
+    match tokio::time::timeout(PATIENCE, answered).await {
+        Ok(answered) => answered,
+        Err(_) => Err(silent("request timed out")),
     }
-    let answer: Value = serde_json::from_slice(&reply.payload).map_err(|error| error.to_string())?;
-    Ok(named(&answer["error"]))
 }
 
 /// The sequence in `wrong last sequence: 42`.
-fn named(error: &Value) -> Option<u64> {
-    let wrong = error["err_code"].as_u64() == Some(WRONG_LAST_SEQUENCE);
-    let number = error["description"].as_str()?.rsplit(' ').next()?;
-    wrong.then(|| number.parse().ok()).flatten()
+fn named(err_code: u64, description: &str) -> Option<u64> {
+    let number = description.rsplit(' ').next()?;
+    (err_code == WRONG_LAST_SEQUENCE).then(|| number.parse().ok()).flatten()
 }
 
 /// Whether the leader of a stream heard of a majority a moment ago.
@@ -135,11 +150,9 @@ mod tests {
 
     #[test]
     fn the_refusal_names_what_was_accepted() {
-        let refusal = json!({"code": 400, "err_code": 10071, "description": "wrong last sequence: 1234"});
-        assert_eq!(named(&refusal), Some(1234));
-        let full = json!({"code": 400, "err_code": 10077, "description": "maximum messages exceeded 5"});
-        assert_eq!(named(&full), None);
-        assert_eq!(named(&Value::Null), None);
+        assert_eq!(named(10071, "wrong last sequence: 1234"), Some(1234));
+        assert_eq!(named(10077, "maximum messages exceeded 5"), None);
+        assert_eq!(named(10071, ""), None);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::wire::{self, Answer};
+use super::answer::{Answer, answer as read_answer};
+use super::wire;
 use crate::message::{self, Message, check_message_id};
 use crate::subject;
 
@@ -131,7 +132,7 @@ proptest! {
     #[test]
     fn an_answer_says_stored_only_with_a_sequence_and_without_an_error(answer in answers(), status in proptest::option::of(200..600u16)) {
         let reply = reply(answer.to_string().into_bytes(), status);
-        match wire::answer(&reply) {
+        match read_answer(&reply) {
             Answer::Stored { sequence, duplicate, stream } => {
                 prop_assert_ne!(status, Some(503));
                 prop_assert!(answer.get("error").is_none_or(Value::is_null));
@@ -142,14 +143,14 @@ proptest! {
             }
             Answer::Refused { .. } => prop_assert!(answer["error"].is_object()),
             Answer::NoStream => prop_assert_eq!(status, Some(503)),
-            Answer::Unclear => {}
+            Answer::Foreign => {}
         }
     }
 
     #[test]
     fn bytes_of_any_kind_are_no_acknowledgement(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
         let reply = reply(bytes, None);
-        let stored = matches!(wire::answer(&reply), Answer::Stored { .. });
+        let stored = matches!(read_answer(&reply), Answer::Stored { .. });
         prop_assert!(!stored);
     }
 
@@ -158,7 +159,7 @@ proptest! {
         let whole = format!("{{\"stream\":\"ORDERS\",\"seq\":{seq},\"duplicate\":true}}");
         let cut = cut.min(whole.len() - 1);
         let torn = reply(whole.into_bytes()[..cut].to_vec(), None);
-        prop_assert_eq!(wire::answer(&torn), Answer::Unclear);
+        prop_assert_eq!(read_answer(&torn), Answer::Foreign);
     }
 
     #[test]

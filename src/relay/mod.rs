@@ -2,14 +2,16 @@
 //! clients; plain values go in and out. Nothing here knows PostgreSQL.
 //!
 //! `hub` hands each connection its share of the commands; `link` is one connection's life, `connect` its login,
-//! `publish` and `acks` what it does while connected, `streams` the streams it keeps as asked. `queue`, `window`,
+//! `publish`, `acks` and `doubt` what it does while connected, `streams` the streams it keeps as asked. `queue`, `window`,
 //! `wire`, `address` and `backoff` are pure.
 
 mod acks;
 mod address;
+mod answer;
 mod backoff;
 mod barrier;
 mod connect;
+mod doubt;
 #[cfg(test)]
 mod fuzz;
 mod hub;

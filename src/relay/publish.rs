@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::acks::{Oversized, Probe};
 use super::connect::Session;
+use super::doubt::Doubts;
 use super::hub::pass_panic;
 use super::link::{Link, Todo};
 use super::positions::Plan;
@@ -60,6 +61,13 @@ pub(super) enum Note {
     LookedFor(Result<Tail, String>),
     /// `max_msg_size` of a stream; none if it cannot be had.
     StreamLimit { stream: String, limit: Option<i64> },
+    /// Patterns of the subjects a stream takes; none if they cannot be had.
+    Takes {
+        stream: String,
+        patterns: Option<Vec<String>>,
+    },
+    /// Patterns of the subjects that streams take, all of them; none if they cannot be had.
+    Taken(Option<Vec<String>>),
 }
 
 /// A link while it is connected.
@@ -71,8 +79,7 @@ pub(super) struct Serving<'a> {
     pub(super) probes: u64,
     /// Acks are not expected of a time before this.
     pub(super) clock_start: Instant,
-    /// Names of streams, so that each is allocated once.
-    pub(super) names: HashMap<String, Arc<str>>,
+    pub(super) doubts: Doubts,
     pub(super) oversized: Oversized,
     pub(super) helpers: JoinSet<()>,
     pub(super) note: UnboundedSender<Note>,
@@ -99,7 +106,7 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         probe: None,
         probes: 0,
         clock_start: Instant::now(),
-        names: HashMap::new(),
+        doubts: Doubts::default(),
         oversized: Oversized::default(),
         helpers: JoinSet::new(),
         note,
@@ -126,7 +133,11 @@ impl Serving<'_> {
                 return end;
             }
             self.link.flush();
-            if self.link.closing.is_some() && self.window.len() == 0 && self.oversized.is_empty() {
+            if self.link.closing.is_some()
+                && self.window.len() == 0
+                && self.oversized.is_empty()
+                && self.doubts.is_empty()
+            {
                 return End::Closed;
             }
             let due = self.due();
@@ -240,6 +251,9 @@ impl Serving<'_> {
             if recover::needs(&subject) && !self.looked_for.is_empty() {
                 self.link.blinded();
             }
+            if recover::needs(&subject) {
+                self.cannot_ask();
+            }
             self.publish_denied(&subject, &text);
         } else if wire::denied(&text, "Subscription").is_some_and(|subject| subject.starts_with(&self.session.inbox)) {
             return Err(End::Refused(RelayError::Connection(format!(
@@ -278,6 +292,8 @@ impl Serving<'_> {
         match note {
             Note::LookedFor(result) => self.unsure_known(result),
             Note::StreamLimit { stream, limit } => self.stream_limit_known(&stream, limit),
+            Note::Takes { stream, patterns } => self.takes(&stream, patterns),
+            Note::Taken(patterns) => self.taken(patterns.as_deref()),
             Note::StreamsSeen {
                 unmade,
                 default_missing,
@@ -355,6 +371,7 @@ impl Serving<'_> {
     /// The session is over: nothing of it is forgotten.
     fn put_away(&mut self) {
         self.oversized_unmeasured();
+        self.taken(None);
         self.release_early();
         self.link.unsure.append(&mut self.looked_for);
         if let Some(oldest) = self.window.oldest() {

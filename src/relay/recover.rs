@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tracing::debug;
 
 use super::barrier;
+use super::doubt::texts;
 use super::jsapi::{self, ApiError};
 use super::positions::{Plan, first, silent, start, text};
 use super::wire;
@@ -28,6 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Messages that a server with a copy of a stream may be behind its leader and be read all the same.
 const FAR_BEHIND: u64 = 20_000;
+
+/// Most pages of the list of streams; a page has 256, or fewer where streams of a cluster do not answer.
+const MAX_PAGES: usize = 1_000;
+
+/// Most message ids kept.
+const MAX_FOUND: usize = 5_000_000;
 
 /// The message ids found in the tails, by a 128-bit hash.
 #[derive(Debug, Default)]
@@ -148,20 +155,51 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
 /// published to one of them: what it holds is not known.
 async fn streams(client: &Client, plan: &Plan) -> Result<Vec<Value>, ApiError> {
     let mut all = Vec::new();
-    loop {
+    for _ in 0..MAX_PAGES {
         let mut page = jsapi::call(client, "STREAM.LIST", &json!({ "offset": all.len() })).await?;
         if let Some(silent) = silent(plan, &page) {
             return Err(ApiError::Other(format!("stream \"{silent}\" does not answer")));
         }
         let total = page["total"].as_u64().unwrap_or(0);
         match page["streams"].take() {
-            Value::Array(streams) if !streams.is_empty() => all.extend(streams),
+            Value::Array(streams) if !streams.is_empty() => all.extend(streams.iter().map(essence)),
             _ => return Ok(all),
         }
         if all.len() as u64 >= total {
             return Ok(all);
         }
     }
+    Err(ApiError::Other(format!("the list has no end after {MAX_PAGES} pages")))
+}
+
+/// What is needed of a stream's description: the rest may be long.
+fn essence(info: &Value) -> Value {
+    let config = &info["config"];
+    let state = &info["state"];
+    json!({
+        "config": {
+            "name": config["name"],
+            "subjects": config["subjects"],
+            "retention": config["retention"],
+            "num_replicas": config["num_replicas"],
+        },
+        "created": info["created"],
+        "state": {
+            "messages": state["messages"],
+            "first_seq": state["first_seq"],
+            "last_seq": state["last_seq"],
+        },
+        "cluster": info["cluster"],
+    })
+}
+
+/// Patterns of the subjects that the account's streams take.
+pub(super) async fn all_patterns(client: &Client) -> Result<Vec<String>, ApiError> {
+    let streams = streams(client, &Plan::default()).await?;
+    Ok(streams
+        .iter()
+        .flat_map(|info| texts(&info["config"]["subjects"]))
+        .collect())
 }
 
 /// Whether the stream is kept by several servers.
@@ -211,6 +249,12 @@ async fn read_stream(
             Err(_) => return Err(format!("nothing came for {} s", PATIENCE.as_secs())),
         };
         let place = message.info().map_err(|error| error.to_string())?;
+        if place.stream_sequence <= reached {
+            return Err("messages come out of order".to_owned());
+        }
+        if tail.len() > MAX_FOUND {
+            return Err(format!("it holds more than {MAX_FOUND} messages to look through"));
+        }
         left = place.pending;
         reached = place.stream_sequence;
         let id = message
@@ -264,6 +308,9 @@ async fn read_range(
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(64);
     while let Some(read) = reads.next().await {
+        if tail.len() > MAX_FOUND {
+            return Err(format!("it holds more than {MAX_FOUND} messages to look through"));
+        }
         let message = match read {
             Ok(message) => message,
             // Gone in the meantime, or deleted before.

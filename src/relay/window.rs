@@ -12,6 +12,8 @@ use crate::message::Message;
 pub(super) struct InFlight {
     pub(super) message: Arc<Message>,
     pub(super) sent: Instant,
+    /// An answer came that was not JetStream's.
+    pub(super) foreign: bool,
 }
 
 /// Messages on the wire by token. Tokens count up and are never used again in one window, so that an ack that comes
@@ -29,7 +31,11 @@ impl Window {
     /// Adds a message as the newest; returns its token.
     pub(super) fn push(&mut self, message: Arc<Message>, sent: Instant) -> u64 {
         let token = self.first + self.slots.len() as u64;
-        self.slots.push_back(Some(InFlight { message, sent }));
+        self.slots.push_back(Some(InFlight {
+            message,
+            sent,
+            foreign: false,
+        }));
         self.live += 1;
         token
     }
@@ -41,6 +47,12 @@ impl Window {
         self.live -= 1;
         self.trim();
         Some(taken)
+    }
+
+    /// The message of a token; none if it is not there any more.
+    pub(super) fn get_mut(&mut self, token: u64) -> Option<&mut InFlight> {
+        let index = usize::try_from(token.checked_sub(self.first)?).ok()?;
+        self.slots.get_mut(index)?.as_mut()
     }
 
     /// Takes out, in order, the messages for which `wanted` holds.

@@ -1,11 +1,10 @@
-//! Messages as they go over the wire, and the server's answers as they come back.
+//! Messages as they go over the wire.
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
 use async_nats::header::{NATS_MESSAGE_ID, NATS_MESSAGE_TTL};
-use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use serde::Deserialize;
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::error::RelayError;
 use crate::message::Message;
@@ -18,49 +17,6 @@ pub(super) struct Wire {
     /// Subject with the prefix.
     pub(super) subject: String,
     pub(super) headers: HeaderMap,
-}
-
-/// What the server said about a message.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer<'a> {
-    /// It is in the stream.
-    Stored {
-        stream: Cow<'a, str>,
-        sequence: u64,
-        duplicate: bool,
-    },
-    /// JetStream refused it.
-    Refused {
-        code: u16,
-        err_code: u64,
-        description: String,
-        stream: String,
-    },
-    /// No stream listens to the subject.
-    NoStream,
-    /// Nothing that a JetStream server says.
-    Unclear,
-}
-
-#[derive(Deserialize)]
-struct PubAck<'a> {
-    #[serde(borrow, default)]
-    stream: Cow<'a, str>,
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<PubError>,
-}
-
-#[derive(Deserialize)]
-struct PubError {
-    #[serde(default)]
-    code: u16,
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 /// The subject on the wire: with the prefix in front, unless it is there already.
@@ -139,31 +95,6 @@ fn header_value(name: &str, value: &str) -> Result<HeaderValue, RelayError> {
 fn publishable(subject: &str) -> bool {
     !subject.bytes().any(|byte| byte <= b' ' || byte == 0x7f)
         && subject.split('.').all(|token| !matches!(token, "" | "*" | ">"))
-}
-
-/// What an answer in the ack inbox says.
-pub(super) fn answer(reply: &async_nats::Message) -> Answer<'_> {
-    if reply.status == Some(StatusCode::NO_RESPONDERS) {
-        return Answer::NoStream;
-    }
-    match serde_json::from_slice::<PubAck<'_>>(&reply.payload) {
-        Ok(PubAck {
-            error: Some(error),
-            stream,
-            ..
-        }) => Answer::Refused {
-            code: error.code,
-            err_code: error.err_code,
-            description: error.description,
-            stream: stream.into_owned(),
-        },
-        Ok(ack) if ack.seq > 0 => Answer::Stored {
-            stream: ack.stream,
-            sequence: ack.seq,
-            duplicate: ack.duplicate,
-        },
-        _ => Answer::Unclear,
-    }
 }
 
 /// The subject of a server's `Permissions Violation for <action> to "<subject>"`; the action is `Publish` or

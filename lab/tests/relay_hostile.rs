@@ -1,0 +1,147 @@
+//! The relay against a server that says what no server should, and against programs that answer in JetStream's place.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod relay_support;
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use lab::error::RelayError;
+use lab::hostile::{Ack, Act, Hostile, NO_ACKS};
+use lab::message::{LinkState, Message, Outcome};
+use lab::nats::NatsServer;
+use lab::relay::Limits;
+use relay_support::{Admin, Rig, limits, message, spec};
+
+/// Shorter than an ack takes to be given up.
+const WINDOW: Duration = Duration::from_millis(300);
+
+fn quick_acks() -> Limits {
+    Limits {
+        ack_timeout: Duration::from_millis(700),
+        ..limits()
+    }
+}
+
+fn forgetful(admin: &Admin) {
+    admin.create_with("S", "s.>", |config| config.duplicate_window = WINDOW);
+}
+
+/// The message as a worker publishes it again after its failure.
+fn again(id: i64, subject: &str, outcome: &Outcome) -> Message {
+    let since = SystemTime::now() - Duration::from_secs(10);
+    let unsure = matches!(outcome, Outcome::Failed(error) if error.is_unsure());
+    Message {
+        unsure_since: unsure.then_some(since),
+        ..message(id, subject)
+    }
+}
+
+/// A program that answers each message of a subject, before JetStream can; it runs as long as the test.
+fn answers(url: &str, subject: &'static str, text: &'static str) {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let url = url.to_owned();
+    std::thread::spawn(move || {
+        let other = Admin::new(&url);
+        other.runtime.block_on(async {
+            let mut messages = other.client.subscribe(subject).await.unwrap();
+            other.client.flush().await.unwrap();
+            ready.send(()).unwrap();
+            while let Some(message) = messages.next().await {
+                if let Some(reply) = message.reply {
+                    other.client.publish(reply, text.into()).await.unwrap();
+                }
+            }
+        });
+    });
+    is_ready.recv().unwrap();
+}
+
+#[test]
+fn what_is_no_acknowledgement_says_nothing_and_the_real_one_is_waited_for() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    let hostile = Hostile::start(server.port(), Act::Honest).unwrap();
+    let mut rig = Rig::connected(limits(), spec(&hostile.url()));
+    for (id, text) in (1..).zip(NO_ACKS) {
+        hostile.set(Act::Acks(Ack::Before(text.as_bytes().to_vec())));
+        rig.publish_and_wait([message(id, "s.a")]);
+        let outcome = rig.outcome(id);
+        assert!(matches!(outcome, Outcome::Stored { .. }), "{text:?}: {outcome:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(admin.count("S"), NO_ACKS.len() as u64);
+}
+
+#[test]
+fn a_message_that_only_others_answer_is_in_doubt_and_stored_once() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    let instead = |text: &str| Act::Acks(Ack::Instead(text.as_bytes().to_vec()));
+    let hostile = Hostile::start(server.port(), Act::Honest).unwrap();
+    let mut rig = Rig::connected(quick_acks(), spec(&hostile.url()));
+    let chosen = [
+        "+OK thanks",
+        "{\"error\":\"no\"}",
+        "{\"stream\":\"S\",\"seq\":18446744073709551615}",
+    ];
+    for (id, text) in (1..).zip(chosen) {
+        hostile.set(instead(text));
+        rig.wait_state(LinkState::Connected);
+        rig.publish_and_wait([message(id, "s.a")]);
+        let outcome = rig.outcome(id);
+        match &outcome {
+            // The connection may have been closed with the message on the wire; then it was found.
+            Outcome::Stored { duplicate: true, .. } => continue,
+            Outcome::Failed(RelayError::AckTimeout { .. }) => {}
+            other => panic!("{text}: {other:?}"),
+        }
+        // What others say is no reason.
+        let Outcome::Failed(error) = &outcome else { continue };
+        assert!(!error.to_string().contains("thanks"), "{error}");
+        std::thread::sleep(WINDOW);
+        rig.clear();
+        rig.publish_and_wait([again(id, "s.a", &outcome)]);
+        assert!(
+            matches!(rig.outcome(id), Outcome::Stored { duplicate: true, .. }),
+            "{:?}",
+            rig.outcome(id)
+        );
+    }
+    assert_eq!(admin.count("S"), chosen.len() as u64);
+}
+
+#[test]
+fn a_subscriber_on_the_subject_is_not_the_stream() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    answers(&server.url(), "*.thanks", "+OK thanks");
+    // A stream there is, that does not take the subject, and one there is not.
+    admin.create("OTHER", "o.>");
+    answers(&server.url(), "*.other", "{\"stream\":\"OTHER\",\"seq\":7}");
+    answers(&server.url(), "*.none", "{\"stream\":\"NONE\",\"seq\":7}");
+    let mut rig = Rig::connected(quick_acks(), spec(&server.url()));
+    rig.publish_and_wait([message(1, "s.thanks"), message(2, "s.other"), message(3, "s.none")]);
+    for id in 1..=3 {
+        match rig.outcome(id) {
+            Outcome::Stored { stream, sequence, .. } => {
+                assert!(&*stream == "S" && sequence <= 3, "{stream} {sequence}")
+            }
+            other => panic!("{id}: {other:?}"),
+        }
+    }
+    // Where no stream takes the subject, that is the reason.
+    rig.clear();
+    rig.publish_and_wait([message(4, "t.thanks"), message(5, "t.other")]);
+    for id in [4, 5] {
+        let outcome = rig.outcome(id);
+        assert!(
+            matches!(&outcome, Outcome::Failed(RelayError::NoStream { .. })),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(admin.count("S"), 3);
+}

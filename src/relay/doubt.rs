@@ -1,0 +1,236 @@
+//! Answers that may come from another program than JetStream: which streams can have acknowledged a message, and whether
+//! any stream takes the subject of one that only others have answered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_nats::Client;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::jsapi;
+use super::publish::{Note, Serving};
+use super::recover;
+use crate::error::RelayError;
+use crate::message::Message;
+use crate::subject;
+
+/// A stream that does not take a subject is asked again after this: it may have been changed.
+const BELIEF: Duration = Duration::from_secs(1);
+
+/// Longest wait for what a stream takes; one that cannot be asked is believed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Most streams remembered.
+const MAX_TAKERS: usize = 10_000;
+
+/// What an acknowledgement says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ack {
+    pub(super) sequence: u64,
+    pub(super) duplicate: bool,
+    pub(super) at: SystemTime,
+}
+
+/// A stream that has acknowledged.
+#[derive(Debug)]
+struct Taker {
+    name: Arc<str>,
+    /// Patterns of its subjects; none if they cannot be known.
+    patterns: Option<Vec<String>>,
+    asked: Instant,
+    /// The last subject it was found to take.
+    last: String,
+}
+
+impl Taker {
+    fn takes(&mut self, subject: &str) -> bool {
+        let Some(patterns) = &self.patterns else { return true };
+        if self.last == subject {
+            return true;
+        }
+        let takes = patterns.iter().any(|pattern| subject::matches(subject, pattern));
+        if takes {
+            subject.clone_into(&mut self.last);
+        }
+        takes
+    }
+}
+
+/// Whether a stream can have acknowledged a message.
+enum Verdict {
+    Yes(Arc<str>),
+    No,
+    /// It has to be asked for its subjects.
+    Unknown,
+}
+
+/// What is known and what is being asked.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    takers: HashMap<String, Taker>,
+    /// Acknowledgements, by token, of streams that are being asked for their subjects.
+    waiting: HashMap<String, Vec<(u64, Ack)>>,
+    /// Not answered by JetStream in time, but by another program.
+    unanswered: Vec<(Arc<Message>, RelayError)>,
+    /// Streams may not be asked for: every acknowledgement is believed.
+    blind: bool,
+}
+
+impl Doubts {
+    pub(super) fn is_empty(&self) -> bool {
+        self.unanswered.is_empty()
+    }
+
+    fn judge(&mut self, stream: &str, subject: &str) -> Verdict {
+        let Some(taker) = self.takers.get_mut(stream) else {
+            return Verdict::Unknown;
+        };
+        if taker.takes(subject) {
+            Verdict::Yes(taker.name.clone())
+        } else if taker.asked.elapsed() < BELIEF {
+            Verdict::No
+        } else {
+            Verdict::Unknown
+        }
+    }
+
+    fn know(&mut self, stream: &str, patterns: Option<Vec<String>>) {
+        if self.takers.len() >= MAX_TAKERS {
+            self.takers.clear();
+        }
+        let taker = Taker {
+            name: stream.into(),
+            patterns,
+            asked: Instant::now(),
+            last: String::new(),
+        };
+        self.takers.insert(stream.to_owned(), taker);
+    }
+}
+
+impl Serving<'_> {
+    /// Settles an acknowledged message if the stream takes its subject. Otherwise it stays on the wire: the
+    /// acknowledgement is not JetStream's, whose own may still come.
+    pub(super) fn acknowledged(&mut self, token: u64, stream: &str, ack: Ack) {
+        let Some(slot) = self.window.get_mut(token) else { return };
+        let message = slot.message.clone();
+        let on_wire = super::wire::subject(self.link.spec.subject_prefix.as_deref(), &message.subject);
+        match self.doubts.judge(stream, &on_wire) {
+            Verdict::Yes(name) => self.stored(token, name, ack),
+            Verdict::No => self.foreign(token),
+            Verdict::Unknown if self.doubts.blind => {
+                self.doubts.know(stream, None);
+                self.stored(token, stream.into(), ack);
+            }
+            Verdict::Unknown => {
+                let waiting = self.doubts.waiting.entry(stream.to_owned()).or_default();
+                waiting.push((token, ack));
+                if waiting.len() > 1 {
+                    return;
+                }
+                let (client, note) = (self.session.client.clone(), self.note.clone());
+                let (stream, on_wire) = (stream.to_owned(), on_wire.into_owned());
+                let patience = PATIENCE.min(self.link.limits.ack_timeout / 2);
+                self.helpers.spawn(async move {
+                    let patterns = tokio::time::timeout(patience, patterns_of(&client, &stream, &on_wire)).await;
+                    let patterns = patterns.ok().flatten();
+                    let _ = note.send(Note::Takes { stream, patterns });
+                });
+            }
+        }
+    }
+
+    /// Takes up the acknowledgements that waited for this.
+    pub(super) fn takes(&mut self, stream: &str, patterns: Option<Vec<String>>) {
+        let Some(waiting) = self.doubts.waiting.remove(stream) else {
+            return;
+        };
+        self.doubts.know(stream, patterns);
+        for (token, ack) in waiting {
+            self.acknowledged(token, stream, ack);
+        }
+    }
+
+    /// Streams may not be asked for.
+    pub(super) fn cannot_ask(&mut self) {
+        self.doubts.blind = true;
+        let waiting: Vec<String> = self.doubts.waiting.keys().cloned().collect();
+        waiting.iter().for_each(|stream| self.takes(stream, None));
+    }
+
+    /// An answer came that is not JetStream's.
+    pub(super) fn foreign(&mut self, token: u64) {
+        if let Some(slot) = self.window.get_mut(token) {
+            slot.foreign = true;
+        }
+    }
+
+    /// Another program has answered these, and JetStream has not: it is found out whether any stream takes their subjects.
+    pub(super) fn unanswered(&mut self, messages: Vec<(Arc<Message>, RelayError)>) {
+        let asked = !self.doubts.unanswered.is_empty();
+        self.doubts.unanswered.extend(messages);
+        if asked || self.doubts.unanswered.is_empty() {
+            return;
+        }
+        let (client, note) = (self.session.client.clone(), self.note.clone());
+        self.helpers.spawn(async move {
+            let _ = note.send(Note::Taken(recover::all_patterns(&client).await.ok()));
+        });
+    }
+
+    /// The subjects that streams take are known; none if they could not be had.
+    pub(super) fn taken(&mut self, patterns: Option<&[String]>) {
+        for (message, error) in std::mem::take(&mut self.doubts.unanswered) {
+            let subject = self.subject_of(&message);
+            let taken = patterns.is_none_or(|patterns| patterns.iter().any(|one| subject::matches(&subject, one)));
+            let error = match taken {
+                true => error,
+                false => RelayError::NoStream {
+                    unmade: self.unmade_for(&subject),
+                    subject,
+                },
+            };
+            self.fail(&message, error);
+        }
+    }
+}
+
+/// The subjects a stream takes. A stream that the account does not have takes nothing if another one takes the subject;
+/// otherwise it may be one of another account, whose subjects are imported.
+async fn patterns_of(client: &Client, stream: &str, subject: &str) -> Option<Vec<String>> {
+    match jsapi::stream_config(client, stream).await.ok()? {
+        Some(config) => Some(texts(&config["subjects"])),
+        None => {
+            let names = jsapi::call(client, "STREAM.NAMES", &json!({ "subject": subject }))
+                .await
+                .ok()?;
+            let taken = names["streams"].as_array().is_some_and(|names| !names.is_empty());
+            taken.then(Vec::new)
+        }
+    }
+}
+
+/// The texts of an array; none if it is none.
+pub(super) fn texts(value: &Value) -> Vec<String> {
+    let texts = value.as_array().into_iter().flatten();
+    texts.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_believed_for_what_it_takes() {
+        let mut doubts = Doubts::default();
+        assert!(matches!(doubts.judge("S", "s.a"), Verdict::Unknown));
+        doubts.know("S", Some(vec!["s.>".to_owned()]));
+        doubts.know("ELSEWHERE", None);
+        assert!(matches!(doubts.judge("S", "s.a"), Verdict::Yes(_)));
+        assert!(matches!(doubts.judge("S", "t.a"), Verdict::No));
+        assert!(matches!(doubts.judge("S", "s.a"), Verdict::Yes(_)));
+        assert!(matches!(doubts.judge("ELSEWHERE", "t.a"), Verdict::Yes(_)));
+    }
+}
