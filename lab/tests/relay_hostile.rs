@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use lab::error::RelayError;
-use lab::hostile::{Ack, Act, Hostile, NO_ACKS};
+use lab::hostile::{Ack, Act, Hostile, NO_ACKS, greeting};
 use lab::message::{LinkState, Message, Outcome};
 use lab::nats::NatsServer;
 use lab::relay::Limits;
@@ -144,4 +144,93 @@ fn a_subscriber_on_the_subject_is_not_the_stream() {
         );
     }
     assert_eq!(admin.count("S"), 3);
+}
+
+/// Memory of this process, MB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn what_a_server_sends_without_end_is_not_read_without_end() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    let hostile = Hostile::start(server.port(), Act::Honest).unwrap();
+    let mut rig = Rig::connected(quick_acks(), spec(&hostile.url()));
+    let before = resident();
+    let line = |text: &str| text.as_bytes().to_vec();
+    for (id, act) in (1..).zip([
+        Act::Endless(line("INFO {\"server_name\":\""), line("x")),
+        Act::Endless(line("x"), line("x")),
+        Act::Endless(greeting(""), line("x")),
+        Act::Flood(line("MSG _INBOX.x 1 3221225472\r\n"), line("x")),
+        Act::Flood(line("HMSG _INBOX.x 1 12 3221225472\r\n"), line("x")),
+        Act::Flood(line("MSG _INBOX.x 1 18446744073709551615\r\n"), line("x")),
+        Act::Flood(line("MSG "), line("x")),
+        Act::Flood(line("-ERR '"), line("x")),
+        Act::Flood(line("INFO {\"a\":\""), line("x")),
+    ]) {
+        let said = hostile.said();
+        hostile.set(act.clone());
+        rig.publish([message(id, "s.a")]);
+        rig.listen(Duration::from_millis(1500));
+        let said = (hostile.said() - said) >> 20;
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 60, "{act:?}: {said} MB were said, {grown} MB are held");
+        hostile.set(Act::Honest);
+        rig.wait_settled(1);
+        assert!(
+            matches!(rig.outcome(id), Outcome::Stored { .. }),
+            "{act:?}: {:?}",
+            rig.outcome(id)
+        );
+        rig.clear();
+    }
+}
+
+#[test]
+fn a_server_cut_off_at_any_byte_neither_ends_the_relay_nor_loses_a_message() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    let hostile = Hostile::start(server.port(), Act::Honest).unwrap();
+    let mut quick = spec(&hostile.url());
+    quick.reconnect_delay = Duration::from_millis(1);
+    let mut rig = Rig::connected(quick_acks(), quick);
+    let whole = greeting("");
+    let odd = [
+        "-ERR\r\n",
+        "-ERR '\r\n",
+        "INFO \r\n",
+        "INFO {}\r\n",
+        "MSG \r\n",
+        "+OK\r\n",
+        "PING\r\n",
+        "\r\n",
+    ];
+    let cut = (0..whole.len()).step_by(7).map(|at| whole[..at].to_vec());
+    for bytes in cut.chain(odd.map(|text| text.as_bytes().to_vec())) {
+        let accepted = hostile.accepted();
+        hostile.set(Act::Says(bytes));
+        while hostile.accepted() == accepted {
+            rig.listen(Duration::from_millis(2));
+        }
+    }
+    for (id, bytes) in (1..).zip((0..2500).step_by(120)) {
+        hostile.set(Act::Cut(bytes));
+        rig.publish([message(id, "s.a")]);
+        rig.listen(Duration::from_millis(60));
+    }
+    hostile.set(Act::Honest);
+    rig.until("all outcomes", |rig| rig.settled.len() == 21);
+    assert!(
+        rig.settled
+            .iter()
+            .all(|one| matches!(one.outcome, Outcome::Stored { .. }))
+    );
+    assert_eq!(admin.count("S"), 21);
+    rig.shut_down(Duration::from_secs(1));
 }

@@ -58,7 +58,9 @@ struct PubError {
 /// Reads an answer in the ack inbox.
 pub(super) fn answer(reply: &async_nats::Message) -> Answer<'_> {
     if let Some(status) = reply.status {
-        let bare = reply.payload.is_empty() && reply.headers.as_ref().is_none_or(|headers| headers.is_empty());
+        let mut headers = reply.headers.iter().flat_map(async_nats::HeaderMap::iter);
+        // The server names the subject since 2.12.
+        let bare = reply.payload.is_empty() && headers.all(|(name, _)| *name == async_nats::header::NATS_SUBJECT);
         return match status == StatusCode::NO_RESPONDERS && bare {
             true => Answer::NoStream,
             false => Answer::Foreign,
