@@ -70,7 +70,7 @@ fn producers_are_compared_with_a_plain_insert() {
 }
 
 #[test]
-fn captures_are_compared_with_an_identical_table() {
+fn captures_are_compared_with_a_like_table() {
     let report = measure("capture");
     let speeds = ["transactions/s", "without capture/s"].map(|name| figure(&report, "insert", name));
     let ratio = figure(&report, "insert", "ratio");

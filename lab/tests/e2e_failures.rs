@@ -147,7 +147,7 @@ fn no_stream_ends_in_a_dead_letter_and_every_way_back_works() {
     assert_eq!(lab.failure("select jetstream.discard(999999)").unwrap(), "P0002");
     assert_eq!(lab.failure("select jetstream.redrive(999999)").unwrap(), "P0002");
 
-    // Redriven too early: the message becomes a dead letter again, and its attempts are counted anew.
+    // Redriven too early: the message becomes a dead letter again, and its attempts start again from zero.
     lab.sql("select jetstream.redrive(id) from jetstream.dead_letters where subject = 'a.2'")
         .unwrap();
     drained(&lab, SOON);
