@@ -80,7 +80,7 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
             "select jetstream.health('{name}') ->> 'connection_state' in ('failed', 'disconnected')
                  and jetstream.health('{name}') ->> 'detail' ilike '%{reason}%' and jetstream.health('{name}') ->> 'detail' <> ''"
         );
-        becomes(&lab, &format!("{name} reports its reason"), &shown, "t");
+        becomes(&lab, &format!("the reason of {name}"), &shown, "t");
         if !["badhost", "badscheme", "badurl"].contains(name) {
             state(&lab, name, "failed");
         }
@@ -101,7 +101,7 @@ fn rows_that_cannot_work_fail_visibly_and_alone_until_they_are_put_right() {
         "0"
     );
     assert_eq!(lab.value("select count(*) from jetstream.outbox").unwrap(), "18");
-    assert!(!lab.postgres.log_contains("right"), "the log contains a secret");
+    assert!(!lab.postgres.log_contains("right"), "a secret in the log");
 
     // The connections are fixed one after the other, without a restart.
     lab.sql("update jetstream.connections set token = 'right' where name = 'badtoken'")
