@@ -175,7 +175,7 @@ grant execute on function jetstream.webhook_claim(text, integer, interval), jets
 grant execute on function
     jetstream.webhook_complete(bigint, integer, text, double precision, text, integer),
     jetstream.webhook_fail(bigint, text, boolean, interval, integer, text, double precision, text, integer),
-    jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean),
+    jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean, text, text, integer),
     jetstream.webhook_dead_letter(text, bigint, text, text, integer, text, integer, text, integer)
     to jetstream_webhook_worker, jetstream_admin;
 

@@ -373,32 +373,42 @@ create function jetstream.rule_nats_consumer_update_stats(
     p_messages_pending bigint default null,
     p_avg_processing_time_ms numeric default null,
     p_messages_redelivered bigint default 0,
-    p_active boolean default true
+    p_active boolean default true,
+    p_queue_group text default null,
+    p_ack_policy text default null,
+    p_max_deliver integer default null
 ) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if p_ack_policy not in ('none', 'all', 'explicit') then
+        raise exception 'unknown acknowledgement policy "%"', p_ack_policy
+            using errcode = 'invalid_parameter_value', hint = 'It is none, all or explicit.';
+    end if;
     if p_messages_delivered < 0 or p_messages_acknowledged < 0 or p_messages_redelivered < 0
         or p_avg_processing_time_ms < 0 then
         raise exception 'a report cannot take anything back'
             using errcode = 'invalid_parameter_value', hint = 'Report what was done since the last report.';
     end if;
     insert into jetstream.consumers as c (stream, consumer, delivered, acknowledged, redelivered, pending, timed,
-        processing_ms, active)
+        processing_ms, active, queue_group, ack_policy, max_deliver)
     values (p_stream_name, p_consumer_name, coalesce(p_messages_delivered, 0), coalesce(p_messages_acknowledged, 0),
         coalesce(p_messages_redelivered, 0), coalesce(p_messages_pending, 0),
         case when p_avg_processing_time_ms is null then 0 else coalesce(p_messages_delivered, 0) end,
-        coalesce(p_avg_processing_time_ms * p_messages_delivered, 0), coalesce(p_active, true))
+        coalesce(p_avg_processing_time_ms * p_messages_delivered, 0), coalesce(p_active, true),
+        p_queue_group, p_ack_policy, p_max_deliver)
     on conflict on constraint consumers_key do update set
         delivered = c.delivered + excluded.delivered, acknowledged = c.acknowledged + excluded.acknowledged,
         redelivered = c.redelivered + excluded.redelivered, timed = c.timed + excluded.timed,
         processing_ms = c.processing_ms + excluded.processing_ms,
-        pending = coalesce(p_messages_pending, c.pending), active = excluded.active, last_active_at = clock_timestamp();
+        pending = coalesce(p_messages_pending, c.pending), active = excluded.active, last_active_at = clock_timestamp(),
+        queue_group = coalesce(p_queue_group, c.queue_group), ack_policy = coalesce(p_ack_policy, c.ack_policy),
+        max_deliver = coalesce(p_max_deliver, c.max_deliver);
     return true;
 end
 $$;
-comment on function jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean) is
+comment on function jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean, text, text, integer) is
     'A worker''s report of what it did since its last one: counts are added up, also those of several workers under one name; the average time is that of the messages reported now
 p_stream_name: Stream it consumes
 p_consumer_name: Name of the worker
@@ -407,4 +417,7 @@ p_messages_acknowledged: Acknowledged since the last report
 p_messages_pending: Messages that wait in the stream; null: not known
 p_avg_processing_time_ms: Average of those acknowledged, milliseconds; null: not known
 p_messages_redelivered: Deliveries since the last report that were not the first
-p_active: false: the worker ends';
+p_active: false: the worker ends
+p_queue_group: Durable consumer that the workers share; null: as last reported
+p_ack_policy: none, all or explicit; null: as last reported
+p_max_deliver: Most deliveries of one message; null: as last reported';

@@ -76,9 +76,12 @@ select rule_nats_stats(2001) - 'period_start' - 'period_end';
 select rule_nats_cleanup_expired(), rule_nats_cleanup_old_history('-1 hour', true), rule_nats_cleanup_old_history('-1 hour', false);
 -- Workers.
 select rule_nats_consumer_update_stats('S', 'w', 10, 9, 1, 20), rule_nats_consumer_update_stats('S', 'w', 30, 30, 0, 40),
-       rule_nats_consumer_update_stats('S', 'w', 5, 5);
+       rule_nats_consumer_update_stats('S', 'w', 5, 5, p_queue_group => 'g', p_ack_policy => 'explicit', p_max_deliver => 3),
+       rule_nats_consumer_update_stats('S', 'w', 0, 0, p_queue_group => 'h');
 select messages_delivered, messages_acknowledged, messages_pending, avg_processing_time_ms, active from rule_nats_consumer_stats;
+select queue_group, ack_policy, max_deliver from rule_nats_consumer_stats;
 select failure('select rule_nats_consumer_update_stats(''S'', ''w'', -1, 0)');
+select failure('select rule_nats_consumer_update_stats(''S'', ''w'', 0, 0, p_ack_policy => ''some'')');
 truncate jetstream.outbox, jetstream.webhook_calls, jetstream.consumers;
 delete from rule_webhooks where webhook_id = 2001;
 delete from rule_nats_streams where stream_name = 'HOOKS';
