@@ -56,8 +56,9 @@ bench: ## measure how fast it is, each figure beside its reference (ONLY=drain,i
 reference: ## write docs/reference.md from the comments in the catalog
 	@$(LAB) reference
 
-lint: ## clippy, warnings denied
+lint: ## clippy, warnings denied, and the rules of sql/
 	@$(LAB) setup
+	@$(LAB) lint
 	@cargo clippy --workspace --all-targets -- -D warnings
 
 fmt: ## format the code

@@ -1,14 +1,3 @@
-do $$
-begin
-    if pg_catalog.current_setting('server_encoding') <> 'UTF8' then
-        raise exception 'pg_jetstream needs a database in UTF8; this one is in %',
-                pg_catalog.current_setting('server_encoding')
-            using errcode = 'feature_not_supported',
-                  hint = 'Make one with: create database ... encoding ''UTF8'' template template0.';
-    end if;
-end
-$$;
-
 -- One row is one NATS cluster and how to log in.
 
 create table jetstream.connections (

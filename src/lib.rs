@@ -34,10 +34,30 @@ mod worker;
 
 pgrx::pg_module_magic!();
 
+extension_sql_file!("../sql/guard.sql", name = "guard", bootstrap);
+extension_sql_file!(
+    "../sql/search_path.sql",
+    name = "search_path",
+    requires = [
+        await_connection,
+        capture_analyze,
+        capture_changes,
+        capture_depend,
+        capture_relation,
+        check_headers,
+        check_message_id,
+        check_subject,
+        reload_worker,
+        request_reload,
+        subject_matches,
+        subject_token,
+        worker_status
+    ]
+);
 extension_sql_file!(
     "../sql/connections.sql",
     name = "connections",
-    requires = [check_subject, reload_worker]
+    requires = ["search_path"]
 );
 extension_sql_file!("../sql/streams.sql", name = "streams", requires = ["connections"]);
 extension_sql_file!("../sql/outbox.sql", name = "outbox", requires = ["connections"]);

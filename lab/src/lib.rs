@@ -37,6 +37,7 @@ pub mod release;
 pub mod second_major;
 pub mod setup;
 pub mod soak;
+pub mod sql_check;
 pub mod sql_script;
 pub mod test_files;
 pub mod tools;

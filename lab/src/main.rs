@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
 use lab::{
-    bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak, up,
-    upgrade_script,
+    bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak,
+    sql_check, up, upgrade_script,
 };
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
@@ -92,6 +92,8 @@ enum Cmd {
         #[arg(long = "try")]
         try_out: bool,
     },
+    /// Check the rules that every statement of sql/ observes
+    Lint,
     /// Write docs/reference.md from the comments in the catalog
     Reference,
     /// Write the script in sql/ that updates the last released version to this one
@@ -132,6 +134,15 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Install {
             pg_config: Some(pg_config),
         } => install::run_into(&setup::run_for_build()?, &pg_config)?,
+        Cmd::Lint => {
+            let found = sql_check::run(&Paths::find()?)?;
+            found.iter().for_each(|line| println!("{line}"));
+            return Ok(if found.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
         Cmd::Demo => demo::run(&setup::run()?)?,
         Cmd::Up => {
             let paths = setup::run()?;

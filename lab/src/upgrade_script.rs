@@ -84,7 +84,13 @@ fn replaceable(statement: &Statement<'_>, old: &str) -> Option<String> {
                 return None;
             }
             let at = statement.text.to_lowercase().find(&kind)?;
-            let text = format!("create or replace {kind}{};", &statement.text[at + kind.len()..]);
+            let rest = &statement.text[at + kind.len()..];
+            // Functions in Rust name no schema, and an upgrade script has none of its own on its search_path.
+            let rest = match rest.trim_start().strip_prefix('"') {
+                Some(name) => format!(" jetstream.\"{name}"),
+                None => rest.to_owned(),
+            };
+            let text = format!("create or replace {kind}{rest};");
             Some(if kind == "function" {
                 of_known_symbol(text, old)
             } else {
@@ -178,13 +184,17 @@ mod tests {
 
     #[test]
     fn a_new_symbol_is_set_behind_the_library_that_is_loaded() {
-        let new = "CREATE FUNCTION jetstream.\"g\"() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'g_wrapper';";
+        let new = "CREATE  FUNCTION \"g\"() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'g_wrapper';";
         let script = script("", new, "");
         assert!(
             script.contains("'MODULE_PATHNAME', 'reload_worker_wrapper';"),
             "{script}"
         );
         assert!(script.contains("set prosrc = 'g_wrapper'"), "{script}");
+        assert!(
+            script.contains("create or replace function jetstream.\"g\"()"),
+            "{script}"
+        );
         assert!(script.contains("proname = 'g'"), "{script}");
     }
 }

@@ -28,10 +28,25 @@ select c.relname, at.attname from pg_class c join pg_attribute at on at.attrelid
 where c.relnamespace = 'jetstream'::regnamespace and a.grantee = 0 order by 1, 2;
 select a.privilege_type from pg_namespace n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
 where n.nspname = 'jetstream' and a.grantee = 0;
--- Functions with their owner's rights fix their search_path, temporary tables last.
-select p.oid::regprocedure, p.proconfig from pg_proc p
-where p.pronamespace = 'jetstream'::regnamespace and p.prosecdef
+-- Functions in SQL fix their search_path, temporary tables last.
+select p.oid::regprocedure, p.proconfig from pg_proc p join pg_language l on l.oid = p.prolang
+where p.pronamespace = 'jetstream'::regnamespace and (p.prosecdef or l.lanname <> 'c')
   and not exists (select from unnest(p.proconfig) s where s = 'search_path=pg_catalog, pg_temp') order by 1::text;
+-- Constraints, defaults, generated columns, policies, triggers, views and indexes are bound to functions and operators of
+-- PostgreSQL and of the extension alone.
+select distinct pg_describe_object(d.classid, d.objid, d.objsubid), pg_describe_object(d.refclassid, d.refobjid, 0)
+from pg_depend d
+where d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass, 'pg_opclass'::regclass)
+  and d.refobjid >= 16384
+  and (pg_identify_object(d.classid, d.objid, d.objsubid)).identity ~ '(^|[ (])jetstream\.'
+  and not exists (select from pg_depend e join pg_extension x on x.oid = e.refobjid
+                  where e.classid = d.refclassid and e.objid = d.refobjid and e.refclassid = 'pg_extension'::regclass
+                    and e.deptype = 'e' and x.extname = 'pg_jetstream')
+  -- Row types of the extension's own tables belong to these.
+  and not exists (select from pg_type t join pg_class c on c.oid = t.typrelid
+                  where d.refclassid = 'pg_type'::regclass and d.refobjid in (t.oid, t.typarray)
+                    and c.relnamespace = 'jetstream'::regnamespace)
+order by 1, 2;
 -- Everything belongs to the extension.
 select c.relname from pg_class c
 where c.relnamespace = 'jetstream'::regnamespace and c.relkind in ('r', 'p', 'v', 'S')
