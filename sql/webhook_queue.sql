@@ -1,6 +1,17 @@
 -- The queue side of webhooks: what a worker in any language needs to make the HTTP calls.
 
-create function jetstream.webhook_resolve(webhook integer, headers jsonb, out resolved jsonb, out missing text)
+-- What is before the path: a secret goes to no other.
+create function jetstream.url_origin(url text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select lower((regexp_match(url, '^(https?://[^/?#]+)', 'i'))[1])
+$$;
+comment on function jetstream.url_origin(text) is 'Scheme, host and port of a url, as they are written';
+
+create function jetstream.webhook_resolve(
+    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -12,6 +23,14 @@ declare
     secret text;
 begin
     resolved := coalesce(webhook_resolve.headers, '{}');
+    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
+    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
+        select from jetstream.webhooks w
+        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
+    if elsewhere then
+        resolved := null;
+        return;
+    end if;
     for header in select h.key, h.value::text as value from jsonb_each(resolved) h
                   where strpos(h.value::text, '{{secret:') > 0 loop
         -- One pass from the left, so that what a secret holds is never taken for a reference.
@@ -34,17 +53,8 @@ begin
     end loop;
 end
 $$;
-comment on function jetstream.webhook_resolve(integer, jsonb) is
-    'Header values with the secrets of the webhook in their places; missing names one that does not exist';
-
--- What is before the path: a secret goes to no other.
-create function jetstream.url_origin(url text) returns text
-language sql immutable parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-    select lower((regexp_match(url, '^(https?://[^/?#]+)', 'i'))[1])
-$$;
-comment on function jetstream.url_origin(text) is 'Scheme, host and port of a url, as they are written';
+comment on function jetstream.webhook_resolve(integer, jsonb, text) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
 
 create function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
 language plpgsql stable security definer
@@ -53,16 +63,12 @@ as $$
 declare
     r record;
 begin
-    -- An envelope says itself where to send it: whoever may publish one must not learn the secrets by it.
-    if strpos(webhook_headers.headers::text, '{{secret:') > 0 and not exists (
-            select from jetstream.webhooks w
-            where w.id = webhook_headers.webhook
-              and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_headers.url)) then
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
+    if r.elsewhere then
         raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
                 coalesce(webhook_headers.url, 'null')
             using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
     end if;
-    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers);
     if r.missing is not null then
         raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
             using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
@@ -156,12 +162,15 @@ begin
         )
         select * from claimed k order by k.scheduled_at, k.id
     loop
-        select * into r from jetstream.webhook_resolve(c.webhook, c.headers);
-        if r.missing is not null then
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
+        if r.elsewhere or r.missing is not null then
             -- One call that cannot be made must not keep the others from the worker.
             update jetstream.webhook_calls k
             set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
-                error = format('secret "%s" does not exist', r.missing)
+                error = case when r.elsewhere
+                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
+                                'webhooks.url alone', c.webhook, left(c.url, 200))
+                    else format('secret "%s" does not exist', r.missing) end
             where k.id = c.id;
             continue;
         end if;

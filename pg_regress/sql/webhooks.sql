@@ -48,6 +48,22 @@ from claimed where message_id = 'id-3';
 select jetstream.webhook_complete(call_id, 200, 'fine', 1, 'w2', 1) from claimed where message_id = 'id-3';
 select regexp_replace(failure(format('select jetstream.webhook_fail(%s, ''x'')', call_id)), 'call \d+', 'call N') from claimed
 where message_id = 'id-3';
+-- Secrets go to scheme, host and port of the webhook's url, whatever a call says, and whoever has moved the webhook since.
+insert into jetstream.webhook_calls (webhook, message_id, url, method, headers, timeout_ms, max_attempts)
+select 1003, url, url, 'POST', '{"X": "{{secret:key}}"}', 1000, 3 from unnest(array['https://evil.example/', 'http://[::1]/',
+    'https://[::1]:444/', 'https://[::1]@evil.example/', E'https://[::1]\\.evil.example/', 'https://[::1]/other?path']) url;
+insert into jetstream.webhook_calls (webhook, message_id, url, method, headers, timeout_ms, max_attempts)
+values (1003, 'no secret', 'https://evil.example/', 'POST', '{"X": "1"}', 1000, 3);
+select url, headers from jetstream.webhook_claim('w4', 100) order by url collate "C";
+select url, status, error from jetstream.webhook_calls where worker = 'w4' and status = 'dead' order by url collate "C";
+select jetstream.webhook_call(1003, '{"n": 5}', 'before the move', publish_mode => 'queue') ->> 'status';
+update jetstream.webhooks set url = 'https://new.example/' where id = 1003;
+select jetstream.rule_webhook_secret_set(1003, 'key', 'for the new host');
+select jetstream.webhook_call(1003, '{"n": 6}', 'behind the move', publish_mode => 'queue') ->> 'status';
+select url, headers from jetstream.webhook_claim('w5', 100);
+select failure('select jetstream.webhook_headers(1003, ''{"X": "{{secret:key}}"}'', ''https://[::1]/'')');
+select failure('select jetstream.webhook_headers(1003, ''{"X": ["{{secret:key}}"]}'', ''HTTPS://NEW.example/x'')');
+delete from jetstream.webhook_calls where worker in ('w4', 'w5');
 select failure('select jetstream.webhook_complete(1, 42)');
 select failure('select jetstream.webhook_claim('''')');
 select failure('select jetstream.webhook_claim(''w'', 0)');
