@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgSqlErrorCode};
 
 use crate::latency::Histogram;
+use crate::pg::json::JsonText;
 use crate::pg::refuse;
 use crate::status::{self, Request};
 use crate::{message, pg, subject, wake};
@@ -21,7 +22,7 @@ pub fn check_subject(subject: &str) -> bool {
 
 /// True for headers NATS can carry; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
-pub fn check_headers(headers: JsonB) -> bool {
+pub fn check_headers(headers: JsonText) -> bool {
     match message::headers(&headers.0) {
         Ok(_) => true,
         Err(e) => refuse(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, e.to_string(), e.hint()),

@@ -5,7 +5,7 @@
 mod batch;
 
 use pgrx::prelude::*;
-use pgrx::{JsonB, PgSqlErrorCode, pg_sys};
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::api::{check_headers, check_message_id, check_subject};
 use crate::message::MAX_BODY_BYTES;
@@ -233,7 +233,7 @@ fn check_message(row: &Columns) {
         check_subject(&subject);
     }
     if let Some(headers) = row.json(column::HEADERS) {
-        check_headers(JsonB(headers));
+        check_headers(headers);
     }
     check_id_and_body(row);
     let ttl = row

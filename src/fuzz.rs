@@ -114,7 +114,7 @@ proptest! {
 
     #[test]
     fn headers_are_read_or_refused(json in json()) {
-        let Ok(pairs) = message::headers(&json) else { return Ok(()) };
+        let Ok(pairs) = message::headers(&json.to_string()) else { return Ok(()) };
         let values = json.as_object().into_iter().flatten().map(|(_, value)| value.as_array().map_or(1, Vec::len));
         prop_assert_eq!(pairs.len(), values.sum::<usize>());
         for (name, value) in pairs {

@@ -1,9 +1,11 @@
 //! The message: one row to send, as plain values. Free of PostgreSQL, so that it is tested without a server.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
 use crate::error::RelayError;
 
@@ -251,51 +253,61 @@ impl HeaderError {
     }
 }
 
-/// Reads headers as `outbox.headers` holds them: an object of names to a string, number or boolean, or an array of
-/// these. `null` has no headers.
-pub fn headers(json: &serde_json::Value) -> Result<Vec<(String, String)>, HeaderError> {
-    let object = match json {
-        serde_json::Value::Object(object) => object,
-        serde_json::Value::Null => return Ok(Vec::new()),
-        other => return Err(HeaderError::NotAnObject(brief(other))),
-    };
+/// Reads headers as `outbox.headers` holds them, from their JSON text: an object of names to a string, number or boolean,
+/// or an array of these. `null` has no headers. Numbers keep every digit they are written with.
+pub fn headers(json: &str) -> Result<Vec<(String, String)>, HeaderError> {
+    let json = json.trim();
+    if json == "null" {
+        return Ok(Vec::new());
+    }
+    // Values stay text, so that neither their size nor how deep they are nested matters.
+    let object: BTreeMap<String, &RawValue> =
+        serde_json::from_str(json).map_err(|_| HeaderError::NotAnObject(brief(json)))?;
     let mut pairs = Vec::with_capacity(object.len());
     for (name, value) in object {
         if name.is_empty() || !name.bytes().all(|b| matches!(b, b'!'..=b'~') && b != b':') {
-            return Err(HeaderError::Name(name.clone()));
+            return Err(HeaderError::Name(name));
         }
         if name.eq_ignore_ascii_case("Nats-Msg-Id") {
-            return Err(HeaderError::Reserved(name.clone()));
+            return Err(HeaderError::Reserved(name));
         }
-        match value {
-            serde_json::Value::Array(values) => {
+        let value = value.get();
+        let values: Option<Vec<&RawValue>> = value
+            .starts_with('[')
+            .then(|| serde_json::from_str(value).ok())
+            .flatten();
+        match values {
+            Some(values) => {
                 for value in values {
-                    pairs.push((name.clone(), scalar(name, value)?));
+                    pairs.push((name.clone(), scalar(&name, value.get())?));
                 }
             }
-            value => pairs.push((name.clone(), scalar(name, value)?)),
+            None => {
+                let value = scalar(&name, value)?;
+                pairs.push((name, value));
+            }
         }
     }
     Ok(pairs)
 }
 
-fn scalar(name: &str, value: &serde_json::Value) -> Result<String, HeaderError> {
-    let text = match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(_) | serde_json::Value::Bool(_) => value.to_string(),
-        other => return Err(HeaderError::Kind(name.into(), brief(other))),
+fn scalar(name: &str, json: &str) -> Result<String, HeaderError> {
+    let text = match json.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(json).ok(),
+        Some(b'-' | b'0'..=b'9' | b't' | b'f') => Some(json.to_owned()),
+        _ => None,
     };
+    let text = text.ok_or_else(|| HeaderError::Kind(name.into(), brief(json)))?;
     if text.contains(['\r', '\n', '\0']) {
         return Err(HeaderError::Value(name.into()));
     }
     Ok(text)
 }
 
-fn brief(value: &serde_json::Value) -> String {
-    let text = value.to_string();
+fn brief(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+        None => text.to_owned(),
     }
 }
 
@@ -337,35 +349,59 @@ pub fn check_message_id(id: &str) -> Result<(), HeaderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn reads_headers_of_every_kind() {
-        let read = headers(&json!({"a": "x", "b": 5, "c": true, "d": ["1", 2]})).unwrap();
+        let read = headers(r#"{"a": "x", "b": 5, "c": true, "d": ["1", 2]}"#).unwrap();
         let expected = [("a", "x"), ("b", "5"), ("c", "true"), ("d", "1"), ("d", "2")];
         assert_eq!(read, expected.map(|(k, v)| (k.to_string(), v.to_string())));
-        assert_eq!(headers(&json!(null)), Ok(vec![]));
-        assert_eq!(headers(&json!({})), Ok(vec![]));
+        assert_eq!(headers("null"), Ok(vec![]));
+        assert_eq!(headers("{}"), Ok(vec![]));
+    }
+
+    #[test]
+    fn numbers_keep_every_digit() {
+        let huge = format!("1{}", "0".repeat(400));
+        for number in [
+            "12345678901234567890123",
+            "0.1234567890123456789",
+            "18446744073709551616",
+            "-9223372036854775809",
+            "1.10",
+            "-0.0",
+            "100000000000000000000",
+            &huge,
+        ] {
+            for json in [format!("{{\"a\": {number}}}"), format!("{{\"a\": [{number}]}}")] {
+                assert_eq!(headers(&json), Ok(vec![("a".into(), number.into())]), "{json}");
+            }
+        }
     }
 
     #[test]
     fn refuses_headers_with_the_reason() {
-        assert!(matches!(headers(&json!([1])), Err(HeaderError::NotAnObject(_))));
-        assert!(matches!(headers(&json!("x".repeat(100))), Err(HeaderError::NotAnObject(text)) if text.len() < 60));
-        assert!(matches!(headers(&json!({"": "x"})), Err(HeaderError::Name(_))));
-        assert!(matches!(headers(&json!({"a b": "x"})), Err(HeaderError::Name(_))));
-        assert!(matches!(headers(&json!({"a:b": "x"})), Err(HeaderError::Name(_))));
-        assert!(matches!(headers(&json!({"a": "x\r\ny"})), Err(HeaderError::Value(_))));
+        assert!(matches!(headers("[1]"), Err(HeaderError::NotAnObject(_))));
+        let long = format!("{:?}", "x".repeat(100));
+        assert!(matches!(headers(&long), Err(HeaderError::NotAnObject(text)) if text.len() < 60));
+        assert!(matches!(headers(r#"{"": "x"}"#), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(r#"{"a b": "x"}"#), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(r#"{"a:b": "x"}"#), Err(HeaderError::Name(_))));
+        assert!(matches!(headers(r#"{"a": "x\r\ny"}"#), Err(HeaderError::Value(_))));
         assert!(matches!(
-            headers(&json!({"a": ["x", "\u{0}"]})),
+            headers(r#"{"a": ["x", "\u0000"]}"#),
             Err(HeaderError::Value(_))
         ));
-        assert!(matches!(headers(&json!({"a": {"b": 1}})), Err(HeaderError::Kind(..))));
-        assert!(matches!(headers(&json!({"a": null})), Err(HeaderError::Kind(..))));
+        assert!(matches!(headers(r#"{"a": {"b": 1}}"#), Err(HeaderError::Kind(..))));
+        assert!(matches!(headers(r#"{"a": [[1]]}"#), Err(HeaderError::Kind(..))));
+        assert!(matches!(headers(r#"{"a": null}"#), Err(HeaderError::Kind(..))));
         assert!(matches!(
-            headers(&json!({"nats-msg-id": "x"})),
+            headers(r#"{"nats-msg-id": "x"}"#),
             Err(HeaderError::Reserved(_))
         ));
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let is_kind = |json: &str| matches!(headers(json), Err(HeaderError::Kind(_, text)) if text.len() < 60);
+        assert!(is_kind(&format!("{{\"a\": {deep}}}")));
+        assert!(matches!(headers(&deep), Err(HeaderError::NotAnObject(_))));
     }
 
     #[test]

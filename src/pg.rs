@@ -10,6 +10,7 @@ pub mod enqueue;
 pub mod fields;
 pub mod finish;
 mod functions;
+pub mod json;
 mod ranges;
 pub mod row;
 pub mod rows;

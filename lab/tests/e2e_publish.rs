@@ -60,8 +60,25 @@ fn all_that_is_given_arrives() {
     lab.sql("select jetstream.publish_raw('s.empty', '')").unwrap();
     lab.sql("insert into jetstream.outbox (subject, payload) values ('s.plain', 'null')")
         .unwrap();
+    // Numbers in headers as PostgreSQL has them.
+    let numbers = [
+        ("a", "12345678901234567890123"),
+        ("c", "0.1234567890123456789"),
+        ("f", "18446744073709551616"),
+        ("g", &format!("1{}", "0".repeat(400))),
+        ("h", "1.10"),
+    ];
+    let object: Vec<String> = numbers.iter().map(|(name, n)| format!("\"{name}\": {n}")).collect();
+    lab.sql(&format!(
+        "select jetstream.publish('s.numbers', '1', headers => '{{{}}}')",
+        object.join(",")
+    ))
+    .unwrap();
     drained(&lab, SOON);
     let got = lab.stream_messages("S").unwrap();
+    for (name, number) in numbers {
+        assert_eq!(got[4].header(name), Some(number), "{name}");
+    }
     assert_eq!(got[0].json().unwrap(), json!({"a": [1, "ü", null]}));
     assert_eq!(got[0].id(), Some("my id ü"));
     let headers = |name| got[0].header(name);

@@ -17,6 +17,15 @@ from unnest(array['[]', '"x"', '1', '{"a": "x\ny"}', '{"a": "x\r"}', '{"a b": "x
 select failure(format('select jetstream.publish(''a'', ''1'', headers => %L)', h))
 from unnest(array['{}', 'null', '{"a": "x", "b": ["x", 1, true], "c": 1.5, "d": false, "e": [], "f": ""}', '{"a": "ä"}'])
      with ordinality as t (h, n) order by n;
+-- Numbers of any size, and any depth, are no worse than others; wherever headers are given.
+select statement, failure(statement || format('%L)', headers)) from unnest(array['select jetstream.check_headers(',
+    'select jetstream.publish(''a'', ''1'', headers => ', 'select * from jetstream.publish_batch(''a'', array[''1'']::jsonb[], headers => ',
+    'insert into jetstream.outbox (subject, payload, headers) values (''a'', ''1'', ',
+    'insert into jetstream.webhooks (name, url, headers) values (clock_timestamp(), ''https://a'', ']) with ordinality as s (statement, n)
+cross join unnest(array['{"a": 1e400, "b": -1e-400, "c": 12345678901234567890123, "d": [1e5000]}',
+    '{"a": ' || repeat('[', 2000) || repeat(']', 2000) || '}',
+    repeat('{"a": ', 2000) || '1' || repeat('}', 2000)]) with ordinality as t (headers, m) order by n, m;
+delete from jetstream.webhooks;
 -- Message ids
 select failure(format('select jetstream.publish(''a'', ''1'', %L)', i))
 from unnest(array['', repeat('i', 256), E'a\nb', E'a\x01']) with ordinality as t (i, n) order by n;

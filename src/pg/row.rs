@@ -1,7 +1,8 @@
 //! The row a trigger is called for, as it comes, without reading what need not be read.
 
-use pgrx::{FromDatum, JsonB, PgSqlErrorCode, pg_sys};
+use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
 
+use super::json::JsonText;
 use super::refuse;
 use super::values::text;
 
@@ -105,11 +106,11 @@ impl Columns {
         self.datum(number).map(text)
     }
 
-    /// A column of type `jsonb`.
-    pub fn json(&self, number: usize) -> Option<serde_json::Value> {
+    /// A column of type `jsonb`, as text.
+    pub fn json(&self, number: usize) -> Option<JsonText> {
         let datum = self.datum(number)?;
         // SAFETY: a jsonb datum, as the caller says.
-        unsafe { JsonB::from_datum(datum, false) }.map(|json| json.0)
+        unsafe { JsonText::from_datum(datum, false) }
     }
 
     /// A column of a type that is passed by value.

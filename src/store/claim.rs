@@ -207,10 +207,7 @@ impl Held {
 
 fn read_row(row: &cursor::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
     let number = |column| row.value(column).unwrap_or(0);
-    let headers = row.bytes(5).and_then(|json| {
-        let json = serde_json::from_slice(&json).ok()?;
-        message::headers(&json).ok()
-    });
+    let headers = row.text(5).and_then(|json| message::headers(&json).ok());
     let mut headers = headers.unwrap_or_default();
     message::add_traceparent(&mut headers, row.text(13));
     let message = Message {

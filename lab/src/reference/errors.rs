@@ -17,7 +17,7 @@ pub(super) fn refusals() -> Vec<(String, &'static str)> {
         json!({"a": {"b": 1}}),
         json!({"Nats-Msg-Id": "x"}),
     ];
-    let headers = headers.map(|bad| message::headers(&bad).err());
+    let headers = headers.map(|bad| message::headers(&bad.to_string()).err());
     let ids = ["", &long, "a\nb"].map(|bad| message::check_message_id(bad).err());
     let others = headers.into_iter().chain(ids).flatten();
     let others = others.map(|error| (error.to_string(), error.hint()));
