@@ -60,7 +60,26 @@ $$;
 -- What a webhook's secrets may be sent to depends on the url.
 drop function jetstream.webhook_resolve(integer, jsonb);
 
+-- What a publication covers can be updated and deleted.
+alter table jetstream.webhook_secrets replica identity full;
+alter table jetstream.history replica identity full;
+do $$
+declare
+    day regclass;
+begin
+    for day in select i.inhrelid from pg_inherits i where i.inhparent = 'jetstream.history'::regclass loop
+        execute format('alter table %s replica identity full', day);
+    end loop;
+end
+$$;
+
 -- What a worker reports has three more arguments.
 drop function if exists jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean);
 
 -- generated statements
+
+-- The functions that it calls are there now.
+alter table jetstream.webhook_calls
+    drop constraint webhook_calls_status_known,
+    add constraint webhook_calls_status_known
+        check (status in ('pending', 'claimed', 'succeeded', 'failed', 'dead') or jetstream.check_call_status(status));

@@ -47,6 +47,15 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if new.stream is null or new.consumer is null or octet_length(new.stream) not between 1 and 255
+        or octet_length(new.consumer) not between 1 and 255 then
+        raise exception 'consumer "%" of stream "%" is not a valid name', left(new.consumer, 100), left(new.stream, 100)
+            using errcode = 'invalid_parameter_value', hint = 'Both names have 1 to 255 bytes.';
+    elsif least(new.delivered, new.acknowledged, new.redelivered, new.pending, new.timed) < 0 or new.processing_ms < 0
+        or new.avg_processing_ms < 0 then
+        raise exception 'a figure of consumer "%" is below zero', new.consumer
+            using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
+    end if;
     new.updated_at := now();
     if new.avg_processing_ms is not null and new.timed = 0
         or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
@@ -57,7 +66,7 @@ begin
     return new;
 end
 $$;
-comment on function jetstream.consumers_before_write() is 'Keeps the average of a consumer in line with its sums';
+comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
 create trigger consumers_before_write before insert or update on jetstream.consumers
     for each row execute function jetstream.consumers_before_write();
 

@@ -213,11 +213,21 @@ create function jetstream.rule_nats_publish_history_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    at timestamptz := coalesce(new.published_at, now());
 begin
+    if new.subject is null or new.success is null then
+        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
+            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
+    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
+        raise exception 'the history has no day for published_at %', at
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
+    end if;
     insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
         sequence, success, duplicate, error, latency_ms, attempts, connection)
     values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
-        coalesce(new.published_at, now()), coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
+        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
         new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
         coalesce(new.attempts, 1),
         coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))

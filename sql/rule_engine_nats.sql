@@ -386,7 +386,7 @@ begin
         raise exception 'unknown acknowledgement policy "%"', p_ack_policy
             using errcode = 'invalid_parameter_value', hint = 'It is none, all or explicit.';
     end if;
-    if p_messages_delivered < 0 or p_messages_acknowledged < 0 or p_messages_redelivered < 0
+    if p_messages_delivered < 0 or p_messages_acknowledged < 0 or p_messages_redelivered < 0 or p_messages_pending < 0
         or p_avg_processing_time_ms < 0 then
         raise exception 'a report cannot take anything back'
             using errcode = 'invalid_parameter_value', hint = 'Report what was done since the last report.';

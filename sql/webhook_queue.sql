@@ -372,17 +372,23 @@ create function jetstream.webhook_dead_letter(
     reason text,
     status integer default null
 ) returns boolean
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    with told as (
-        insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
-            status)
-        values ($1, $2, $3, $4, $5, $6, $7, left(coalesce($8, 'failed'), 2000), $9)
-        on conflict on constraint webhook_dead_letters_key do nothing
-        returning 1
-    )
-    select exists (select from told)
+begin
+    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
+        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
+            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
+    elsif octet_length($1) not between 1 and 255 then
+        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
+            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    end if;
+    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
+        status)
+    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
+    on conflict on constraint webhook_dead_letters_key do nothing;
+    return found;
+end
 $$;
 comment on function jetstream.webhook_dead_letter(text, bigint, text, text, integer, text, integer, text, integer) is
     'A worker''s report that it has given up a message of a stream, so that nats_recent_failures shows it; false if that is known already

@@ -5,7 +5,8 @@ language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    shown text := regexp_replace(url, '//[^/?#]*@', '//');
+    -- Without what may be a password or a token.
+    shown text := left(regexp_replace(regexp_replace(url, '[?#].*$', '?…'), '^([a-z][a-z0-9+.-]*://)?.*@', '\1', 'i'), 200);
 begin
     if url !~* '^https?://' then
         raise exception 'webhook url "%" is not http or https', shown
@@ -93,10 +94,47 @@ comment on column jetstream.webhooks.nats_enabled is 'May be published to NATS; 
 comment on column jetstream.webhooks.updated_at is 'When it was last changed';
 
 create function jetstream.webhooks_before_write() returns trigger
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    missing text;
 begin
+    -- Constraints would refuse the same, but would say it with the whole row.
+    select e.key into missing
+    from jsonb_each(to_jsonb(new)) e
+    where e.value = 'null' and e.key not in ('description', 'subject', 'id')
+    order by e.key limit 1;
+    if found then
+        raise exception 'webhook%has no %', coalesce(' "' || left(new.name, 100) || '" ', ' '), missing
+            using errcode = 'null_value_not_allowed', hint = 'Give a value, or leave the column out for its default.';
+    elsif btrim(new.name) = '' or octet_length(new.name) > 255 then
+        raise exception 'webhook name "%" of % bytes is not valid', left(new.name, 100), octet_length(new.name)
+            using errcode = 'invalid_parameter_value', hint = 'A name has 1 to 255 bytes and is not blank.';
+    end if;
+    perform jetstream.check_webhook_url(new.url), jetstream.check_headers(new.headers),
+            jetstream.check_connection(new.connection);
+    if new.method not in ('GET', 'POST', 'PUT', 'PATCH', 'DELETE') then
+        raise exception 'method "%" of webhook "%" is not known', left(new.method, 100), new.name
+            using errcode = 'invalid_parameter_value', hint = 'Use GET, POST, PUT, PATCH or DELETE.';
+    elsif new.publish_mode not in ('queue', 'nats', 'both') then
+        raise exception 'publish mode "%" of webhook "%" is not known', left(new.publish_mode, 100), new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
+    elsif new.timeout_ms not between 1 and 3600000 then
+        raise exception 'timeout_ms % of webhook "%" is out of range', new.timeout_ms, new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 3600000 milliseconds.';
+    elsif new.max_attempts not between 1 and 1000 then
+        raise exception 'max_attempts % of webhook "%" is out of range', new.max_attempts, new.name
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It is 1 to 1000, the first attempt included (one more than max_retries).';
+    elsif new.retry_base_ms not between 1 and 86400000 or new.retry_max_ms not between 1 and 86400000 then
+        raise exception 'retry_base_ms % or retry_max_ms % of webhook "%" is out of range', new.retry_base_ms,
+                new.retry_max_ms, new.name
+            using errcode = 'invalid_parameter_value', hint = 'Both are 1 to 86400000 milliseconds.';
+    elsif new.retry_multiplier not between 1 and 100 then
+        raise exception 'retry_multiplier % of webhook "%" is out of range', new.retry_multiplier, new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 100.';
+    end if;
     if tg_op = 'UPDATE' then
         new.updated_at := now();
         if old.nats_enabled and not new.nats_enabled and new.publish_mode = old.publish_mode then
@@ -104,10 +142,15 @@ begin
         end if;
     end if;
     new.nats_enabled := new.nats_enabled or new.publish_mode <> 'queue';
+    -- Also the one that is made of the name.
+    if new.nats_enabled or new.subject is not null then
+        perform jetstream.check_subject(jetstream.webhook_subject(new));
+    end if;
     return new;
 end
 $$;
-comment on function jetstream.webhooks_before_write() is 'Keeps webhooks.updated_at, and nats_enabled in line with publish_mode';
+comment on function jetstream.webhooks_before_write() is
+    'Refuses a webhook that could not be called, and keeps updated_at, and nats_enabled in line with publish_mode';
 create trigger webhooks_before_write before insert or update on jetstream.webhooks
     for each row execute function jetstream.webhooks_before_write();
 
@@ -159,11 +202,29 @@ create table jetstream.webhook_secrets (
     constraint webhook_secrets_valid check (jetstream.check_secret(name, value)),
     constraint webhook_secrets_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
 );
+-- A publication may cover it, and its rows are changed and deleted; name and value are checked by a function, and not as
+-- parts of a primary key, whose errors show the row.
+alter table jetstream.webhook_secrets replica identity full;
 comment on table jetstream.webhook_secrets is 'Secrets that header values refer to; readable by the owner alone';
 comment on column jetstream.webhook_secrets.webhook is 'webhooks.id';
 comment on column jetstream.webhook_secrets.name is 'Name, as in {{secret:NAME}}';
 comment on column jetstream.webhook_secrets.value is 'Secret: put in place for the worker that makes the call';
 comment on column jetstream.webhook_secrets.created_at is 'When it was set';
+
+create function jetstream.check_call_status(status text) returns boolean
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if status not in ('pending', 'claimed', 'succeeded', 'failed', 'dead') then
+        raise exception 'status "%" of a webhook call is not known', left(status, 100)
+            using errcode = 'invalid_parameter_value', hint = 'It is pending, claimed, succeeded, failed or dead.';
+    end if;
+    return true;
+end
+$$;
+comment on function jetstream.check_call_status(text) is 'True for a status a call may have; an ERROR for any other
+status: The status';
 
 create table jetstream.webhook_calls (
     id bigint generated by default as identity,
@@ -188,7 +249,9 @@ create table jetstream.webhook_calls (
     created_at timestamptz not null default clock_timestamp(),
     completed_at timestamptz,
     constraint webhook_calls_pkey primary key (id),
-    constraint webhook_calls_status_known check (status in ('pending', 'claimed', 'succeeded', 'failed', 'dead')),
+    -- The function is called for others alone, and says why.
+    constraint webhook_calls_status_known
+        check (status in ('pending', 'claimed', 'succeeded', 'failed', 'dead') or jetstream.check_call_status(status)),
     constraint webhook_calls_message_id_valid check (jetstream.check_message_id(message_id)),
     constraint webhook_calls_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
 );

@@ -37,6 +37,28 @@ mod column {
     pub const COUNT: usize = 18;
 }
 
+/// Columns that PostgreSQL would refuse a null in with the whole row, the body included, in the error.
+const REQUIRED: [(usize, &str, &str); 7] = [
+    (column::SUBJECT, "subject", "Give a subject, such as orders.new."),
+    (
+        column::CONNECTION,
+        "connection",
+        "Leave connection out to use \"default\".",
+    ),
+    (
+        column::MESSAGE_ID,
+        "message_id",
+        "Leave message_id out to get a random one.",
+    ),
+    (column::TXID, "txid", "Leave txid to its default."),
+    (column::ID, "id", "Leave id to its default."),
+    (column::ATTEMPTS, "attempts", "Leave attempts to its default."),
+    (column::CREATED_AT, "created_at", "Leave created_at to its default."),
+];
+
+/// The longest key in bytes: an index has room for it in a third of a page.
+const MAX_KEY_BYTES: usize = 2500;
+
 /// A body that takes less where it stands is not looked at: compressed or not, it has fewer than [`MAX_BODY_BYTES`].
 /// JSON can be larger as text only by numbers such as 1e100000, of which it does not hold enough.
 const SMALL_BODY: usize = 4096;
@@ -193,7 +215,13 @@ pub fn check_row(trigger: &RowTrigger) {
 
 fn check_new(new: &Columns, old: Option<&Columns>) {
     let before = old.and_then(|old| old.text(column::CONNECTION));
-    // PostgreSQL itself refuses one that is null, after this.
+    if let Some((_, name, hint)) = REQUIRED.into_iter().find(|(column, ..)| new.is_null(*column)) {
+        refuse(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("message has no {name}"),
+            hint,
+        );
+    }
     if let Some(name) = new
         .text(column::CONNECTION)
         .filter(|name| name != "default" && before.as_ref() != Some(name))
@@ -236,6 +264,14 @@ fn check_message(row: &Columns) {
         check_headers(headers);
     }
     check_id_and_body(row);
+    let key = row.full_bytes(column::KEY);
+    if key > MAX_KEY_BYTES {
+        refuse(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("key of {key} bytes is too long"),
+            &format!("A key has at most {MAX_KEY_BYTES} bytes: use a hash of a longer one."),
+        );
+    }
     let ttl = row
         .interval(column::TTL)
         .map(|ttl| micros::of_interval(ttl.months, ttl.days, ttl.micros));

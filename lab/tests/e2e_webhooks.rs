@@ -183,11 +183,11 @@ fn urls_headers_and_methods_are_checked_at_registration() {
         ))
         .unwrap()
     };
-    assert_eq!(refused("'FETCH'"), "23514");
+    assert_eq!(refused("'FETCH'"), "22023");
     assert_eq!(refused("p_headers => '{\"a\": \"b\\r\\nc\"}'"), "22023");
     assert_eq!(refused("p_nats_subject => 'a b'"), "22023");
     assert_eq!(refused("p_config_name => 'nowhere'"), "23503");
-    assert_eq!(refused("p_timeout_ms => 0"), "23514");
+    assert_eq!(refused("p_timeout_ms => 0"), "22023");
 }
 
 #[test]

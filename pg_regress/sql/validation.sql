@@ -31,6 +31,14 @@ select failure(format('select jetstream.publish(''a'', ''1'', %L)', i))
 from unnest(array['', repeat('i', 256), E'a\nb', E'a\x01']) with ordinality as t (i, n) order by n;
 select failure(format('select jetstream.publish(''a'', ''1'', %L)', repeat('i', 255)));
 select failure('insert into jetstream.outbox (subject, payload, message_id) values (''a'', ''1'', null)');
+-- Nulls, and keys that no index has room for
+select failure(format('insert into jetstream.outbox (subject, payload, %s) values (''a'', ''1'', null)', c))
+from unnest(array['connection', 'message_id', 'txid', 'attempts', 'created_at']) c;
+create function long(bytes integer) returns text language sql as $$
+    select left(string_agg(md5(n::text), ''), bytes) from generate_series(1, 90) n $$;
+select failure('select jetstream.publish(''a'', ''1'', key => long(2501))');
+select failure('select jetstream.publish_batch(''a'', ''{1}'', key => long(2501))');
+select failure('select jetstream.publish(''a'', ''1'', key => long(2500))');
 -- Bodies
 select failure('select jetstream.publish(''a'', null)');
 select failure('select jetstream.publish_raw(''a'', null)');

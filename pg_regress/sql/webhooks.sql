@@ -16,6 +16,34 @@ select failure('insert into jetstream.webhooks (name, url, publish_mode) values 
 select failure('insert into jetstream.webhooks (name, url, headers) values (''m'', ''https://a'', ''{"a b": 1}'')');
 select failure('insert into jetstream.webhooks (name, url, subject) values (''m'', ''https://a'', ''a.*'')');
 select failure('insert into jetstream.webhooks (name, url, connection) values (''m'', ''https://a'', ''nowhere'')');
+-- Every column refuses what cannot be, in a sentence, by whatever way it comes.
+select failure(format('insert into jetstream.webhooks (%s', c)) from unnest(array[
+    'url) values (''https://a'')', 'name, url) values ('' '', ''https://a'')', 'name, url) values (repeat(''n'', 256), ''https://a'')',
+    'name) values (''m'')', 'name, url) values (''m'', ''user:secret@host'')', 'name, url) values (null, ''https://user:secret@host'')',
+    'name, url) values (''m'', ''https://user:sec/ret@host'')', 'name, url) values (''m'', ''ftp://a?token=secret'')',
+    'name, url, method) values (''m'', ''https://a'', null)', 'name, url, headers) values (''m'', ''https://a'', null)',
+    'name, url, headers) values (''m'', ''https://a'', ''[]'')', 'name, url, timeout_ms) values (''m'', ''https://a'', 0)',
+    'name, url, max_attempts) values (''m'', ''https://a'', 1001)', 'name, url, retry_base_ms) values (''m'', ''https://a'', 0)',
+    'name, url, retry_max_ms) values (''m'', ''https://a'', -1)', 'name, url, retry_multiplier) values (''m'', ''https://a'', ''NaN'')',
+    'name, url, tags) values (''m'', ''https://a'', null)', 'name, url, enabled) values (''m'', ''https://a'', null)',
+    'name, url, publish_mode) values (repeat(''n'', 250), ''https://a'', ''nats'')',
+    'name, url, connection) values (''m'', ''https://a'', null)']) with ordinality as t (c, n) order by n;
+select failure('update jetstream.webhooks set publish_mode = ''mail'' where id = 1001');
+select failure('select jetstream.rule_webhook_register(''m'', ''https://a'', ''BREW'')');
+select failure('select jetstream.rule_webhook_register(''m'', ''https://a'', p_publish_mode => ''mail'')');
+select failure('select jetstream.rule_webhook_register(null, null)');
+select failure('select jetstream.rule_webhook_update(1001, p_max_retries => -1)');
+select failure('insert into jetstream.rule_webhooks (webhook_name, webhook_url, publish_mode) values (''m'', ''https://a'', ''mail'')');
+select failure('insert into jetstream.webhook_calls (webhook, message_id, status, url, method, headers, timeout_ms, max_attempts)
+                values (1001, ''x'', ''lost'', ''https://a'', ''POST'', ''{}'', 1, 1)');
+select failure('insert into jetstream.consumers (stream, consumer, pending) values (''S'', ''c'', -1)');
+select failure('insert into jetstream.consumers (stream) values (''S'')');
+select failure('select jetstream.rule_nats_consumer_update_stats(null, ''c'', 1, 1)');
+select failure('select jetstream.rule_nats_consumer_update_stats(''S'', ''c'', 1, 1, -1)');
+select failure('select jetstream.webhook_dead_letter(null, 7, ''id-2'', ''s'', null, ''w1'', 3, ''x'')');
+select failure('insert into jetstream.rule_nats_publish_history (subject) values (''a'')');
+select failure('insert into jetstream.rule_nats_publish_history (subject, success, published_at) values (''a'', true, ''2020-01-01 00:00+00'')');
+select failure('insert into jetstream.rule_nats_publish_history (subject, success, published_at) values (''a'', true, ''infinity'')');
 -- Secrets: no error shows the value.
 select failure('select jetstream.rule_webhook_secret_set(1003, ''a b'', ''value'')');
 select failure(E'select jetstream.rule_webhook_secret_set(1003, ''key'', ''line\nline'')');

@@ -137,7 +137,7 @@ impl Columns {
             .map_or(0, |datum| unsafe { pg_sys::toast_datum_size(datum) })
     }
 
-    /// Bytes of a column of type `bytea`; 0 if it is null.
+    /// Bytes of a column of type `bytea` or `text`; 0 if it is null.
     pub fn full_bytes(&self, number: usize) -> usize {
         // SAFETY: a varlena datum, as the caller says.
         let with_header = self
