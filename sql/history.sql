@@ -20,6 +20,10 @@ create table jetstream.history (
     headers jsonb
 ) partition by range (published_at);
 
+-- Rows have no key, and discard() and clean-up change them, which a publication of all tables would refuse. A partition
+-- does not inherit this.
+alter table jetstream.history replica identity full;
+
 comment on table jetstream.history is 'One row for each settled message, by day, for pg_jetstream.history_retention; see pg_jetstream.history for which';
 comment on column jetstream.history.published_at is 'When JetStream acknowledged it, or when it became a dead letter';
 comment on column jetstream.history.outbox_id is 'outbox.id it had';
@@ -64,6 +68,7 @@ begin
         partition := 'history_' || to_char(day, 'YYYYMMDD');
         continue when to_regclass('jetstream.' || partition) is not null;
         execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
+        execute format('alter table jetstream.%I replica identity full', partition);
         execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
             partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
         execute format('alter extension pg_jetstream add table jetstream.%I', partition);
