@@ -57,7 +57,9 @@ fn script(old: &str, new: &str, by_hand: &str) -> String {
     let mut generated = String::new();
     for statement in statements(new) {
         let lost = dropped.iter().any(|name| mentions(statement.text, name));
-        if same.contains(statement.text) && !lost {
+        // What is created here is granted to PUBLIC by default, as it was in the install script.
+        let revokes = statement.text.starts_with("revoke ");
+        if same.contains(statement.text) && !lost && !revokes {
             continue;
         }
         if let Some(text) = replaceable(&statement, old) {
@@ -180,6 +182,13 @@ mod tests {
              drop view a.v;\n\ncreate or replace view a.v as select 1;\n\ncomment on view a.v is 'V';\n\n\
              grant select on a.v, a.w to r;\n\nselect 1;\n"
         );
+    }
+
+    #[test]
+    fn what_is_created_is_left_to_nobody() {
+        let old = "revoke all on all functions in schema a from public;";
+        let new = format!("create function a.f() returns int language sql as 'select 1';\n{old}");
+        assert!(script(old, &new, "").ends_with(&format!("\n\n{old}\n")));
     }
 
     #[test]
