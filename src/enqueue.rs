@@ -32,6 +32,7 @@ mod column {
     pub const TTL: usize = 10;
     pub const TRACEPARENT: usize = 12;
     pub const ATTEMPTS: usize = 13;
+    pub const UNSURE_SINCE: usize = 16;
     pub const CREATED_AT: usize = 17;
     /// How many there are.
     pub const COUNT: usize = 18;
@@ -289,6 +290,17 @@ fn check_message(row: &Columns) {
             format!("deliver_at is {sign}infinity"),
             "Give a point in time, or leave it out to deliver at once.",
         );
+    }
+    for (number, name) in [
+        (column::UNSURE_SINCE, "unsure_since"),
+        (column::CREATED_AT, "created_at"),
+    ] {
+        if row.value(number).is_some_and(|at| !micros::YEARS.contains(&at)) {
+            invalid(
+                format!("{name} is not in the years 1970 to 9999"),
+                "Give the time at which it happened, or leave it to its default.",
+            );
+        }
     }
     if let Some(attempts) = row.value(column::ATTEMPTS).map(|attempts| attempts as i32)
         && attempts < 0

@@ -92,6 +92,9 @@ pub enum RelayError {
     /// A header or the subject cannot be put on the wire.
     #[error("message cannot be put on the wire: {0}")]
     Unsendable(String),
+    /// The relay panicked over the message.
+    #[error("the message caused an internal error: {0}")]
+    Panicked(String),
     /// Credentials, TLS or address do not work.
     #[error("connection cannot be made: {0}")]
     Connection(String),
@@ -113,9 +116,10 @@ impl RelayError {
                 10054 | 10060 | 10070 | 10071 | 10097 | 10164 | 10165 | 10166 => Class::PermanentForMessage,
                 _ => Class::Transient,
             },
-            RelayError::TooLargeForServer { .. } | RelayError::TooLargeForStream { .. } | RelayError::Unsendable(_) => {
-                Class::PermanentForMessage
-            }
+            RelayError::TooLargeForServer { .. }
+            | RelayError::TooLargeForStream { .. }
+            | RelayError::Unsendable(_)
+            | RelayError::Panicked(_) => Class::PermanentForMessage,
             RelayError::Connection(_) => Class::PermanentForConnection,
         }
     }

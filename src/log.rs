@@ -67,8 +67,8 @@ impl<S: Subscriber> Layer<S> for ChannelLayer {
         } else {
             format!("{} ({})", line.message, line.fields)
         };
-        // A full channel drops the line: the relay must not wait for the log.
-        let _ = self.sender.try_send((*event.metadata().level(), text));
+        // What a server says may be in it. A full channel drops the line: the relay must not wait for the log.
+        let _ = self.sender.try_send((*event.metadata().level(), crate::relay::clean(text)));
     }
 }
 

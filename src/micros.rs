@@ -16,8 +16,12 @@ pub fn from_unix(micros: i64) -> i64 {
     micros - EPOCH.as_micros() as i64
 }
 
-/// The time of a count.
+/// The years that a time of a message may be in, as PostgreSQL counts: 1970 to 9999.
+pub const YEARS: std::ops::RangeInclusive<i64> = -946_684_800_000_000..=252_455_615_999_999_999;
+
+/// The time of a count; the nearest of [`YEARS`] for any other.
 pub fn to_time(micros: i64) -> SystemTime {
+    let micros = micros.clamp(*YEARS.start(), *YEARS.end());
     let epoch = SystemTime::UNIX_EPOCH + EPOCH;
     let distance = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { epoch - distance } else { epoch + distance }
@@ -45,6 +49,13 @@ mod tests {
         for micros in [-1_000_000, 0, 1, 800_000_000_000_000] {
             assert_eq!(from_time(to_time(micros)), micros);
         }
+    }
+
+    #[test]
+    fn far_times_are_the_nearest_that_can_be_told() {
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799) + Duration::from_micros(999_999);
+        assert_eq!(to_time(i64::MIN), SystemTime::UNIX_EPOCH);
+        assert_eq!(to_time(i64::MAX), last);
     }
 
     #[test]

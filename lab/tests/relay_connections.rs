@@ -188,7 +188,7 @@ fn tls_with_a_ca_of_ones_own() {
     refused(with_ca(others.path("ca.pem")), "tls error", &[]);
     refused(spec(&url), "tls error", &[]);
     refused(with_ca("/nowhere/ca.pem".into()), "/nowhere/ca.pem", &[]);
-    refused(with_ca(certificates.path("server.key")), "tls", &[]);
+    refused(with_ca(certificates.path("server.key")), "ca file", &[]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::answer::{Answer, answer};
 use super::doubt::Ack;
 use super::jsapi;
+use super::panics::guard;
 use super::publish::{End, Note, Serving};
 use super::window::InFlight;
 use super::wire;
@@ -82,7 +83,7 @@ impl Serving<'_> {
             debug!(target: "pg_jetstream", connection = &*self.link.spec.name, token, "late ack");
             return;
         };
-        match answer(reply) {
+        match guard(|| answer(reply)).unwrap_or(Answer::Foreign) {
             Answer::Stored {
                 stream,
                 sequence,

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError, Subscriber};
@@ -11,7 +10,9 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tracing::debug;
 
 use super::address::Server;
+use super::files::{self, Files};
 use super::jsapi::{self, ApiError, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT};
+use super::said::shortened;
 use super::wire;
 use crate::error::RelayError;
 use crate::message::{Auth, ConnectionSpec};
@@ -21,6 +22,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Room for commands between us and the client's task: more than the largest window, so that a send never waits.
 const CLIENT_CAPACITY: usize = 16_384;
+
+/// Messages of a subscription that wait to be taken; more than acks can be on their way.
+const SUBSCRIPTION_CAPACITY: usize = 16_384;
+
+/// Most characters shown of a server's name and version.
+const MAX_NAME: usize = 200;
 
 /// Oldest server that is supported.
 const OLDEST_SERVER: (u32, u32) = (2, 10);
@@ -58,11 +65,14 @@ pub(super) enum Refusal {
 pub(super) async fn connect(spec: &ConnectionSpec) -> Result<Session, Refusal> {
     // An error says that a provider is installed already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    check_files(spec).await.map_err(lasting)?;
+    let files = match tokio::time::timeout(spec.connect_timeout, files::read(spec)).await {
+        Ok(files) => files.map_err(lasting)?,
+        Err(_) => return Err(Refusal::Passing("reading the files it names timed out".to_owned())),
+    };
     let mut passing = false;
     let mut reasons = Vec::new();
     for url in &spec.servers {
-        match connect_to(spec, url).await {
+        match connect_to(spec, url, &files).await {
             Ok(session) => return Ok(session),
             Err(Refusal::Lasting(RelayError::Connection(reason))) => reasons.push(reason),
             Err(Refusal::Lasting(error)) => reasons.push(error.to_string()),
@@ -87,12 +97,11 @@ fn lasting(reason: impl Into<String>) -> Refusal {
     Refusal::Lasting(RelayError::Connection(reason.into()))
 }
 
-async fn connect_to(spec: &ConnectionSpec, url: &str) -> Result<Session, Refusal> {
+async fn connect_to(spec: &ConnectionSpec, url: &str, files: &Files) -> Result<Session, Refusal> {
     let server = Server::parse(url).map_err(lasting)?;
     let label = server.label();
     let (told, mut events) = mpsc::unbounded_channel();
-    let options = options(spec, &server)
-        .await
+    let options = options(spec, &server, files)
         .map_err(lasting)?
         .event_callback(move |event| {
             let _ = told.send(event);
@@ -116,12 +125,16 @@ async fn connect_to(spec: &ConnectionSpec, url: &str) -> Result<Session, Refusal
         let (major, minor) = OLDEST_SERVER;
         let reason = format!(
             "{label}: nats-server {} is too old: {major}.{minor} or later is needed",
-            info.version
+            shortened(&info.version, MAX_NAME)
         );
         return Err(lasting(reason));
     }
     check_jetstream(&client, &mut events, &label, info.jetstream).await?;
-    let server = format!("{} (nats-server {}) at {label}", info.server_name, info.version);
+    let (name, version) = (
+        shortened(&info.server_name, MAX_NAME),
+        shortened(&info.version, MAX_NAME),
+    );
+    let server = format!("{name} (nats-server {version}) at {label}");
     Ok(Session {
         client,
         acks,
@@ -132,25 +145,21 @@ async fn connect_to(spec: &ConnectionSpec, url: &str) -> Result<Session, Refusal
     })
 }
 
-async fn options(spec: &ConnectionSpec, server: &Server) -> Result<ConnectOptions, String> {
+fn options(spec: &ConnectionSpec, server: &Server, files: &Files) -> Result<ConnectOptions, String> {
     let mut options = ConnectOptions::new()
         .name("pg_jetstream")
         .connection_timeout(spec.connect_timeout)
         .ping_interval(PING_INTERVAL)
         .client_capacity(CLIENT_CAPACITY)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .max_reconnects(1)
         .ignore_discovered_servers()
         .retain_servers_order()
         .require_tls(spec.tls.required)
         // The subjects are checked before, and more strictly.
         .skip_subject_validation(true);
-    if let Some(ca) = &spec.tls.ca_file {
-        options = options.add_root_certificates(ca.into());
-    }
-    match (&spec.tls.cert_file, &spec.tls.key_file) {
-        (Some(cert), Some(key)) => options = options.add_client_certificate(cert.into(), key.into()),
-        (None, None) => {}
-        _ => return Err("a client certificate needs both its file and its key's".to_owned()),
+    if let Some(tls) = &files.tls {
+        options = options.tls_client_config(tls.clone());
     }
     let auth = match (&spec.auth, &server.auth) {
         (Auth::None, Some(auth)) => auth,
@@ -162,36 +171,12 @@ async fn options(spec: &ConnectionSpec, server: &Server) -> Result<ConnectOption
         Auth::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
         Auth::Nkey(seed) => options.nkey(seed.trim().to_owned()),
         Auth::CredentialsFile(path) => {
-            let text = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| unreadable("credentials", path, &error))?;
+            let text = files.credentials.as_deref().unwrap_or_default();
             options
-                .credentials(&text)
-                .map_err(|error| format!("credentials file {path}: {error}"))?
+                .credentials(text)
+                .map_err(|_| format!("credentials file {path} cannot be used"))?
         }
     })
-}
-
-/// The client's own errors do not name the file.
-async fn check_files(spec: &ConnectionSpec) -> Result<(), String> {
-    let tls = &spec.tls;
-    let files = [
-        ("CA", &tls.ca_file),
-        ("certificate", &tls.cert_file),
-        ("key", &tls.key_file),
-    ];
-    for (what, path) in files {
-        if let Some(path) = path {
-            tokio::fs::read(Path::new(path))
-                .await
-                .map_err(|error| unreadable(what, path, &error))?;
-        }
-    }
-    Ok(())
-}
-
-fn unreadable(what: &str, path: &str, error: &io::Error) -> String {
-    format!("{what} file {path} cannot be read: {error}")
 }
 
 fn is_too_old(version: &str) -> bool {
@@ -254,16 +239,31 @@ pub(super) async fn trouble(
     }
 }
 
+/// Nothing that came before the login is shown: any TCP service may be at the address.
 fn refusal(label: &str, error: &ConnectError) -> Refusal {
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => lasting(format!("{label}: authorization violation")),
         ConnectErrorKind::Authentication => lasting(format!("{label}: the credentials cannot sign ({error})")),
-        ConnectErrorKind::Tls | ConnectErrorKind::ServerParse => lasting(format!("{label}: {error}")),
+        ConnectErrorKind::Tls => lasting(format!("{label}: {error}")),
+        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut => Refusal::Passing(format!("{label}: {error}")),
         _ => match causes(error).find_map(lasting_cause) {
             Some(reason) => lasting(format!("{label}: {reason}")),
-            None => Refusal::Passing(format!("{label}: {error}")),
+            None => match causes(error).find_map(system_error) {
+                Some(reason) => Refusal::Passing(format!("{label}: {reason}")),
+                None => Refusal::Passing(format!("{label}: what answers there does not speak the NATS protocol")),
+            },
         },
     }
+}
+
+/// An error of the operating system, or an end of the connection.
+fn system_error(cause: &(dyn Error + 'static)) -> Option<String> {
+    let error = cause.downcast_ref::<io::Error>()?;
+    let ended = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+    );
+    (error.raw_os_error().is_some() || ended).then(|| error.to_string())
 }
 
 /// TLS errors and refused logins also come dressed as I/O errors.

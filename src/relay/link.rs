@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::backoff::Backoff;
 use super::connect::{Refusal, Session, connect};
+use super::panics::caught;
 use super::positions::{Plan, Position};
 use super::publish::{self, End};
 use super::queue::Queue;
@@ -124,17 +125,29 @@ impl Link {
         }
     }
 
-    /// Runs until it is told to end; then nothing is held any more.
+    /// Runs until it is told to end; then nothing is held any more. A panic is shown as the connection's state, and after
+    /// a pause it begins again.
     pub(super) async fn run(mut self) {
+        while let Err(panic) = caught(self.live()).await {
+            self.show(LinkState::Failed, format!("internal error: {panic}"));
+            if self.wait(sleep(SLOW_RETRY)).await == Err(Todo::End) {
+                break;
+            }
+        }
+        self.release();
+    }
+
+    async fn live(&mut self) {
         let mut backoff = Backoff::new(self.spec.reconnect_delay);
         self.show(LinkState::Connecting, String::new());
         while let Some(mut session) = self.connected(&mut backoff).await {
             let since = Instant::now();
             // It may have been given the right since.
             self.blind = false;
-            let end = match self.recover(&mut session).await {
-                Ok(()) => publish::serve(&mut self, session).await,
-                Err(end) => end,
+            let end = match caught(self.recover(&mut session)).await {
+                Ok(Ok(())) => publish::serve(self, session).await,
+                Ok(Err(end)) => end,
+                Err(panic) => self.recovery_panicked(panic),
             };
             if self.closing.is_some() {
                 break;
@@ -157,7 +170,6 @@ impl Link {
                 backoff.reset();
             }
         }
-        self.release();
     }
 
     /// Tries until there is a session; none if told to end.
@@ -173,7 +185,11 @@ impl Link {
                 _ => {}
             }
             let spec = self.spec.clone();
-            let pause = match self.wait(connect(&spec)).await {
+            let connecting = async {
+                let session = caught(connect(&spec)).await;
+                session.unwrap_or_else(|panic| Err(Refusal::Passing(format!("internal error: {panic}"))))
+            };
+            let pause = match self.wait(connecting).await {
                 Ok(Ok(session)) => return Some(session),
                 Ok(Err(Refusal::Lasting(error))) => {
                     self.show(LinkState::Failed, error.to_string());

@@ -12,17 +12,21 @@ mod backoff;
 mod barrier;
 mod connect;
 mod doubt;
+mod files;
 #[cfg(test)]
 mod fuzz;
 mod hub;
 mod jsapi;
 mod link;
+mod panics;
 mod positions;
 mod publish;
 mod queue;
 mod recover;
+mod said;
 mod streams;
 mod unknown;
+mod unsure;
 mod wake;
 mod window;
 mod wire;
@@ -40,6 +44,7 @@ use tokio::sync::mpsc;
 use tracing::{Dispatch, dispatcher, error};
 
 pub use positions::{Plan, Position};
+pub use said::clean;
 
 use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
 use wake::{Reporter, Wake};

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use serde_json::Value;
@@ -72,15 +72,18 @@ pub(super) fn start(plan: &Plan, name: &str, info: &Value) -> Option<DeliverPoli
             if !plan.subjects.iter().any(takes) {
                 return None;
             }
-            let since = plan.since.and_then(|since| since.checked_sub(CLOCK_MARGIN));
-            Some(match since {
-                Some(since) => DeliverPolicy::ByStartTime {
-                    start_time: since.into(),
-                },
+            Some(match plan.since.and_then(start_time) {
+                Some(start_time) => DeliverPolicy::ByStartTime { start_time },
                 None => DeliverPolicy::All,
             })
         }
     }
+}
+
+/// A moment before that time; none for a time at which nothing can have been sent: then all is read.
+fn start_time(since: SystemTime) -> Option<OffsetDateTime> {
+    let possible = UNIX_EPOCH + CLOCK_MARGIN..=SystemTime::now() + CLOCK_MARGIN;
+    possible.contains(&since).then(|| (since - CLOCK_MARGIN).into())
 }
 
 /// Whether the stream may have been made after that time; one of unknown age may.
@@ -105,8 +108,6 @@ pub(super) fn text(value: &Value) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use serde_json::json;
 
     use super::*;
@@ -180,6 +181,27 @@ mod tests {
         back(&mut plan, 3600);
         assert_eq!(start(&plan, "S", &info(9)), Some(DeliverPolicy::All));
         assert_eq!(start(&plan, "S", &info(7)), Some(DeliverPolicy::All));
+    }
+
+    #[test]
+    fn a_time_at_which_nothing_was_sent_is_no_start() {
+        let year = Duration::from_secs(31_557_600);
+        let since = |since| Plan {
+            since: Some(since),
+            ..plan(None, "a.b")
+        };
+        for far in [
+            UNIX_EPOCH - 290_000 * year,
+            UNIX_EPOCH - 2_000 * year,
+            UNIX_EPOCH,
+            SystemTime::now() + year,
+            UNIX_EPOCH + 10_000 * year,
+            UNIX_EPOCH + 290_000 * year,
+        ] {
+            assert_eq!(start(&since(far), "S", &info(3)), Some(DeliverPolicy::All), "{far:?}");
+        }
+        let start = start(&since(SystemTime::now() - year), "S", &info(3));
+        assert!(matches!(start, Some(DeliverPolicy::ByStartTime { .. })), "{start:?}");
     }
 
     #[test]

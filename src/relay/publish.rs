@@ -11,28 +11,26 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
-use tracing::debug;
+use tracing::{debug, trace};
 
 use super::acks::{Oversized, Probe};
 use super::connect::Session;
 use super::doubt::Doubts;
 use super::hub::pass_panic;
 use super::link::{Link, Todo};
-use super::positions::Plan;
-use super::recover::{self, Tail};
+use super::panics::{caught, guard};
+use super::recover;
+use super::unsure::LookedUp;
 use super::window::Window;
-use super::{streams, wire};
+use super::{Report, streams, wire};
 use crate::error::RelayError;
-use crate::message::{LinkState, Message, Outcome, Settled};
+use crate::message::{LinkState, Message};
 
 /// Most messages sent after one whose ack is missing: bounds the memory of the window.
 const MAX_SPAN: usize = 1_000_000;
 
 /// Fewest and most messages in a window; older servers drop what goes beyond 10,000.
 const WINDOW: (usize, usize) = (1, 9_999);
-
-/// Most subjects of a consumer's filter.
-const MAX_FILTERS: usize = 64;
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -58,7 +56,7 @@ pub(super) enum Note {
         default_missing: bool,
     },
     /// What was found of the messages looked for, or why they could not be.
-    LookedFor(Result<Tail, String>),
+    LookedFor(Vec<LookedUp>),
     /// `max_msg_size` of a stream; none if it cannot be had.
     StreamLimit { stream: String, limit: Option<i64> },
     /// Patterns of the subjects a stream takes; none if they cannot be had.
@@ -91,7 +89,7 @@ pub(super) struct Serving<'a> {
     pub(super) unmade: HashMap<i64, String>,
     last_error: Option<String>,
     /// Messages of which an earlier attempt may have been stored, being looked for.
-    looked_for: Vec<Arc<Message>>,
+    pub(super) looked_for: Vec<Arc<Message>>,
     /// For subjects that were denied, how many denials of messages given up since may still come.
     pub(super) denials_to_come: HashMap<String, usize>,
 }
@@ -120,7 +118,9 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
     };
     serving.link.show(LinkState::Connected, serving.session.server.clone());
     serving.keep_streams();
-    let end = serving.run().await;
+    let end = caught(serving.run())
+        .await
+        .unwrap_or_else(|panic| End::Lost(format!("internal error: {panic}")));
     serving.put_away();
     end
 }
@@ -180,11 +180,12 @@ impl Serving<'_> {
         let now = Instant::now();
         while self.window.len() < room && self.window.span() < MAX_SPAN {
             let Some(message) = self.link.queue.pop() else { break };
-            match wire::encode(
-                &message,
-                self.link.spec.subject_prefix.as_deref(),
-                self.session.max_payload,
-            ) {
+            let encoded = guard(|| {
+                trace!(target: "pg_jetstream", id = message.id, "message is sent");
+                let prefix = self.link.spec.subject_prefix.as_deref();
+                wire::encode(&message, prefix, self.session.max_payload)
+            });
+            match encoded.unwrap_or_else(|panic| Err(RelayError::Panicked(panic))) {
                 Ok(wire) => self.send(message, wire, now).await?,
                 Err(error) => self.fail(&message, error),
             }
@@ -285,7 +286,22 @@ impl Serving<'_> {
             reporter: self.link.reporter.clone(),
             note: self.note.clone(),
         };
-        self.keeper = Some(self.helpers.spawn(keeper.run()));
+        let (reporter, note) = (self.link.reporter.clone(), self.note.clone());
+        let ids: Vec<i64> = self.link.streams.iter().map(|spec| spec.id).collect();
+        self.keeper = Some(self.helpers.spawn(async move {
+            let Err(panic) = caught(keeper.run()).await else { return };
+            let reason = format!("internal error: {panic}");
+            for id in &ids {
+                reporter.send(Report::StreamSynced {
+                    id: *id,
+                    error: Some(reason.clone()),
+                });
+            }
+            let _ = note.send(Note::StreamsSeen {
+                unmade: ids.into_iter().map(|id| (id, reason.clone())).collect(),
+                default_missing: false,
+            });
+        }));
     }
 
     fn take_note(&mut self, note: Note) {
@@ -305,58 +321,6 @@ impl Serving<'_> {
                     let _ = write!(detail, "; stream \"{stream}\" does not exist");
                 }
                 self.link.show(LinkState::Connected, detail);
-            }
-        }
-    }
-
-    /// Starts looking for the messages of which an earlier attempt may have been stored.
-    fn look_for_unsure(&mut self) {
-        if self.link.unsure.is_empty() || !self.looked_for.is_empty() || self.link.closing.is_some() {
-            return;
-        }
-        if self.link.blind {
-            // They are dropped by the stream as long as its duplicate window lasts.
-            std::mem::take(&mut self.link.unsure)
-                .into_iter()
-                .for_each(|message| self.link.enqueue(message));
-            return;
-        }
-        self.looked_for = std::mem::take(&mut self.link.unsure);
-        let subjects = recover::subjects(&self.looked_for);
-        let plan = Plan {
-            since: self.looked_for.iter().filter_map(|message| message.unsure_since).min(),
-            filtered: subjects.len() <= MAX_FILTERS,
-            message_ids: recover::message_ids(&self.looked_for),
-            subjects,
-            up_to: i64::MAX,
-            ..Plan::default()
-        };
-        let (client, note) = (self.session.client.clone(), self.note.clone());
-        let prefix = self.link.spec.subject_prefix.clone();
-        self.helpers.spawn(async move {
-            let _ = note.send(Note::LookedFor(recover::read(&client, prefix.as_deref(), &plan).await));
-        });
-    }
-
-    /// Settles what was found; publishes the rest, or leaves it for another time if nothing could be seen.
-    fn unsure_known(&mut self, result: Result<Tail, String>) {
-        let messages = std::mem::take(&mut self.looked_for);
-        match result {
-            Ok(mut tail) => {
-                for message in messages {
-                    match tail.take(message.id, &message.message_id) {
-                        Some((stream, sequence)) => self.link.found(&message, stream, sequence),
-                        None => self.link.enqueue(message),
-                    }
-                }
-            }
-            Err(_) if self.link.blind => messages.into_iter().for_each(|message| self.link.enqueue(message)),
-            Err(reason) => {
-                let failed = messages.iter().map(|message| Settled {
-                    id: message.id,
-                    outcome: Outcome::Failed(RelayError::NotLookedUp(reason.clone())),
-                });
-                self.link.settled.extend(failed);
             }
         }
     }

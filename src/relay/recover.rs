@@ -273,7 +273,7 @@ async fn read_stream(
     let begin = (reached + 1)
         .max(first(info, &from))
         .max(last.saturating_sub(FAR_BEHIND));
-    read_range(&stream, name, begin..=last, None, tail).await
+    read_range(client, &stream, name, begin..=last, None, tail).await
 }
 
 /// Reads messages by sequence, which takes nothing from a work queue. What was consumed already cannot be found.
@@ -293,11 +293,18 @@ async fn read_one_by_one(
         DeliverPolicy::ByStartTime { start_time } => Some(*start_time),
         _ => None,
     };
-    read_range(&stream, name, first(info, &from)..=last, since, tail).await
+    read_range(client, &stream, name, first(info, &from)..=last, since, tail).await
+}
+
+/// Single messages read at the same time: they come whole, and may be as large as the server takes them.
+fn reads_at_once(client: &Client) -> usize {
+    const BYTES: usize = 32 * 1024 * 1024;
+    (BYTES / client.server_info().max_payload.max(1)).clamp(1, 64)
 }
 
 /// Reads backwards: the sequence of the first message stored since a time is not known.
 async fn read_range(
+    client: &Client,
     stream: &jetstream::stream::Stream,
     name: &Arc<str>,
     range: RangeInclusive<u64>,
@@ -306,7 +313,7 @@ async fn read_range(
 ) -> Result<(), String> {
     let mut reads = futures_util::stream::iter(range.rev())
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
-        .buffered(64);
+        .buffered(reads_at_once(client));
     while let Some(read) = reads.next().await {
         if tail.len() > MAX_FOUND {
             return Err(format!("it holds more than {MAX_FOUND} messages to look through"));

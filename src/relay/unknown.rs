@@ -105,6 +105,17 @@ impl Link {
         }
     }
 
+    /// Reading the streams panicked: the messages in doubt are looked up a few at a time once the connection serves, and
+    /// the plan is read from the beginning of the streams.
+    pub(super) fn recovery_panicked(&mut self, panic: String) -> End {
+        self.unsure.append(&mut self.unknown);
+        self.unknown_since = None;
+        if let Some(plan) = &mut self.plan {
+            plan.since = None;
+        }
+        End::Lost(format!("internal error: {panic}"))
+    }
+
     /// What was owed when the connection was opened is settled: what was found for it is of no use, and what has not been
     /// read need not be.
     pub(super) fn forget_tail(&mut self) {

@@ -50,9 +50,9 @@ pub(super) fn channel() -> io::Result<(Reporter, Receiver<Report>, Wake)> {
 }
 
 impl Reporter {
-    /// Sends a report. Nothing happens if the main thread is gone.
+    /// Sends a report, with what a server says in it made harmless. Nothing happens if the main thread is gone.
     pub(super) fn send(&self, report: Report) {
-        if self.reports.send(report).is_ok() && !self.bell.rung.swap(true, Ordering::AcqRel) {
+        if self.reports.send(report.cleaned()).is_ok() && !self.bell.rung.swap(true, Ordering::AcqRel) {
             // The socket is empty when the flag was clear, so that one byte always fits.
             let _ = (&self.bell.socket).write(&[1]);
         }

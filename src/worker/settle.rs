@@ -84,7 +84,7 @@ impl Worker {
                     acked_at,
                 } => {
                     let acked_at = micros::from_time(*acked_at);
-                    let took = (acked_at - flight.due_at).max(0);
+                    let took = acked_at.saturating_sub(flight.due_at).max(0);
                     records.push(Record {
                         message: &flight.message,
                         place: flight.place,

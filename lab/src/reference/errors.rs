@@ -70,6 +70,7 @@ pub(super) fn reasons() -> Vec<(String, &'static str, &'static str)> {
         },
         RelayError::NotLookedUp("permissions violation".into()),
         RelayError::Unsendable("invalid subject \"…\"".into()),
+        RelayError::Panicked("index out of bounds".into()),
         RelayError::Connection("authorization violation".into()),
     ];
     let row = |error: RelayError| (error.to_string(), then(error.class()), advice(&error));
@@ -114,6 +115,9 @@ fn advice(error: &RelayError) -> &'static str {
         }
         RelayError::Unsendable(_) => {
             "With the connection's `subject_prefix` in front, the subject is not one that can be published to"
+        }
+        RelayError::Panicked(_) => {
+            "A defect of the extension: report it with this text; other messages are not affected"
         }
         RelayError::Connection(_) => "Mend address, credentials or TLS in `jetstream.connections`",
     }

@@ -121,6 +121,11 @@ impl Rig {
                 .finish();
             tracing::Dispatch::new(subscriber)
         });
+        Rig::with_dispatch(limits, dispatch)
+    }
+
+    /// A relay whose tracing events go there.
+    pub fn with_dispatch(limits: Limits, dispatch: Option<tracing::Dispatch>) -> Self {
         let relay = Relay::start(limits, dispatch).unwrap();
         Rig {
             relay,
