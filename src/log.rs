@@ -68,7 +68,9 @@ impl<S: Subscriber> Layer<S> for ChannelLayer {
             format!("{} ({})", line.message, line.fields)
         };
         // What a server says may be in it. A full channel drops the line: the relay must not wait for the log.
-        let _ = self.sender.try_send((*event.metadata().level(), crate::relay::clean(text)));
+        let _ = self
+            .sender
+            .try_send((*event.metadata().level(), crate::relay::clean(text)));
     }
 }
 

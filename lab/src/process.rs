@@ -23,6 +23,13 @@ pub fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || threads() > 1)
 }
 
+/// Memory of the process's own (not shared with others), MB. None if there is no such process.
+pub fn private_mb(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
+}
+
 /// The child processes.
 pub fn children(parent: u32) -> Vec<u32> {
     all()

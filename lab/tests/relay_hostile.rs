@@ -146,6 +146,27 @@ fn a_subscriber_on_the_subject_is_not_the_stream() {
     assert_eq!(admin.count("S"), 3);
 }
 
+/// An account may map subjects: the stream that has the message does not take the one it was published to.
+#[test]
+fn a_mapped_subject_is_acknowledged_by_the_stream_that_has_the_message() {
+    let server = NatsServer::builder()
+        .extra("mappings = { \"s.from\": \"s.to\" }")
+        .start()
+        .unwrap();
+    let admin = Admin::new(&server.url());
+    admin.create("S", "s.to");
+    let mut rig = Rig::connected(quick_acks(), spec(&server.url()));
+    rig.publish_and_wait((1..=20).map(|id| message(id, "s.from")));
+    (1..=20).for_each(|id| {
+        assert!(
+            matches!(rig.outcome(id), Outcome::Stored { .. }),
+            "{:?}",
+            rig.outcome(id)
+        )
+    });
+    assert_eq!(admin.count("S"), 20);
+}
+
 /// Memory of this process, MB.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

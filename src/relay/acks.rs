@@ -88,10 +88,12 @@ impl Serving<'_> {
                 stream,
                 sequence,
                 duplicate,
+                elsewhere,
             } => {
                 let ack = Ack {
                     sequence,
                     duplicate,
+                    elsewhere,
                     at: now,
                 };
                 self.acknowledged(token, &stream, ack);

@@ -20,6 +20,8 @@ pub(super) enum Answer<'a> {
         stream: Cow<'a, str>,
         sequence: u64,
         duplicate: bool,
+        /// In another JetStream domain.
+        elsewhere: bool,
     },
     /// JetStream refused it.
     Refused {
@@ -98,6 +100,7 @@ fn read(payload: &[u8]) -> Answer<'_> {
                 stream: ack.stream,
                 sequence: ack.seq,
                 duplicate: ack.duplicate,
+                elsewhere: !ack.domain.is_empty(),
             }
         }
         _ => Answer::Foreign,
@@ -120,6 +123,7 @@ mod tests {
             stream: stream.into(),
             sequence,
             duplicate,
+            elsewhere: duplicate,
         };
         assert_eq!(read(br#"{"stream":"S","seq":7}"#), stored("S", 7, false));
         assert_eq!(

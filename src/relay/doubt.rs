@@ -1,7 +1,7 @@
 //! Answers that may come from another program than JetStream: which streams can have acknowledged a message, and whether
 //! any stream takes the subject of one that only others have answered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,11 +25,28 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Most streams remembered.
 const MAX_TAKERS: usize = 10_000;
 
+/// Most acknowledgements that wait for one stream: more than the window has messages.
+const MAX_WAITING: usize = 20_000;
+
+/// So many mapped subjects of a stream are checked; then it is believed.
+const MAX_MAPPED: usize = 100;
+
+/// What a stream takes.
+#[derive(Debug, Default)]
+pub(super) struct Taking {
+    /// Patterns of its subjects; none if they cannot be had.
+    patterns: Option<Vec<String>>,
+    /// The message that was asked for is there, though its subject is not one of these: the account maps it.
+    mapped: bool,
+}
+
 /// What an acknowledgement says.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ack {
     pub(super) sequence: u64,
     pub(super) duplicate: bool,
+    /// The stream is in another JetStream domain, where it cannot be asked.
+    pub(super) elsewhere: bool,
     pub(super) at: SystemTime,
 }
 
@@ -39,7 +56,10 @@ struct Taker {
     name: Arc<str>,
     /// Patterns of its subjects; none if they cannot be known.
     patterns: Option<Vec<String>>,
-    asked: Instant,
+    /// Subjects that the account maps to others: their messages were found in the stream.
+    mapped: HashSet<String>,
+    /// Subjects it does not take, and when that was found out.
+    others: HashMap<String, Instant>,
     /// The last subject it was found to take.
     last: String,
 }
@@ -50,7 +70,7 @@ impl Taker {
         if self.last == subject {
             return true;
         }
-        let takes = patterns.iter().any(|pattern| subject::matches(subject, pattern));
+        let takes = patterns.iter().any(|pattern| subject::matches(subject, pattern)) || self.mapped.contains(subject);
         if takes {
             subject.clone_into(&mut self.last);
         }
@@ -89,24 +109,37 @@ impl Doubts {
         };
         if taker.takes(subject) {
             Verdict::Yes(taker.name.clone())
-        } else if taker.asked.elapsed() < BELIEF {
+        } else if taker.others.get(subject).is_some_and(|since| since.elapsed() < BELIEF) {
             Verdict::No
         } else {
             Verdict::Unknown
         }
     }
 
-    fn know(&mut self, stream: &str, patterns: Option<Vec<String>>) {
+    fn know(&mut self, stream: &str, subject: &str, taking: Taking) {
         if self.takers.len() >= MAX_TAKERS {
             self.takers.clear();
         }
-        let taker = Taker {
+        let taker = self.takers.entry(stream.to_owned()).or_insert_with(|| Taker {
             name: stream.into(),
-            patterns,
-            asked: Instant::now(),
+            patterns: None,
+            mapped: HashSet::new(),
+            others: HashMap::new(),
             last: String::new(),
-        };
-        self.takers.insert(stream.to_owned(), taker);
+        });
+        taker.patterns = taking.patterns;
+        if taking.mapped {
+            taker.mapped.insert(subject.to_owned());
+        }
+        if taker.mapped.len() >= MAX_MAPPED {
+            taker.patterns = None;
+        }
+        if !taker.takes(subject) {
+            if taker.others.len() >= MAX_TAKERS {
+                taker.others.clear();
+            }
+            taker.others.insert(subject.to_owned(), Instant::now());
+        }
     }
 }
 
@@ -120,34 +153,45 @@ impl Serving<'_> {
         match self.doubts.judge(stream, &on_wire) {
             Verdict::Yes(name) => self.stored(token, name, ack),
             Verdict::No => self.foreign(token),
-            Verdict::Unknown if self.doubts.blind => {
-                self.doubts.know(stream, None);
+            Verdict::Unknown if ack.elsewhere || self.doubts.blind => {
+                self.doubts.know(stream, &on_wire, Taking::default());
                 self.stored(token, stream.into(), ack);
             }
             Verdict::Unknown => {
                 let waiting = self.doubts.waiting.entry(stream.to_owned()).or_default();
+                if waiting.len() >= MAX_WAITING {
+                    return;
+                }
                 waiting.push((token, ack));
                 if waiting.len() > 1 {
                     return;
                 }
                 let (client, note) = (self.session.client.clone(), self.note.clone());
-                let (stream, on_wire) = (stream.to_owned(), on_wire.into_owned());
+                let stream = stream.to_owned();
+                let mine = Mine {
+                    subject: on_wire.into_owned(),
+                    message_id: message.message_id.clone(),
+                    sequence: ack.sequence,
+                };
                 let patience = PATIENCE.min(self.link.limits.ack_timeout / 2);
                 self.helpers.spawn(async move {
-                    let patterns = tokio::time::timeout(patience, patterns_of(&client, &stream, &on_wire)).await;
-                    let patterns = patterns.ok().flatten();
-                    let _ = note.send(Note::Takes { stream, patterns });
+                    let taking = tokio::time::timeout(patience, taking(&client, &stream, &mine)).await;
+                    let _ = note.send(Note::Takes {
+                        stream,
+                        subject: mine.subject,
+                        taking: taking.unwrap_or_default(),
+                    });
                 });
             }
         }
     }
 
     /// Takes up the acknowledgements that waited for this.
-    pub(super) fn takes(&mut self, stream: &str, patterns: Option<Vec<String>>) {
+    pub(super) fn takes(&mut self, stream: &str, subject: &str, taking: Taking) {
         let Some(waiting) = self.doubts.waiting.remove(stream) else {
             return;
         };
-        self.doubts.know(stream, patterns);
+        self.doubts.know(stream, subject, taking);
         for (token, ack) in waiting {
             self.acknowledged(token, stream, ack);
         }
@@ -157,7 +201,9 @@ impl Serving<'_> {
     pub(super) fn cannot_ask(&mut self) {
         self.doubts.blind = true;
         let waiting: Vec<String> = self.doubts.waiting.keys().cloned().collect();
-        waiting.iter().for_each(|stream| self.takes(stream, None));
+        waiting
+            .iter()
+            .for_each(|stream| self.takes(stream, "", Taking::default()));
     }
 
     /// An answer came that is not JetStream's.
@@ -197,19 +243,32 @@ impl Serving<'_> {
     }
 }
 
-/// The subjects a stream takes. A stream that the account does not have takes nothing if another one takes the subject;
-/// otherwise it may be one of another account, whose subjects are imported.
-async fn patterns_of(client: &Client, stream: &str, subject: &str) -> Option<Vec<String>> {
-    match jsapi::stream_config(client, stream).await.ok()? {
-        Some(config) => Some(texts(&config["subjects"])),
-        None => {
-            let names = jsapi::call(client, "STREAM.NAMES", &json!({ "subject": subject }))
-                .await
-                .ok()?;
-            let taken = names["streams"].as_array().is_some_and(|names| !names.is_empty());
+/// A message that a stream has acknowledged.
+struct Mine {
+    subject: String,
+    message_id: String,
+    sequence: u64,
+}
+
+/// What a stream takes. A stream that the account does not have takes nothing if another one takes the subject; otherwise
+/// it may be one of another account, whose subjects are imported.
+async fn taking(client: &Client, stream: &str, mine: &Mine) -> Taking {
+    let subject = &mine.subject;
+    let patterns = match jsapi::stream_config(client, stream).await {
+        Ok(Some(config)) => Some(texts(&config["subjects"])),
+        Ok(None) => {
+            let names = jsapi::call(client, "STREAM.NAMES", &json!({ "subject": subject })).await;
+            let taken = names.is_ok_and(|names| names["streams"].as_array().is_some_and(|names| !names.is_empty()));
             taken.then(Vec::new)
         }
-    }
+        Err(_) => None,
+    };
+    let listed = |patterns: &Vec<String>| patterns.iter().any(|pattern| subject::matches(subject, pattern));
+    let mapped = match &patterns {
+        Some(patterns) if !listed(patterns) => recover::holds(client, stream, mine.sequence, &mine.message_id).await,
+        _ => false,
+    };
+    Taking { patterns, mapped }
 }
 
 /// The texts of an array; none if it is none.
@@ -226,11 +285,20 @@ mod tests {
     fn a_stream_is_believed_for_what_it_takes() {
         let mut doubts = Doubts::default();
         assert!(matches!(doubts.judge("S", "s.a"), Verdict::Unknown));
-        doubts.know("S", Some(vec!["s.>".to_owned()]));
-        doubts.know("ELSEWHERE", None);
+        let taking = |patterns: &[&str], mapped| Taking {
+            patterns: Some(patterns.iter().map(|pattern| (*pattern).to_owned()).collect()),
+            mapped,
+        };
+        doubts.know("S", "s.a", taking(&["s.>"], false));
+        doubts.know("ELSEWHERE", "s.a", Taking::default());
+        assert!(matches!(doubts.judge("S", "t.a"), Verdict::Unknown));
+        doubts.know("S", "t.a", taking(&["s.>"], false));
         assert!(matches!(doubts.judge("S", "s.a"), Verdict::Yes(_)));
         assert!(matches!(doubts.judge("S", "t.a"), Verdict::No));
         assert!(matches!(doubts.judge("S", "s.a"), Verdict::Yes(_)));
         assert!(matches!(doubts.judge("ELSEWHERE", "t.a"), Verdict::Yes(_)));
+        doubts.know("S", "mapped", taking(&["s.>"], true));
+        assert!(matches!(doubts.judge("S", "mapped"), Verdict::Yes(_)));
+        assert!(matches!(doubts.judge("S", "t.a"), Verdict::No));
     }
 }

@@ -133,7 +133,7 @@ proptest! {
     fn an_answer_says_stored_only_with_a_sequence_and_without_an_error(answer in answers(), status in proptest::option::of(200..600u16)) {
         let reply = reply(answer.to_string().into_bytes(), status);
         match read_answer(&reply) {
-            Answer::Stored { sequence, duplicate, stream } => {
+            Answer::Stored { sequence, duplicate, stream, .. } => {
                 prop_assert_ne!(status, Some(503));
                 prop_assert!(answer.get("error").is_none_or(Value::is_null));
                 prop_assert_eq!(answer["seq"].as_u64(), Some(sequence));

@@ -15,7 +15,7 @@ use tracing::{debug, trace};
 
 use super::acks::{Oversized, Probe};
 use super::connect::Session;
-use super::doubt::Doubts;
+use super::doubt::{Doubts, Taking};
 use super::hub::pass_panic;
 use super::link::{Link, Todo};
 use super::panics::{caught, guard};
@@ -59,10 +59,11 @@ pub(super) enum Note {
     LookedFor(Vec<LookedUp>),
     /// `max_msg_size` of a stream; none if it cannot be had.
     StreamLimit { stream: String, limit: Option<i64> },
-    /// Patterns of the subjects a stream takes; none if they cannot be had.
+    /// What a stream takes, asked for because of a message with this subject.
     Takes {
         stream: String,
-        patterns: Option<Vec<String>>,
+        subject: String,
+        taking: Taking,
     },
     /// Patterns of the subjects that streams take, all of them; none if they cannot be had.
     Taken(Option<Vec<String>>),
@@ -308,7 +309,11 @@ impl Serving<'_> {
         match note {
             Note::LookedFor(result) => self.unsure_known(result),
             Note::StreamLimit { stream, limit } => self.stream_limit_known(&stream, limit),
-            Note::Takes { stream, patterns } => self.takes(&stream, patterns),
+            Note::Takes {
+                stream,
+                subject,
+                taking,
+            } => self.takes(&stream, &subject, taking),
             Note::Taken(patterns) => self.taken(patterns.as_deref()),
             Note::StreamsSeen {
                 unmade,

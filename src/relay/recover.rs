@@ -202,6 +202,18 @@ pub(super) async fn all_patterns(client: &Client) -> Result<Vec<String>, ApiErro
         .collect())
 }
 
+/// Whether the stream has a message with this id there.
+pub(super) async fn holds(client: &Client, stream: &str, sequence: u64, message_id: &str) -> bool {
+    let Ok(stream) = jetstream::new(client.clone()).get_stream(stream).await else {
+        return false;
+    };
+    let message = stream.get_raw_message(sequence).await;
+    message.is_ok_and(|message| {
+        let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID);
+        id.is_some_and(|id| id.as_str() == message_id)
+    })
+}
+
 /// Whether the stream is kept by several servers.
 fn replicated(info: &Value) -> bool {
     info["config"]["num_replicas"].as_u64() > Some(1)

@@ -4,7 +4,7 @@ use anyhow::Result;
 use rand::seq::SliceRandom;
 
 use super::world::World;
-use super::{faults_nats, faults_operator, faults_postgres, nodes, promotion};
+use super::{faults_hostile, faults_nats, faults_operator, faults_postgres, nodes, promotion};
 
 /// The outcome of a fault.
 pub enum Effect {
@@ -61,6 +61,7 @@ pub const SINGLE: &[Fault] = &[
     long("stall", faults_nats::stall),
     long("half-close", faults_nats::half_close),
     quick("cut", faults_nats::cut),
+    long("hostile", faults_hostile::hostile),
     long("stream-full", faults_nats::stream_full),
     long("stream-purge", faults_nats::stream_purge),
     long("stream-delete", faults_nats::stream_delete),

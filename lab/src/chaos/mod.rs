@@ -4,6 +4,7 @@
 mod checker;
 mod disk;
 mod faults;
+mod faults_hostile;
 mod faults_nats;
 mod faults_operator;
 mod faults_postgres;
