@@ -1,6 +1,6 @@
-//! From one version of the extension to the next, with messages owed: a copy of the sources is built as the version
-//! after this one, with an upgrade script of its own, and takes the place of this one below a running server.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! Updates the extension to the next version with pending messages. A copy of the sources is built as the version after
+//! this one, with an upgrade script of its own, and replaces this one under a running server.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod e2e_support;
 
@@ -15,7 +15,7 @@ use lab::lab::DATABASE;
 use lab::paths::Paths;
 use lab::{Lab, release, setup, upgrade_script};
 
-/// What the next version has more than this one, in a fresh install and by its upgrade script.
+/// The additions of the next version, both in a fresh install and in its upgrade script.
 const NEXT: &str = "
     alter table jetstream.streams add column note text constraint streams_note_check check (note <> '');
     comment on column jetstream.streams.note is 'What it is for';
@@ -53,7 +53,7 @@ fn next_version(version: &str) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(".")
 }
 
-/// Builds the next version from a copy of the sources; the folder of its files.
+/// Builds the next version from a copy of the sources. Returns the folder of its files.
 fn build_next(paths: &Paths, folder: &Path, version: &str, next: &str) -> std::path::PathBuf {
     let sources = folder.join("sources");
     fs::create_dir(&sources).unwrap();
@@ -78,7 +78,7 @@ fn build_next(paths: &Paths, folder: &Path, version: &str, next: &str) -> std::p
     )
     .unwrap();
     let last = sources.join("sql/monitoring.sql");
-    // `streams` is older, `jetstream_reader` as well: this is where any of the files may say it.
+    // The additions can go to the end of this script, because `streams` and `jetstream_reader` are created before it.
     fs::write(&last, fs::read_to_string(&last).unwrap() + NEXT).unwrap();
     fs::write(sources.join(format!("sql/pg_jetstream--{version}--{next}.sql")), NEXT).unwrap();
 
@@ -98,11 +98,11 @@ fn build_next(paths: &Paths, folder: &Path, version: &str, next: &str) -> std::p
         .arg(paths.pg_config())
         .arg("--out-dir")
         .arg(&out));
-    // The files stand where pg_config says, below the folder.
+    // The files are in this folder, with the paths that pg_config reports.
     out.join(paths.pg_tree().strip_prefix("/").unwrap())
 }
 
-/// Puts the files of another version in the place of those that are there, as a package does: by renaming.
+/// Replaces the installed files with those of another version by renaming, as a package manager does.
 fn replace_files(from: &Path, tree: &Paths) {
     let base = tree.pg_tree();
     for folder in [tree.pg_lib(), tree.pg_extension()] {
@@ -149,12 +149,12 @@ fn says(lab: &Lab, database: &str, text: &str) {
 }
 
 fn drained(lab: &Lab, database: &str) {
-    eventually(lab, LATER, "an empty outbox", || {
+    eventually(lab, LATER, "the outbox is empty", || {
         Ok(lab.postgres.value(database, "select count(*) from jetstream.outbox")? == "0")
     });
 }
 
-/// All messages of a database stand in the stream, once and in the order of their keys.
+/// Checks that all messages of a database are in the stream, once and in order per key.
 fn complete(lab: &Lab, database: &str, last: u64) {
     let mut by_subject: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for message in lab.stream_messages("UP").unwrap() {
@@ -182,7 +182,7 @@ fn an_update_under_a_running_worker_loses_nothing() {
     fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let tree = own_tree(&paths, folder.path());
     let files = build_next(&paths, folder.path(), &version, &next);
-    // What users of a released version have; until this one is released, it is what is installed.
+    // The scripts that users of released versions have. Until this version is released, its script is the installed one.
     let released = release::frozen(&release::folder(&paths)).unwrap();
     for (_, script) in &released {
         fs::copy(script, tree.pg_extension().join(script.file_name().unwrap())).unwrap();
@@ -198,16 +198,16 @@ fn an_update_under_a_running_worker_loses_nothing() {
     drained(&lab, DATABASE);
     lab.sql("select jetstream.publish('up.large', to_jsonb(repeat('x', 100000)))")
         .unwrap();
-    eventually(&lab, SOON, "a dead letter", || {
+    eventually(&lab, SOON, "there is a dead letter", || {
         Ok(lab.value("select count(*) from jetstream.dead_letters")? == "1")
     });
     lab.nats.pause().unwrap();
     put(&lab, DATABASE, 301, 600);
-    eventually(&lab, SOON, "messages in flight", || {
+    eventually(&lab, SOON, "messages are in flight", || {
         Ok(lab.value("select in_flight > 0 from jetstream.status()")? == "t")
     });
 
-    // New SQL, old library.
+    // The SQL objects are new, the loaded library is old.
     replace_files(&files, &tree);
     lab.sql("alter extension pg_jetstream update").unwrap();
     says(
@@ -224,7 +224,7 @@ fn an_update_under_a_running_worker_loses_nothing() {
         .unwrap()
         .parse()
         .unwrap();
-    assert_eq!(owed, 600, "nothing is claimed, and nothing is settled");
+    assert_eq!(owed, 600, "messages were claimed or settled");
     lab.postgres.restart().unwrap();
     drained(&lab, DATABASE);
     complete(&lab, DATABASE, 900);
@@ -234,7 +234,7 @@ fn an_update_under_a_running_worker_loses_nothing() {
         .unwrap();
     assert!(history.parse::<u32>().unwrap() >= 900, "{history}");
 
-    // Old SQL of every released version, new library.
+    // The SQL objects are those of each released version, the library is new.
     lab.sql("create database fresh").unwrap();
     lab.postgres.sql("fresh", "create extension pg_jetstream").unwrap();
     let fresh = catalog(&lab, "fresh");
@@ -269,7 +269,7 @@ fn an_update_under_a_running_worker_loses_nothing() {
         lab.postgres
             .set(&[("pg_jetstream.databases", "postgres,late")])
             .unwrap();
-        // The next one's messages have the same numbers.
+        // The messages of the next version have the same numbers.
         lab.jetstream(async |context| {
             context.get_stream("UP").await?.purge().await?;
             Ok(())
@@ -290,7 +290,7 @@ fn what_is_released_is_what_is_installed() {
             let different: Vec<_> = released.symmetric_difference(&installed).collect();
             assert!(
                 different.is_empty(),
-                "{version} is released: raise the version in Cargo.toml, for these differ: {different:#?}"
+                "{version} is released, but these parts differ, so raise the version in Cargo.toml: {different:#?}"
             );
         }
     }
@@ -303,7 +303,7 @@ fn the_upgrade_script_is_what_the_sources_say() {
         let written = fs::read_to_string(&file).unwrap_or_default();
         assert!(
             written == script,
-            "{} is stale: run `lab/run upgrade-script`",
+            "{} is out of date: run `lab/run upgrade-script`",
             file.display()
         );
     }
