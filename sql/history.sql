@@ -48,8 +48,10 @@ comment on column jetstream.history.headers is 'Headers, if pg_jetstream.history
 create index history_outbox_id on jetstream.history using brin (outbox_id)
     with (pages_per_range = 128, autosummarize = on);
 create index history_failed on jetstream.history (published_at) where not success;
+create index history_webhook on jetstream.history (webhook, published_at) where webhook is not null;
 comment on index jetstream.history_outbox_id is 'What became of one message; by block ranges, as ids come nearly in order: a tree would cost a third of the insert';
 comment on index jetstream.history_failed is 'Recent failures';
+comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
 
 -- Made by ATTACH rather than PARTITION OF: that takes a lock which a long reader of the history does not hold up.
 create function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer

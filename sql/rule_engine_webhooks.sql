@@ -204,9 +204,9 @@ p_webhook_id: webhooks.id';
 
 create function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
 returns jsonb
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-as $$ select jetstream.webhook_call($1, $2, $3, publish_mode => 'nats') $$;
+as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
 comment on function jetstream.rule_webhook_publish_nats(integer, jsonb, text) is
     'Stores a message for NATS, whatever the publish mode; it is published once this transaction commits. The id is made up if null
 webhook_id: webhooks.id
@@ -215,9 +215,9 @@ Arguments as the columns of jetstream.webhook_calls';
 create function jetstream.rule_webhook_call_unified(
     webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
 ) returns jsonb
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-as $$ select jetstream.webhook_call($1, $2, $3, $4) $$;
+as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
 comment on function jetstream.rule_webhook_call_unified(integer, jsonb, text, timestamptz) is
     'Calls a webhook by its publish mode once this transaction commits; returns what was stored
 webhook_id: webhooks.id
@@ -226,18 +226,18 @@ Arguments as the columns of jetstream.webhook_calls';
 create function jetstream.rule_webhook_enqueue(
     p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
 ) returns bigint
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-as $$ select (jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id')::bigint $$;
+as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
 comment on function jetstream.rule_webhook_enqueue(integer, jsonb, timestamptz, text) is
     'Stores a call in the queue, whatever the publish mode; returns its id
 p_webhook_id: webhooks.id
 Arguments as the columns of jetstream.webhook_calls';
 
 create function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-as $$ select jetstream.webhook_call($1, $2, publish_mode => 'queue') $$;
+as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
 comment on function jetstream.rule_webhook_call(integer, jsonb) is
     'Stores a call in the queue, whatever the publish mode; returns what was stored. A worker makes the HTTP call
 p_webhook_id: webhooks.id

@@ -294,44 +294,18 @@ set search_path = pg_catalog, pg_temp
 as $$ select status in (408, 425, 429) or status >= 500 $$;
 comment on function jetstream.http_retryable(integer) is 'Whether a call answered with this HTTP status is worth another attempt';
 
+-- In PL/pgSQL, which keeps its plan: a function in SQL is planned with each call.
 create function jetstream.webhook_subject(webhook jetstream.webhooks) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(webhook.subject,
+begin
+    return coalesce(webhook.subject,
         (select c.webhook_prefix from jetstream.connections c where c.name = webhook.connection)
-            || '.' || regexp_replace(lower(webhook.name), '[^a-z0-9_-]+', '_', 'g'))
+            || '.' || regexp_replace(lower(webhook.name), '[^a-z0-9_-]+', '_', 'g'));
+end
 $$;
 comment on function jetstream.webhook_subject(jetstream.webhooks) is 'Subject a webhook''s messages are published to';
-
-create function jetstream.webhook_enqueue(
-    webhook jetstream.webhooks, payload jsonb, message_id text, scheduled_at timestamptz
-) returns bigint
-language sql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    insert into jetstream.webhook_calls (webhook, message_id, url, method, headers, payload, timeout_ms, max_attempts,
-        scheduled_at)
-    values (webhook.id, message_id, webhook.url, webhook.method, webhook.headers, payload, webhook.timeout_ms,
-        webhook.max_attempts, coalesce(scheduled_at, clock_timestamp()))
-    returning id
-$$;
-comment on function jetstream.webhook_enqueue(jetstream.webhooks, jsonb, text, timestamptz) is 'Stores a call in the queue; returns webhook_calls.id';
-
-create function jetstream.webhook_envelope(webhook jetstream.webhooks, payload jsonb) returns jsonb
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select jsonb_build_object(
-        'webhook_url', webhook.url,
-        'data', payload,
-        'headers', webhook.headers,
-        'method', webhook.method,
-        'timeout_ms', webhook.timeout_ms,
-        'webhook_id', webhook.id,
-        'webhook_name', webhook.name)
-$$;
-comment on function jetstream.webhook_envelope(jetstream.webhooks, jsonb) is 'The message on the wire; secrets appear by name only';
 
 create function jetstream.webhook_by_id(id integer) returns jetstream.webhooks
 language plpgsql stable
@@ -354,6 +328,8 @@ end
 $$;
 comment on function jetstream.webhook_by_id(integer) is 'The webhook, if it exists and is enabled; an ERROR otherwise';
 
+-- On the way of every producer: what other functions say too is written out here, as a call of one costs as much as a
+-- message.
 create function jetstream.webhook_call(
     webhook integer,
     payload jsonb,
@@ -366,12 +342,17 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    w jetstream.webhooks := jetstream.webhook_by_id(webhook_call.webhook);
-    mode text := coalesce(webhook_call.publish_mode, w.publish_mode);
+    w jetstream.webhooks;
+    mode text;
     id text := coalesce(webhook_call.message_id, gen_random_uuid()::text);
     call_id bigint;
     outbox_id bigint;
 begin
+    select k.* into w from jetstream.webhooks k where k.id = webhook_call.webhook;
+    if not found or not w.enabled then
+        w := jetstream.webhook_by_id(webhook_call.webhook);
+    end if;
+    mode := coalesce(webhook_call.publish_mode, w.publish_mode);
     if mode not in ('queue', 'nats', 'both') then
         raise exception 'publish mode "%" is not known', mode
             using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
@@ -381,12 +362,19 @@ begin
                   hint = format('update jetstream.webhooks set nats_enabled = true where id = %s;', w.id);
     end if;
     if mode in ('queue', 'both') then
-        call_id := jetstream.webhook_enqueue(w, webhook_call.payload, id, webhook_call.scheduled_at);
+        insert into jetstream.webhook_calls as c (webhook, message_id, url, method, headers, payload, timeout_ms,
+            max_attempts, scheduled_at)
+        values (w.id, id, w.url, w.method, w.headers, webhook_call.payload, w.timeout_ms, w.max_attempts,
+            coalesce(webhook_call.scheduled_at, clock_timestamp()))
+        returning c.id into call_id;
     end if;
     if mode in ('nats', 'both') then
         insert into jetstream.outbox as o (connection, subject, payload, message_id, deliver_at, key, webhook)
-        values (w.connection, jetstream.webhook_subject(w), jetstream.webhook_envelope(w, webhook_call.payload), id,
-                webhook_call.scheduled_at, webhook_call.key, w.id)
+        values (w.connection, coalesce(w.subject, jetstream.webhook_subject(w)),
+            -- The message on the wire; secrets appear by name only.
+            jsonb_build_object('webhook_url', w.url, 'data', webhook_call.payload, 'headers', w.headers, 'method', w.method,
+                'timeout_ms', w.timeout_ms, 'webhook_id', w.id, 'webhook_name', w.name),
+            id, webhook_call.scheduled_at, webhook_call.key, w.id)
         returning o.id into outbox_id;
     end if;
     return jsonb_strip_nulls(jsonb_build_object(
