@@ -60,6 +60,15 @@ $$;
 -- What a webhook's secrets may be sent to depends on the url.
 drop function jetstream.webhook_resolve(integer, jsonb);
 
+-- Written out in webhook_call, which was slow.
+drop function jetstream.webhook_enqueue(jetstream.webhooks, jsonb, text, timestamptz);
+drop function jetstream.webhook_envelope(jetstream.webhooks, jsonb);
+
+create index if not exists history_webhook on jetstream.history (webhook, published_at) where webhook is not null;
+
+-- Its name hid the window function lag(); it is outbox_lag(text) now.
+drop function jetstream.lag(text);
+
 -- What a publication covers can be updated and deleted.
 alter table jetstream.webhook_secrets replica identity full;
 alter table jetstream.history replica identity full;

@@ -87,7 +87,7 @@ grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook,
     on jetstream.dead_letters to jetstream_reader;
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
-grant execute on function jetstream.status(), jetstream.health(text), jetstream.lag(text), jetstream.worker_status()
+grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.worker_status()
     to jetstream_reader, jetstream_admin;
 
 -- The figures, also for roles that monitor the whole server.
@@ -152,7 +152,7 @@ grant select, insert, update, delete on jetstream.webhooks, jetstream.webhook_ca
     jetstream.rule_nats_publish_history, jetstream.rule_nats_consumer_stats to jetstream_admin;
 grant select (webhook, name, created_at) on jetstream.webhook_secrets to jetstream_admin;
 grant execute on function
-    jetstream.check_webhook_url(text),
+    jetstream.check_webhook_url(text), jetstream.check_call_status(text),
     jetstream.await_connection(text, integer),
     jetstream.webhook_retry(bigint), jetstream.webhook_cleanup(interval, boolean), jetstream.webhook_reclaim(),
     jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text, text[], boolean, text,

@@ -85,7 +85,7 @@ with worker as materialized (
          case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
               else (c.running and c.state = 'connected')::int::double precision end end,
          'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
-        ('connection_lag_seconds', 'gauge', coalesce(extract(epoch from jetstream.lag(c.name))::double precision, 0),
+        ('connection_lag_seconds', 'gauge', coalesce(extract(epoch from jetstream.outbox_lag(c.name))::double precision, 0),
          'Age of the oldest message owed and due; 0 if none is'),
         ('connection_failing_messages', 'gauge',
          (select count(*) from (select o.attempts from jetstream.outbox o

@@ -96,7 +96,7 @@ comment on column jetstream.performance.p50_ms is 'Half are not slower';
 comment on column jetstream.performance.p95_ms is '95 of 100 are not slower';
 comment on column jetstream.performance.p99_ms is '99 of 100 are not slower';
 
-create function jetstream.lag(connection text default null) returns interval
+create function jetstream.outbox_lag(connection text default null) returns interval
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -123,7 +123,7 @@ as $$
          where $1 is null or q.connection = $1 order by q.txid limit 1)
     ) s;
 $$;
-comment on function jetstream.lag(text) is 'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none
+comment on function jetstream.outbox_lag(text) is 'Age of the oldest message owed and due, or captured change, of one connection or of all; null if there is none
 connection: connections.name; null: all';
 
 create function jetstream.status() returns table (
@@ -149,7 +149,7 @@ create function jetstream.status() returns table (
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select w.worker, w.pid, w.state, w.connections, w.in_flight, w.in_flight_bytes, jetstream.lag(), w.claimed,
+    select w.worker, w.pid, w.state, w.connections, w.in_flight, w.in_flight_bytes, jetstream.outbox_lag(), w.claimed,
            w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
            w.started_at, w.last_cycle_at
     from jetstream.worker_status() w;
@@ -203,7 +203,7 @@ begin
         'worker_state', w.state,
         'owed', exists (select from jetstream.outbox o where o.connection = c.name)
             or exists (select from jetstream.capture_queue q where q.connection = c.name),
-        'lag_seconds', round(extract(epoch from jetstream.lag(c.name))::numeric, 3),
+        'lag_seconds', round(extract(epoch from jetstream.outbox_lag(c.name))::numeric, 3),
         'in_flight', w.in_flight,
         'dead_letters', (select count(*) from jetstream.dead_letters d where d.connection = c.name),
         'stream_errors', coalesce((select jsonb_object_agg(s.name, s.sync_error) from jetstream.streams s

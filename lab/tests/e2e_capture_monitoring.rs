@@ -21,7 +21,7 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
     settled(&lab, SOON);
     synced(&lab, "postgres_replication");
     let before = lab.message_count("postgres_replication").unwrap();
-    becomes(&lab, "nothing is pending", "select jetstream.lag() is null", "t");
+    becomes(&lab, "nothing is pending", "select jetstream.outbox_lag() is null", "t");
     // A worker that starts now is paused from its first cycle.
     lab.postgres.set(&[("pg_jetstream.databases", "")]).unwrap();
     lab.wait_until("no worker", || {
@@ -41,12 +41,15 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
         .unwrap();
     for connection in ["", "'default'"] {
         let late = format!(
-            "select jetstream.lag({connection}) between clock_timestamp() - to_timestamp({captured}) - interval '1 s' \
+            "select jetstream.outbox_lag({connection}) between clock_timestamp() - to_timestamp({captured}) - interval '1 s' \
              and clock_timestamp() - to_timestamp({captured}) + interval '1 s'"
         );
         assert_eq!(lab.value(&late).unwrap(), "t");
     }
-    assert_eq!(lab.value("select jetstream.lag('nowhere') is null").unwrap(), "t");
+    assert_eq!(
+        lab.value("select jetstream.outbox_lag('nowhere') is null").unwrap(),
+        "t"
+    );
     assert_eq!(lab.value("select jetstream.health() ->> 'owed'").unwrap(), "true");
     assert_eq!(lab.value("select oldest = (select min(at) from jetstream.capture_queue) from jetstream.outbox_summary order by oldest limit 1").unwrap(), "t");
 
@@ -86,7 +89,7 @@ fn captured_changes_are_owed_before_they_are_messages_and_while_paused() {
     lab.sql("select jetstream.resume()").unwrap();
     settled(&lab, SOON);
     assert_eq!(lab.message_count("postgres_replication").unwrap(), before + 1001);
-    assert_eq!(lab.value("select jetstream.lag() is null").unwrap(), "t");
+    assert_eq!(lab.value("select jetstream.outbox_lag() is null").unwrap(), "t");
 }
 
 #[test]

@@ -47,6 +47,21 @@ where d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::
                   where d.refclassid = 'pg_type'::regclass and d.refobjid in (t.oid, t.typarray)
                     and c.relnamespace = 'jetstream'::regnamespace)
 order by 1, 2;
+-- With the schema on the search_path, no name hides one of PostgreSQL's own.
+select 'function', p.oid::regprocedure::text from pg_proc p
+where p.pronamespace = 'jetstream'::regnamespace
+  and exists (select from pg_proc q where q.pronamespace = 'pg_catalog'::regnamespace and q.proname = p.proname)
+union all
+select 'relation', c.relname from pg_class c
+where c.relnamespace = 'jetstream'::regnamespace and (c.relname like 'pg\_%' or exists (select from pg_class q
+    where q.relnamespace in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) and q.relname = c.relname))
+union all
+select 'type', t.typname from pg_type t
+where t.typnamespace = 'jetstream'::regnamespace
+  and exists (select from pg_type q where q.typnamespace = 'pg_catalog'::regnamespace and q.typname = t.typname)
+union all
+select 'operator', o.oid::regoperator::text from pg_operator o where o.oprnamespace = 'jetstream'::regnamespace
+order by 1, 2;
 -- Everything belongs to the extension.
 select c.relname from pg_class c
 where c.relnamespace = 'jetstream'::regnamespace and c.relkind in ('r', 'p', 'v', 'S')

@@ -77,7 +77,7 @@ statements (n, what) as (select row_number() over (), * from unnest(array[
     $$select jetstream.redrive_all()$$,
     $$select * from jetstream.status()$$,
     $$select jetstream.health()$$,
-    $$select jetstream.lag()$$,
+    $$select jetstream.outbox_lag()$$,
     $$select jetstream.history_maintain('1 day')$$,
     $$select last_value from jetstream.outbox_id_seq$$,
     $$create table jetstream.mine ()$$]))
@@ -90,7 +90,7 @@ set search_path = regress_trap, jetstream;
 create function regress_trap.now() returns timestamptz language plpgsql as $$ begin raise 'trapped as %', current_user; end $$;
 create function regress_trap.gen_random_uuid() returns uuid language plpgsql as $$ begin raise 'trapped as %', current_user; end $$;
 create function regress_trap.format(text, text, text) returns text language plpgsql as $$ begin raise 'trapped as %', current_user; end $$;
-select jetstream.pause(), jetstream.resume(), jetstream.redrive_all(), jetstream.lag() is null, jetstream.reload() is not null;
+select jetstream.pause(), jetstream.resume(), jetstream.redrive_all(), jetstream.outbox_lag() is null, jetstream.reload() is not null;
 select count(*) from jetstream.status();
 reset role;
 reset search_path;

@@ -20,7 +20,7 @@ from generate_series(1, 100) n;
 select connection, subject, total, successful, failed, duplicates, success_rate_pct, avg_latency_ms from jetstream.publish_summary;
 select connection, stream, count, avg_latency_ms, p50_ms, p95_ms, p99_ms from jetstream.performance;
 select state, count(*), min(attempts), max(error) from jetstream.recent_failures group by state order by state;
-select jetstream.lag() > '1 year', jetstream.lag('default') > '1 year', jetstream.lag('nowhere') is null;
+select jetstream.outbox_lag() > '1 year', jetstream.outbox_lag('default') > '1 year', jetstream.outbox_lag('nowhere') is null;
 select jetstream.health() ->> 'owed', (jetstream.health() ->> 'lag_seconds')::numeric > 1e6, jetstream.health() ->> 'dead_letters',
        jetstream.health() ->> 'stream_errors';
 truncate jetstream.outbox, jetstream.history;
@@ -30,7 +30,7 @@ select 1, n, '2020-01-05', 's', 'default', jsonb_build_object('prefix', 'p', 'sc
 from (values (1, '\x62'::bytea), (60, '\x69'), (3, '\x75'), (1, '\x63')) v (n, body);
 select connection, subject, owed, failing, oldest at time zone 'UTC', next_attempt, last_error
 from jetstream.outbox_summary order by subject;
-select jetstream.lag() > '1 year', jetstream.lag('default') > '1 year', jetstream.lag('nowhere') is null,
+select jetstream.outbox_lag() > '1 year', jetstream.outbox_lag('default') > '1 year', jetstream.outbox_lag('nowhere') is null,
        jetstream.health() ->> 'owed';
 truncate jetstream.capture_queue;
-select count(*), jetstream.lag() is null from jetstream.status();
+select count(*), jetstream.outbox_lag() is null from jetstream.status();

@@ -44,6 +44,14 @@ select failure('select jetstream.webhook_dead_letter(null, 7, ''id-2'', ''s'', n
 select failure('insert into jetstream.rule_nats_publish_history (subject) values (''a'')');
 select failure('insert into jetstream.rule_nats_publish_history (subject, success, published_at) values (''a'', true, ''2020-01-01 00:00+00'')');
 select failure('insert into jetstream.rule_nats_publish_history (subject, success, published_at) values (''a'', true, ''infinity'')');
+-- An administrator may store calls and webhooks, and gets the same answers.
+set role jetstream_admin;
+select failure('insert into jetstream.webhook_calls (id, webhook, message_id, status, url, method, headers, timeout_ms, max_attempts)
+                values (-1, 1001, ''x'', ''dead'', ''https://a'', ''POST'', ''{}'', 1, 1)');
+select failure('update jetstream.webhook_calls set status = ''lost'' where id = -1');
+select failure('update jetstream.webhooks set retry_multiplier = 101, publish_mode = ''nats'' where id = 1001');
+reset role;
+delete from jetstream.webhook_calls where id = -1;
 -- Secrets: no error shows the value.
 select failure('select jetstream.rule_webhook_secret_set(1003, ''a b'', ''value'')');
 select failure(E'select jetstream.rule_webhook_secret_set(1003, ''key'', ''line\nline'')');

@@ -204,6 +204,6 @@ fn remember(lab: &Lab, window: &str) -> Result<()> {
 }
 
 fn lag_seconds(client: &mut Client) -> Result<f64> {
-    let query = "select coalesce(extract(epoch from jetstream.lag()), 0)::float8";
+    let query = "select coalesce(extract(epoch from jetstream.outbox_lag()), 0)::float8";
     Ok(client.query_one(query, &[])?.get(0))
 }
