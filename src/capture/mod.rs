@@ -154,7 +154,14 @@ fn capture_changes<'a>(trigger: &'a PgTrigger<'a>) -> NoTuple {
 /// Describes a captured table; `argument` is its trigger's. If that is not what is `known` of it, a relation message is
 /// stored. Returns the description.
 #[pg_extern(volatile)]
-fn capture_relation(relation: pg_sys::Oid, argument: &str, known: Option<&str>) -> String {
+fn capture_relation(relation: Option<pg_sys::Oid>, argument: Option<&str>, known: Option<&str>) -> String {
+    let (Some(relation), Some(argument)) = (relation, argument) else {
+        pg::refuse(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            "capture_relation needs a table and the argument of its capture".into(),
+            "Use jetstream.capture to capture a table.",
+        )
+    };
     let plan = Plan::look_up(relation, argument).unwrap_or_else(|why| unknown(relation, &why));
     let described = format!("{} {}", plan.key_prefix, plan.described);
     if known != Some(described.as_str()) {
