@@ -29,6 +29,8 @@ pub enum Act {
     Flood(Vec<u8>, Vec<u8>),
     /// Spoils acknowledgements.
     Acks(Ack),
+    /// Answers this where JetStream lists its streams.
+    List(Vec<u8>),
 }
 
 /// How an acknowledgement is spoiled.
@@ -190,6 +192,12 @@ impl Shared {
     fn spoil(&self, client: &TcpStream, mut server: BufReader<TcpStream>, act: &Act) -> io::Result<()> {
         let mut first = true;
         while let Some(frame) = Frame::read(&mut server)? {
+            if let Act::List(list) = act
+                && frame.is_list()
+            {
+                self.say(client, &frame.with(list))?;
+                continue;
+            }
             if !frame.is_ack() {
                 self.say(client, &frame.bytes())?;
                 continue;
@@ -253,6 +261,10 @@ impl Frame {
             && self.payload.starts_with(b"{")
     }
 
+    fn is_list(&self) -> bool {
+        String::from_utf8_lossy(&self.payload).contains("stream_list_response")
+    }
+
     fn bytes(&self) -> Vec<u8> {
         match self.line.starts_with("MSG ") || self.line.starts_with("HMSG ") {
             true => [self.line.as_bytes(), b"\r\n", &self.payload, b"\r\n"].concat(),
@@ -307,6 +319,12 @@ pub const NO_ACKS: &[&str] = &[
     "{\"stream\":\"S\",\"seq\":1}{}",
 ];
 
+/// A list of streams that has no end.
+pub fn endless_list() -> Vec<u8> {
+    let stream = r#"{"config":{"name":"X","subjects":["x"]},"state":{"messages":0}}"#;
+    format!("{{\"total\":1000000000,\"offset\":0,\"limit\":256,\"streams\":[{stream}]}}").into_bytes()
+}
+
 /// Errors a server may announce.
 const ERRORS: &[&str] = &[
     "Unknown Protocol Operation",
@@ -333,7 +351,7 @@ const ERRORS: &[&str] = &[
 /// An act drawn at random. None of them says that a message is stored which is not.
 pub fn draw(random: &mut StdRng) -> Act {
     let some = |random: &mut StdRng, least: u64, most: u64| random.random_range(least..=most);
-    match some(random, 0, 19) {
+    match some(random, 0, 20) {
         0 => Act::Says(Vec::new()),
         1 => Act::Says((0..some(random, 1, 5000)).map(|_| random.random()).collect()),
         2 => Act::Says(b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
@@ -357,6 +375,7 @@ pub fn draw(random: &mut StdRng) -> Act {
         14 => Act::Inject((0..some(random, 1, 5000)).map(|_| random.random()).collect()),
         15 => Act::Flood(b"MSG _INBOX.x 1 3221225472\r\n".to_vec(), b"x".to_vec()),
         16 => Act::Acks([Ack::Lost, Ack::Twice][some(random, 0, 1) as usize].clone()),
+        20 => Act::List(endless_list()),
         17 => Act::Acks(Ack::Short(some(random, 0, 25) as usize)),
         n => {
             let text = NO_ACKS

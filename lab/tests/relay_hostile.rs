@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use lab::error::RelayError;
-use lab::hostile::{Ack, Act, Hostile, NO_ACKS, greeting};
+use lab::hostile::{Ack, Act, Hostile, NO_ACKS, endless_list, greeting};
 use lab::message::{LinkState, Message, Outcome};
 use lab::nats::NatsServer;
 use lab::relay::Limits;
@@ -165,6 +165,29 @@ fn a_mapped_subject_is_acknowledged_by_the_stream_that_has_the_message() {
         )
     });
     assert_eq!(admin.count("S"), 20);
+}
+
+#[test]
+fn a_list_without_end_is_given_up_and_the_message_looked_up_again_later() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    forgetful(&admin);
+    let hostile = Hostile::start(server.port(), Act::List(endless_list())).unwrap();
+    let mut rig = Rig::connected(limits(), spec(&hostile.url()));
+    let unsure = || Message {
+        unsure_since: Some(SystemTime::now()),
+        ..message(1, "s.a")
+    };
+    rig.publish_and_wait([unsure()]);
+    match rig.outcome(1) {
+        Outcome::Failed(RelayError::NotLookedUp(reason)) => assert!(reason.contains("no end"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    hostile.set(Act::Honest);
+    rig.clear();
+    rig.publish_and_wait([unsure()]);
+    assert!(matches!(rig.outcome(1), Outcome::Stored { .. }));
+    assert_eq!(admin.count("S"), 1);
 }
 
 /// Memory of this process, MB.

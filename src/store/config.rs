@@ -114,8 +114,8 @@ fn connection(row: &SpiHeapTupleData<'_>) -> SpiResult<(ConnectionSpec, bool)> {
 pub fn streams() -> SpiResult<Vec<StreamSpec>> {
     const SQL: &str = "select s.id::bigint, s.name, s.connection, s.subjects, s.storage, s.retention, s.discard, \
         s.max_messages, s.max_messages_per_subject, s.max_bytes, \
-        (extract(epoch from s.max_age) * 1000)::bigint as max_age, s.max_message_size::bigint, s.replicas::bigint, \
-        (extract(epoch from s.duplicate_window) * 1000)::bigint as duplicate_window, s.allow_message_ttl, \
+        (extract(epoch from least(s.max_age, interval '290 years')) * 1000)::bigint as max_age, s.max_message_size::bigint, s.replicas::bigint, \
+        (extract(epoch from least(s.duplicate_window, interval '290 years')) * 1000)::bigint as duplicate_window, s.allow_message_ttl, \
         s.allow_atomic, s.description \
         from jetstream.streams s join jetstream.connections c on c.name = s.connection and c.enabled order by s.id";
     Spi::connect(|client| client.select(SQL, None, &[])?.map(|row| stream(&row)).collect())

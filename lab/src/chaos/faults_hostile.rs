@@ -7,7 +7,7 @@ use rand::RngExt;
 
 use super::faults::Effect::{self, Happened, Not};
 use super::world::World;
-use crate::hostile::{Act, Hostile, draw};
+use crate::hostile::{Ack, Act, Hostile, draw};
 use crate::process;
 
 /// By how much the worker's memory may grow while a server does its worst, MB.
@@ -69,16 +69,14 @@ pub(super) fn hostile(world: &mut World) -> Result<Effect> {
 
 /// The act in a few words.
 fn brief(act: &Act) -> String {
-    let bytes = |bytes: &[u8]| {
-        String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
-            .escape_debug()
-            .to_string()
-    };
+    let text = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(40)]));
     match act {
-        Act::Says(text) => format!("says {:?}", bytes(text)),
-        Act::Endless(head, _) => format!("endless after {:?}", bytes(head)),
-        Act::Inject(text) => format!("injects {:?}", bytes(text)),
-        Act::Flood(head, _) => format!("floods after {:?}", bytes(head)),
+        Act::Says(bytes) => format!("says {}", text(bytes)),
+        Act::Endless(head, _) => format!("endless after {}", text(head)),
+        Act::Inject(bytes) => format!("injects {}", text(bytes)),
+        Act::Flood(head, _) => format!("floods after {}", text(head)),
+        Act::Acks(Ack::Instead(bytes)) => format!("acknowledges by {}", text(bytes)),
+        Act::Acks(Ack::Before(bytes)) => format!("acknowledges after {}", text(bytes)),
         other => format!("{other:?}"),
     }
 }
