@@ -85,6 +85,9 @@ $$;
 -- What a worker reports has three more arguments.
 drop function if exists jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean);
 
+-- A function that returns another set of columns
+drop function jetstream.status();
+
 -- generated statements
 
 -- The functions that it calls are there now.

@@ -28,6 +28,7 @@ comment on function jetstream.await_connection(text, integer) is
     'Asks the worker to connect anew and waits for the result, so many milliseconds at most
 connection: connections.name
 timeout_ms: Longest wait, milliseconds';
+comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
 comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()
 worker: Database it serves
 pid: Its process; null if none runs
@@ -87,7 +88,8 @@ grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook,
     on jetstream.dead_letters to jetstream_reader;
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
-grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.worker_status()
+grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.worker_status(),
+    jetstream.worker_role()
     to jetstream_reader, jetstream_admin;
 
 -- The figures, also for roles that monitor the whole server.
@@ -106,7 +108,8 @@ grant execute on function
     jetstream.redrive(bigint, boolean), jetstream.redrive_all(text, boolean), jetstream.discard(bigint)
     to jetstream_admin;
 
--- jetstream_worker: what pg_jetstream.role needs, secrets included. Grant it to the login role the worker runs as.
+-- jetstream_worker: what the worker may do, secrets included. It has these rights and no others, unless pg_jetstream.role
+-- names another role, to which this one is granted.
 grant select on jetstream.connections, jetstream.streams, jetstream.control, jetstream.outbox to jetstream_worker;
 grant update (synced_at, sync_error) on jetstream.streams to jetstream_worker;
 grant update, delete on jetstream.outbox to jetstream_worker;

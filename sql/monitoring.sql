@@ -129,6 +129,7 @@ connection: connections.name; null: all';
 create function jetstream.status() returns table (
     worker text,
     pid integer,
+    role text,
     state text,
     connections jsonb,
     in_flight integer,
@@ -149,7 +150,8 @@ create function jetstream.status() returns table (
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select w.worker, w.pid, w.state, w.connections, w.in_flight, w.in_flight_bytes, jetstream.outbox_lag(), w.claimed,
+    select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes,
+           jetstream.outbox_lag(), w.claimed,
            w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
            w.started_at, w.last_cycle_at
     from jetstream.worker_status() w;
@@ -158,6 +160,7 @@ comment on function jetstream.status() is
     'The worker of this database: what it does, its connections, what is in flight, lag, counters since it started, and its last error
 worker: Database it serves
 pid: Its process; null if none runs
+role: Role whose rights it has (pg_jetstream.role); null while it has not begun
 state: What it does, in a word or two; "not running", with the reason in last_error
 connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
 in_flight: Messages claimed and not settled

@@ -9,7 +9,7 @@ use crate::latency::Histogram;
 use crate::pg::json::JsonText;
 use crate::pg::refuse;
 use crate::status::{self, Request};
-use crate::{message, pg, subject, wake};
+use crate::{guc, message, pg, subject, wake};
 
 /// True for a subject one can publish to; an ERROR that says why for any other.
 #[pg_extern(immutable, strict, parallel_safe)]
@@ -77,14 +77,15 @@ fn ask_worker(connection: &str, request: Option<u32>) -> Option<Answer> {
     if !status::preloaded() {
         return None;
     }
-    let slot = status::slot(status::find(|slot| slot.database == database)?);
+    let number = status::find(|slot| slot.database == database)?;
+    let slot = status::slot(number);
     if slot.pid == 0 {
         return answer("not running", slot.stopped.as_str(), false);
     }
     let report = &slot.report;
     let taken = request.is_some_and(|request| report.reconnects_taken.wrapping_sub(request) as i32 >= 0);
-    match slot.links.shown().iter().find(|link| link.name.as_str() == connection) {
-        Some(link) => answer(status::link_state_name(link.state), link.detail.as_str(), taken),
+    match status::links(number).iter().find(|link| link.name == connection) {
+        Some(link) => answer(status::link_state_name(link.state), &link.detail, taken),
         None => answer(
             "unknown",
             "the worker does not see this connection (is it committed?)",
@@ -138,7 +139,15 @@ fn time(micros: i64) -> Option<TimestampWithTimeZone> {
         .flatten()
 }
 
-/// The worker of this database as it reports itself; one row, also where none runs.
+/// Role whose rights the worker of this database has; null if none has begun.
+#[pg_extern(volatile)]
+fn worker_role() -> Option<String> {
+    let (_, slot, stopped) = shown_slot();
+    Some(slot.role.as_str().to_string()).filter(|role| stopped.is_none() && !role.is_empty())
+}
+
+/// The worker of this database as it reports itself; one row, also where none runs. Its columns stay as they are: SQL of
+/// another version may call it until the extension is updated, or the server restarted.
 #[pg_extern(volatile)]
 #[allow(clippy::type_complexity)] // the row type of a set-returning function
 fn worker_status() -> TableIterator<
@@ -164,7 +173,7 @@ fn worker_status() -> TableIterator<
         name!(last_cycle_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let (slot, stopped) = shown_slot();
+    let (number, slot, stopped) = shown_slot();
     let report = &slot.report;
     let running = stopped.is_none();
     let last_error = Some(report.last_error.as_str().to_string()).filter(|text| !text.is_empty());
@@ -172,11 +181,9 @@ fn worker_status() -> TableIterator<
         slot.name.as_str().to_string(),
         running.then_some(slot.pid),
         if running { report.state.as_str() } else { "not running" }.to_string(),
-        JsonB(serde_json::Value::Array(if running {
-            shown_links(&slot.links)
-        } else {
-            Vec::new()
-        })),
+        JsonB(serde_json::Value::Array(
+            number.filter(|_| running).map_or_else(Vec::new, shown_links),
+        )),
         report.in_flight as i32,
         report.in_flight_bytes as i64,
         report.claimed as i64,
@@ -194,9 +201,9 @@ fn worker_status() -> TableIterator<
     ))
 }
 
-/// The slot of this database, and why no worker runs if none does.
-fn shown_slot() -> (status::Slot, Option<String>) {
-    let none = |reason: &str| (status::Slot::default(), Some(reason.to_string()));
+/// The slot of this database with its number, and why no worker runs if none does.
+fn shown_slot() -> (Option<usize>, status::Slot, Option<String>) {
+    let none = |reason: &str| (None, status::Slot::default(), Some(reason.to_string()));
     if !status::preloaded() {
         return none("shared_preload_libraries does not contain pg_jetstream");
     }
@@ -205,19 +212,34 @@ fn shown_slot() -> (status::Slot, Option<String>) {
     }
     let here = pg::my_database();
     let Some(number) = status::find(|slot| slot.database == here) else {
-        return none("pg_jetstream.databases does not name this database");
+        return none(&without_slot());
     };
     let slot = status::slot(number);
     let stopped = (slot.pid == 0).then(|| slot.stopped.as_str().to_string());
-    (slot, stopped)
+    (Some(number), slot, stopped)
 }
 
-fn shown_links(links: &status::Links) -> Vec<serde_json::Value> {
-    let shown = links.shown().iter().map(|link| {
+/// Why the launcher does not serve this database.
+fn without_slot() -> String {
+    let name = pg::my_database_name();
+    if !guc::databases().contains(&name) {
+        return "pg_jetstream.databases does not name this database".to_string();
+    }
+    let slots = guc::max_databases();
+    if status::find(|slot| slot.name.as_str().is_empty() || slot.name.as_str() == name).is_none() {
+        return format!(
+            "{slots} databases are served, and pg_jetstream.max_databases is {slots}: raise it and restart PostgreSQL"
+        );
+    }
+    "the launcher has not begun; if that stays, raise max_worker_processes and restart PostgreSQL".to_string()
+}
+
+fn shown_links(slot: usize) -> Vec<serde_json::Value> {
+    let shown = status::links(slot).into_iter().map(|link| {
         serde_json::json!({
-            "name": link.name.as_str(),
+            "name": link.name,
             "state": status::link_state_name(link.state),
-            "detail": link.detail.as_str(),
+            "detail": link.detail,
         })
     });
     shown.collect()

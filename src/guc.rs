@@ -1,4 +1,5 @@
-//! Every setting. All take effect on reload, but `jetstream.traceparent`, which a session sets.
+//! Every setting. All take effect on reload, but `pg_jetstream.max_databases`, which needs a restart, and
+//! `jetstream.traceparent`, which a session sets.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -6,6 +7,8 @@ use std::time::Duration;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::guc_defaults as default;
+use crate::pg;
+use crate::pg::rights::WORKER;
 use crate::relay::Limits;
 use crate::retry::Backoff;
 
@@ -45,7 +48,9 @@ pub enum LogLevel {
 
 /// Databases a drain worker serves, separated by commas.
 static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
-/// Role the drain workers run as; empty for the bootstrap superuser.
+/// Most databases that can be listed, 1 to 10,000; each takes 2 kB of shared memory.
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
+/// Role whose rights the drain workers have; empty for jetstream_worker.
 static ROLE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 /// Most messages claimed in one transaction, 1 to 100,000.
 static BATCH_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1_000);
@@ -82,9 +87,22 @@ pub fn init() {
         c"Databases whose outbox is published, separated by commas.",
         &DATABASES,
     );
-    string(
+    // PostgreSQL lets no session define what only a restart can change.
+    if pg::preloading() {
+        GucRegistry::define_int_guc(
+            c"pg_jetstream.max_databases",
+            c"Most databases that pg_jetstream.databases can list; takes effect at a restart.",
+            c"",
+            &MAX_DATABASES,
+            1,
+            10_000,
+            GucContext::Postmaster,
+            GucFlags::empty(),
+        );
+    }
+    pg::rights::define_setting(
         c"pg_jetstream.role",
-        c"Role the drain workers run as; empty for the bootstrap superuser.",
+        c"Role whose rights the drain workers have; empty for jetstream_worker.",
         &ROLE,
     );
     int(
@@ -234,9 +252,15 @@ pub fn databases() -> Vec<String> {
     names
 }
 
-/// `pg_jetstream.role`, if set.
-pub fn role() -> Option<String> {
-    Some(text(&ROLE)).filter(|role| !role.is_empty())
+/// `pg_jetstream.max_databases`.
+pub fn max_databases() -> usize {
+    MAX_DATABASES.get().max(1) as usize
+}
+
+/// The role that `pg_jetstream.role` asks for.
+pub fn role() -> String {
+    let role = text(&ROLE);
+    if role.is_empty() { WORKER.to_string() } else { role }
 }
 
 /// The settings one cycle of a drain worker works with.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
-use crate::status::{self, MAX_WORKERS};
+use crate::status;
 use crate::{guc, pg};
 
 /// Longest wait before a worker that keeps ending is started again.
@@ -42,9 +42,12 @@ struct Child {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_jetstream_launcher_main(_arg: pg_sys::Datum) {
     pg::install_signal_handlers(pg::OnTerminate::Die);
-    pg::connect(None, None);
+    pg::connect(None);
+    // It runs no statement, and needs no right to read the list of databases as it does.
+    pg::rights::become_role(pg::rights::powerless());
     pgrx::log!("pg_jetstream: launcher started");
     let mut children: Vec<Child> = Vec::new();
+    let mut unserved: Vec<String> = Vec::new();
     loop {
         pg::reread_config();
         let listed = guc::databases();
@@ -57,10 +60,26 @@ pub extern "C-unwind" fn pg_jetstream_launcher_main(_arg: pg_sys::Datum) {
             }
             keep
         });
+        let mut without_slot = Vec::new();
         for name in &listed {
             if !children.iter().any(|child| &child.database == name) {
-                children.extend(Child::new(name));
+                match Child::new(name) {
+                    Some(child) => children.push(child),
+                    None => without_slot.push(name.clone()),
+                }
             }
+        }
+        if without_slot != unserved {
+            if !without_slot.is_empty() {
+                pgrx::warning!(
+                    "pg_jetstream: {} databases of pg_jetstream.databases are not served, the first of them \"{}\": \
+                     pg_jetstream.max_databases is {}. HINT: raise it and restart PostgreSQL",
+                    without_slot.len(),
+                    without_slot[0],
+                    guc::max_databases()
+                );
+            }
+            unserved = without_slot;
         }
         for child in children.iter_mut().filter(|child| listed.contains(&child.database)) {
             child.look_after();
@@ -69,7 +88,7 @@ pub extern "C-unwind" fn pg_jetstream_launcher_main(_arg: pg_sys::Datum) {
         let next = children.iter().filter(|c| !c.is_running()).map(|c| c.next_start).min();
         let timeout = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
         pg::wait(timeout.max(Duration::from_millis(10)));
-        pgrx::check_for_interrupts!();
+        pg::serve_interrupts();
     }
 }
 
@@ -77,12 +96,7 @@ impl Child {
     /// A slot for a listed database; `None` if all are taken.
     fn new(database: &str) -> Option<Child> {
         let same = status::find(|slot| slot.name.as_str() == database);
-        let Some(slot) = same.or_else(|| status::find(|slot| slot.name.as_str().is_empty())) else {
-            pgrx::warning!(
-                "pg_jetstream: database \"{database}\" is not served: at most {MAX_WORKERS} databases can be listed"
-            );
-            return None;
-        };
+        let slot = same.or_else(|| status::find(|slot| slot.name.as_str().is_empty()))?;
         status::update(slot, |slot| slot.name = database.into());
         Some(Child {
             slot,
@@ -126,7 +140,12 @@ impl Child {
             (self.pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE)
         };
         self.next_start = Instant::now() + self.pause;
-        self.stopped("worker ended and will be started again; see the log");
+        let slot = status::slot(self.slot);
+        self.stopped(&match slot.failure.as_str() {
+            "" => "the worker ended and is started again".to_string(),
+            failure => format!("the worker ended and is started again: {failure}"),
+        });
+        status::update(self.slot, |slot| slot.report.last_error_at = slot.failed_at);
     }
 
     /// Notes why no worker runs; says so in the log when the reason is a new one.
@@ -169,6 +188,12 @@ impl Child {
             Ok(handle) => {
                 self.handle = Some(handle);
                 self.started = Some(Instant::now());
+                // What ended the last one is shown until this one has begun.
+                status::update(self.slot, |slot| {
+                    if slot.pid == 0 && slot.failure.as_str().is_empty() {
+                        slot.stopped = "the worker is starting".into();
+                    }
+                });
             }
             Err(_) => {
                 if self.stopped("no background worker slot is free; raise max_worker_processes") {

@@ -87,6 +87,7 @@ extension_sql_file!(
         "dead_letters",
         "streams",
         "capture",
+        worker_role,
         worker_status,
         request_reload
     ]
@@ -144,10 +145,11 @@ extension_sql_file!(
 /// Defines the settings; when preloaded, also asks for shared memory and registers the launcher.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    pg::failure::disable_backtraces();
     guc::init();
     capture::nesting::watch();
     if pg::preloading() {
-        status::init();
+        status::init(guc::max_databases());
         // A worker would publish from a cluster that is being copied, and hold databases that are being made.
         if !pg::upgrading() {
             launcher::register();

@@ -2,18 +2,24 @@
 //!
 //! Everything here is called on the process's main thread; pgrx panics otherwise.
 
+pub mod area;
 pub mod bulk;
 mod catalog;
 pub mod condition;
 pub mod cursor;
+pub mod dsm;
 pub mod enqueue;
+pub mod failure;
 pub mod fields;
 pub mod finish;
 mod functions;
 pub mod json;
+mod lock;
 mod ranges;
+pub mod rights;
 pub mod row;
 pub mod rows;
+mod session;
 pub mod settings;
 mod transactions;
 pub mod trigger;
@@ -31,6 +37,7 @@ pub use transactions::{
     transaction, transaction_start, wal_insert_position,
 };
 
+pub use lock::try_lock;
 pub use wait::{Waiter, wait};
 
 pub use catalog::{
@@ -77,10 +84,12 @@ pub fn install_signal_handlers(on_terminate: OnTerminate) {
     }
 }
 
-/// Connects the worker to `database` as `role` (`None`: the bootstrap superuser); without a database only the shared
-/// catalogs can be read. Raises FATAL if that cannot be done.
-pub fn connect(database: Option<&str>, role: Option<&str>) {
-    pgrx::bgworkers::BackgroundWorker::connect_worker_to_spi(database, role);
+/// Connects the worker to `database`, as the bootstrap superuser until [`rights::become_role`]; without a database only the
+/// shared catalogs can be read. Nothing that is set for the database or the role decides how its statements run. Raises
+/// FATAL if it cannot connect.
+pub fn connect(database: Option<&str>) {
+    session::configure();
+    pgrx::bgworkers::BackgroundWorker::connect_worker_to_spi(database, None);
 }
 
 /// Rereads the configuration if SIGHUP asked for it; true if it did.
@@ -124,6 +133,18 @@ pub fn my_database() -> u32 {
     unsafe { pg_sys::MyDatabaseId.to_u32() }
 }
 
+/// Name of the current database; to be called in a transaction.
+pub fn my_database_name() -> String {
+    // SAFETY: looks up the catalog; a C string, or null for a database that is gone.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() {
+            return String::new();
+        }
+        CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
 /// Whether a process with this id is a live backend or worker of the cluster.
 pub fn is_alive(pid: i32) -> bool {
     // SAFETY: takes any number; only the result's nullness is used.
@@ -159,6 +180,13 @@ pub fn termination_pending() -> bool {
 pub fn defer_termination() {
     // SAFETY: plain flag of this process; a signal that arrives later sets it again.
     unsafe { pg_sys::ShutdownRequestPending = 0 }
+}
+
+/// Serves interrupts between transactions, where there is no statement that a cancellation could be meant for.
+pub fn serve_interrupts() {
+    // SAFETY: plain flag of this process, written by its signal handler.
+    unsafe { pg_sys::QueryCancelPending = 0 }
+    pgrx::check_for_interrupts!();
 }
 
 /// Ends the process. 0 is never restarted, 1 is.
@@ -206,7 +234,11 @@ pub fn refuse(code: PgSqlErrorCode, message: String, hint: &str) -> ! {
 }
 
 /// Ends the process with a FATAL message; it is started again.
-pub fn fatal(code: PgSqlErrorCode, message: String) -> ! {
-    pg_sys::panic::ErrorReport::new(code, message, "").report(pgrx::PgLogLevel::FATAL);
+pub fn fatal(code: PgSqlErrorCode, message: String, hint: Option<String>) -> ! {
+    let mut report = pg_sys::panic::ErrorReport::new(code, message, "");
+    if let Some(hint) = hint {
+        report = report.set_hint(hint);
+    }
+    report.report(pgrx::PgLogLevel::FATAL);
     unreachable!("FATAL does not return")
 }

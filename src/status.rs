@@ -3,20 +3,18 @@
 //! One slot for each database of `pg_jetstream.databases`; the launcher hands them out. The wake table consists of
 //! atomics alone, so that a commit takes no lock.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::prelude::*;
-use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init};
 
 use crate::latency::Histogram;
 use crate::message::LinkState;
 use crate::notes::Ring;
 use crate::pg;
-
-/// Most databases one cluster can list.
-pub const MAX_WORKERS: usize = 64;
-/// Most connections shown for one worker; further ones work but are not shown.
-pub const MAX_LINKS: usize = 32;
+use crate::pg::area::{Area, Atomic, Shared};
+use crate::pg::dsm::{self, Shown};
 
 /// A string of at most `N` bytes in shared memory; longer ones are cut at a character.
 #[derive(Clone, Copy)]
@@ -51,14 +49,14 @@ impl<const N: usize> Text<N> {
 }
 
 /// One connection of a worker.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Link {
     /// `connections.name`.
-    pub name: Text<63>,
+    pub name: String,
     /// [`LinkState`] as a number.
     pub state: u8,
     /// Server, or reason.
-    pub detail: Text<300>,
+    pub detail: String,
 }
 
 /// What one worker reports. Counters start at zero with the worker.
@@ -94,31 +92,8 @@ pub struct Report {
     pub started_at: i64,
     /// When the last transaction was made.
     pub last_cycle_at: i64,
-    /// Number of the last request to connect anew that [`Slot::links`] takes into account.
+    /// Number of the last request to connect anew that [`links`] takes into account.
     pub reconnects_taken: u32,
-}
-
-/// The connections of one worker. Apart from its report, which is written in each cycle, because there is room for many.
-#[derive(Clone, Copy, Default)]
-pub struct Links {
-    list: [Link; MAX_LINKS],
-    count: usize,
-}
-
-impl Links {
-    /// Shows these, as many as there is room for.
-    pub fn show(&mut self, links: impl Iterator<Item = Link>) {
-        self.count = 0;
-        for (place, link) in self.list.iter_mut().zip(links) {
-            *place = link;
-            self.count += 1;
-        }
-    }
-
-    /// Those shown.
-    pub fn shown(&self) -> &[Link] {
-        &self.list[..self.count]
-    }
 }
 
 /// One slot: the launcher writes the first fields, the worker the rest.
@@ -131,27 +106,23 @@ pub struct Slot {
     /// Process id of the worker; 0 if none runs.
     pub pid: i32,
     /// Why none runs.
-    pub stopped: Text<300>,
+    pub stopped: Text<500>,
+    /// What ended the last one; empty if it ended as it was asked to.
+    pub failure: Text<400>,
+    /// When that was, microseconds since 2000-01-01 UTC.
+    pub failed_at: i64,
+    /// Role whose rights it has; empty while it has not begun.
+    pub role: Text<63>,
     /// What it reports.
     pub report: Report,
-    /// Its connections.
-    pub links: Links,
+    /// Where its connections are shown; 0 for nowhere.
+    pub links: u32,
     /// Connection to connect anew; empty for all. Read when the reconnect counter moved.
     pub reconnect: Text<63>,
 }
 
-/// Slots of all databases.
-#[derive(Clone, Copy)]
-pub struct Slots(pub [Slot; MAX_WORKERS]);
-
-impl Default for Slots {
-    fn default() -> Self {
-        Slots([Slot::default(); MAX_WORKERS])
-    }
-}
-
-// SAFETY: plain data without pointers, only touched under the lock.
-unsafe impl PGRXSharedMemory for Slots {}
+// SAFETY: plain data without pointers; numbers and empty texts are zero.
+unsafe impl Shared for Slot {}
 
 /// Where to find a database's worker. All zero: no worker.
 #[derive(Default)]
@@ -166,17 +137,11 @@ pub struct Wake {
     resting: AtomicBool,
 }
 
-/// Wake entries, by slot number.
-pub struct WakeTable([Wake; MAX_WORKERS]);
-
-impl Default for WakeTable {
-    fn default() -> Self {
-        WakeTable(std::array::from_fn(|_| Wake::default()))
-    }
-}
+// SAFETY: atomics, of which zero is a value.
+unsafe impl Shared for Wake {}
 
 // SAFETY: atomics only.
-unsafe impl PGRXSharedMemory for WakeTable {}
+unsafe impl Atomic for Wake {}
 
 /// Transactions remembered by [`note_synchronous`].
 const REMEMBERED: usize = 16 * 1024;
@@ -197,17 +162,19 @@ unsafe impl PGRXSharedMemory for Synchronous {}
 unsafe impl PGRXSharedMemory for Ring {}
 
 // SAFETY: the names are this extension's own.
-static SLOTS: PgLwLock<Slots> = unsafe { PgLwLock::new(c"pg_jetstream slots") };
-// SAFETY: as above.
-static WAKES: PgAtomic<WakeTable> = unsafe { PgAtomic::new(c"pg_jetstream wakes") };
-// SAFETY: as above.
 static SYNCHRONOUS: PgAtomic<Synchronous> = unsafe { PgAtomic::new(c"pg_jetstream synchronous commits") };
 // SAFETY: as above.
 static NOTES: PgAtomic<Ring> = unsafe { PgAtomic::new(c"pg_jetstream notes") };
+/// One for each database that may be listed.
+static SLOTS: Area<Slot> = Area::new(c"pg_jetstream slots");
+/// Wake entries, by slot number.
+static WAKES: Area<Wake> = Area::new(c"pg_jetstream wakes");
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
-/// Asks for shared memory; only while `shared_preload_libraries` is processed.
-pub fn init() {
+/// Asks for shared memory for so many databases; only while `shared_preload_libraries` is processed.
+pub fn init(databases: usize) {
+    SLOTS.size(databases);
+    WAKES.size(databases);
     pg_shmem_init!(SLOTS);
     pg_shmem_init!(WAKES);
     pg_shmem_init!(SYNCHRONOUS);
@@ -222,22 +189,61 @@ pub fn preloaded() -> bool {
 
 /// Runs `change` on a slot.
 pub fn update(slot: usize, change: impl FnOnce(&mut Slot)) {
-    change(&mut SLOTS.exclusive().0[slot]);
+    SLOTS.write(|slots| change(&mut slots[slot]));
 }
 
 /// A copy of one slot.
 pub fn slot(slot: usize) -> Slot {
-    SLOTS.share().0[slot]
+    SLOTS.read(|slots| slots[slot])
+}
+
+thread_local! {
+    /// Where this process, a worker, shows its connections.
+    static SHOWN: RefCell<Option<Shown>> = const { RefCell::new(None) };
+}
+
+/// Shows the connections of the calling worker, as many as there are. To be called outside a transaction.
+pub fn show_links(slot: usize, links: &[Link]) -> Result<(), pg::SqlError> {
+    let text = serde_json::to_vec(links).unwrap_or_default();
+    let write = |shown: &mut Shown| SLOTS.write(|_| shown.write(&text));
+    if SHOWN.with_borrow_mut(|shown| shown.as_mut().is_some_and(write)) {
+        return Ok(());
+    }
+    let new = pg::transaction(|| Shown::with_room(text.len()))?;
+    let old = SHOWN.replace(new);
+    SHOWN.with_borrow_mut(|shown| {
+        update(slot, |slot| {
+            slot.links = shown.as_mut().map_or(0, |shown| {
+                shown.write(&text);
+                shown.handle()
+            });
+        });
+    });
+    // Nobody finds it any more.
+    if let Some(old) = old {
+        old.end();
+    }
+    Ok(())
+}
+
+/// The connections of a slot's worker.
+pub fn links(slot: usize) -> Vec<Link> {
+    let text = SLOTS.read(|slots| {
+        let handle = slots[slot].links;
+        (handle != 0).then(|| dsm::read(handle)).flatten()
+    });
+    text.and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
 }
 
 /// Number of the slot whose name passes `test`.
 pub fn find(test: impl Fn(&Slot) -> bool) -> Option<usize> {
-    SLOTS.share().0.iter().position(test)
+    SLOTS.read(|slots| slots.iter().position(test))
 }
 
 /// Makes the calling worker the one that commits in `database` wake.
 pub fn listen(slot: usize, database: u32) {
-    let wake = &WAKES.get().0[slot];
+    let wake = &WAKES.unlocked()[slot];
     wake.latch.store(pg::my_latch(), Ordering::Relaxed);
     wake.resting.store(false, Ordering::Relaxed);
     wake.database.store(database, Ordering::Release);
@@ -245,7 +251,7 @@ pub fn listen(slot: usize, database: u32) {
 
 /// Ends [`listen`] for a slot whose worker is gone.
 pub fn deafen(slot: usize) {
-    let wake = &WAKES.get().0[slot];
+    let wake = &WAKES.unlocked()[slot];
     wake.database.store(0, Ordering::Relaxed);
     wake.latch.store(0, Ordering::Relaxed);
 }
@@ -253,12 +259,12 @@ pub fn deafen(slot: usize) {
 /// Whether a slot's worker need not be woken to look at the outbox. After an end of its rest the worker sees every commit
 /// that woke nobody, provided it takes its next snapshot later.
 pub fn rest(slot: usize, resting: bool) {
-    WAKES.get().0[slot].resting.store(resting, Ordering::SeqCst);
+    WAKES.unlocked()[slot].resting.store(resting, Ordering::SeqCst);
 }
 
 /// Counters of reload and reconnect requests for a slot.
 pub fn requests(slot: usize) -> (u32, u32) {
-    let wake = &WAKES.get().0[slot];
+    let wake = &WAKES.unlocked()[slot];
     (
         wake.reloads.load(Ordering::Acquire),
         wake.reconnects.load(Ordering::Acquire),
@@ -267,7 +273,7 @@ pub fn requests(slot: usize) -> (u32, u32) {
 
 /// Whether messages with a `deliver_at` have been inserted since the last call, as far as their commits woke the worker.
 pub fn take_delayed(slot: usize) -> bool {
-    WAKES.get().0[slot].delayed.swap(false, Ordering::SeqCst)
+    WAKES.unlocked()[slot].delayed.swap(false, Ordering::SeqCst)
 }
 
 /// What to ask of a worker besides waking it; each asks for what stands before it, too.
@@ -281,19 +287,23 @@ pub enum Request {
     Reload,
 }
 
+/// Number of the wake entry of a database.
+fn wake_of(database: u32) -> Option<usize> {
+    WAKES
+        .unlocked()
+        .iter()
+        .position(|wake| wake.database.load(Ordering::Acquire) == database)
+}
+
 /// Wakes the worker of a database; false if none listens.
 pub fn wake(database: u32, request: Request) -> bool {
     if !preloaded() {
         return false;
     }
-    let Some(wake) = WAKES
-        .get()
-        .0
-        .iter()
-        .find(|wake| wake.database.load(Ordering::Acquire) == database)
-    else {
+    let Some(number) = wake_of(database) else {
         return false;
     };
+    let wake = &WAKES.unlocked()[number];
     match request {
         Request::Reload => {
             wake.reloads.fetch_add(1, Ordering::Release);
@@ -329,10 +339,8 @@ pub fn reconnect(database: u32, connection: &str) -> Option<u32> {
     if !preloaded() {
         return None;
     }
-    let wakes = &WAKES.get().0;
-    let number = wakes
-        .iter()
-        .position(|wake| wake.database.load(Ordering::Acquire) == database)?;
+    let wakes = &WAKES.unlocked();
+    let number = wake_of(database)?;
     let mut request = 0;
     update(number, |slot| {
         let before = wakes[number].reconnects.fetch_add(1, Ordering::Release);

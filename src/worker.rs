@@ -1,7 +1,7 @@
 //! A drain worker: settle and claim in one short transaction, hand over to the relay, wait, repeat.
 //!
-//! Crash-only: an ERROR that is not a lock timeout ends the process, and the launcher starts it again with nothing but
-//! what is in the tables.
+//! Crash-only: an ERROR ends the process, unless the transaction may succeed when it is made again, and the launcher starts
+//! it again with nothing but what is in the tables.
 
 mod begin;
 mod checkpoint;
@@ -21,7 +21,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
 use rustc_hash::FxHashMap;
 
-use crate::guc::Settings;
+use crate::guc::{self, Settings};
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
 use crate::notes::Reader;
@@ -31,7 +31,7 @@ use crate::relay::{Command, Relay, Report};
 use crate::snapshot::Snapshot;
 use crate::store::{Store, config};
 use crate::{micros, pg, status};
-use begin::must;
+use begin::{must, passing};
 use lane::Lane;
 use link::Links;
 
@@ -82,6 +82,10 @@ struct Worker {
     /// Object id of the outbox: another extension has another one.
     outbox: u32,
     settings: Settings,
+    /// Whose rights it has, and why it has not those of another role that `pg_jetstream.role` asks for.
+    role: String,
+    refused: Option<String>,
+    next_role_look: Instant,
     store: Store,
     relay: Relay,
     waiter: pg::Waiter,
@@ -120,7 +124,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(slot: usize, extension: pg::Extension, outbox: u32) -> std::io::Result<Worker> {
+    fn start(slot: usize, extension: pg::Extension, outbox: u32, role: String) -> std::io::Result<Worker> {
         let settings = Settings::current();
         log::set_level(settings.log_level);
         let (dispatch, log) = Log::start();
@@ -132,6 +136,9 @@ impl Worker {
             next_look: Instant::now(),
             outbox,
             settings,
+            role,
+            refused: None,
+            next_role_look: Instant::now(),
             store: Store::default(),
             waiter: pg::Waiter::new(relay.wake_fd()),
             relay,
@@ -163,7 +170,13 @@ impl Worker {
 
     /// Reads what an earlier worker left: the keys its failed messages hold.
     fn load(&mut self) {
-        for (key, id) in must(pg::transaction(|| config::failing_keys(MAX_HELD as i64))) {
+        let keys = loop {
+            match pg::transaction(|| config::failing_keys(MAX_HELD as i64)) {
+                Err(e) if e.is_passing() => begin::pause(&passing("reading the failing keys", &e)),
+                other => break must(other),
+            }
+        };
+        for (key, id) in keys {
             self.keys.block(key, id, 0);
         }
     }
@@ -190,12 +203,12 @@ impl Worker {
                 self.more_captured || self.has_room_for_more()
             }
             Ok(Err(e)) => must(Ok(Err(e))),
-            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+            Err(e) if e.is_passing() => {
                 self.undo(work, lanes);
                 self.links.stale = true;
                 let again = !self.careful;
                 self.careful = true;
-                self.note_error(&format!("waiting for a lock: {}", e.message));
+                self.note_error(&passing("settling and claiming", &e));
                 again
             }
             Err(e) => must(Err(e)),
@@ -312,6 +325,7 @@ impl Worker {
                 Err(crossbeam_channel::TryRecvError::Disconnected) => pg::fatal(
                     PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
                     "the relay thread has ended".into(),
+                    None,
                 ),
             }
         }
@@ -328,6 +342,40 @@ impl Worker {
         }
         log::set_level(settings.log_level);
         self.settings = settings;
+    }
+
+    /// Takes another role after a reload. One that it could not work with is reported, and looked at again every second:
+    /// it keeps the rights it has until the right that is missing is granted.
+    fn take_role(&mut self) {
+        let name = guc::role();
+        if name == self.role {
+            self.refused = None;
+            return;
+        }
+        let now = Instant::now();
+        if self.refused.is_some() && now < self.next_role_look {
+            return;
+        }
+        self.next_role_look = now + LOOK;
+        match pg::transaction(|| begin::role(&name)) {
+            Ok(Ok(role)) => {
+                pg::rights::become_role(role);
+                status::update(self.slot, |slot| slot.role = name.as_str().into());
+                pgrx::log!("pg_jetstream: worker continues with the rights of role \"{name}\"");
+                self.role = name;
+                self.refused = None;
+            }
+            Ok(Err(reason)) => {
+                let reason = format!("{reason}; the worker keeps the rights of role \"{}\"", self.role);
+                self.note_error(&reason);
+                if self.refused.as_ref() != Some(&reason) {
+                    pgrx::warning!("pg_jetstream: {reason}");
+                    self.refused = Some(reason);
+                }
+            }
+            Err(e) if e.is_passing() => {}
+            Err(e) => must(Err(e)),
+        }
     }
 
     fn note_error(&mut self, error: &str) {
@@ -354,10 +402,10 @@ impl Worker {
         if !self.links.stale {
             self.report.reconnects_taken = self.seen_requests.1;
         }
-        status::update(self.slot, |slot| {
-            slot.report = self.report;
-            slot.links.show(self.links.seen());
-        });
+        if let Err(e) = self.links.show(self.slot) {
+            self.note_error(&format!("the states of the connections cannot be shown: {}", e.message));
+        }
+        status::update(self.slot, |slot| slot.report = self.report);
     }
 
     /// Ends the process: waits a moment for acknowledgements, settles them, leaves the rest to the next worker.

@@ -205,6 +205,8 @@ impl Postgres {
             .arg("-D")
             .arg(self.data())
             .current_dir(&self.dir)
+            // As some environments have it: no test's error may carry a backtrace.
+            .env("RUST_BACKTRACE", "1")
             .process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().context("cannot run postgres")?;

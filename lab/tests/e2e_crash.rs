@@ -65,35 +65,6 @@ fn a_worker_that_is_terminated_or_cancelled_comes_back_and_goes_on() {
     exactly_once(&lab, "S", 1..=2 * BACKLOG + 10);
 }
 
-/// What an old worker that lingers would hold keeps the new one from publishing beside it.
-#[test]
-fn nothing_is_published_while_another_holds_the_lock_of_the_database() {
-    let lab = lab(&[]);
-    let pid = worker(&lab);
-    let mut other = lab.postgres.client(DATABASE).unwrap();
-    let held = std::thread::spawn(move || {
-        other.batch_execute("select pg_advisory_lock(1785164659, 0)").unwrap();
-        other
-    });
-    let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted)";
-    e2e_support::becomes(&lab, "a session that waits for the worker's lock", waits, "t");
-    process::signal(pid, Signal::SIGTERM).unwrap();
-    let other = held.join().unwrap();
-    let state = "select state from jetstream.status()";
-    e2e_support::becomes(
-        &lab,
-        "a worker that waits",
-        state,
-        "waiting: another worker serves this database",
-    );
-    lab.sql(&insert("s.x", 1, 100)).unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(lab.message_count("S").unwrap(), 0);
-    drop(other);
-    drained(&lab, LATER);
-    exactly_once(&lab, "S", 1..=100);
-}
-
 #[test]
 fn a_launcher_that_is_terminated_or_killed_comes_back() {
     let lab = lab(&[]);

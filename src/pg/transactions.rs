@@ -7,6 +7,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 
+use super::rights;
 use crate::snapshot::Snapshot;
 
 /// An ERROR raised inside a transaction that has been rolled back since.
@@ -16,6 +17,22 @@ pub struct SqlError {
     pub code: PgSqlErrorCode,
     /// Message text.
     pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl SqlError {
+    /// Whether the transaction may well succeed when it is made again: another session's lock, change, or cancellation ended
+    /// it.
+    pub fn is_passing(&self) -> bool {
+        [
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+        ]
+        .contains(&self.code)
+    }
 }
 
 /// How a transaction of this process ends.
@@ -57,34 +74,41 @@ unsafe extern "C-unwind" fn transaction_ends(event: pg_sys::XactEvent::Type, cal
     callback(end);
 }
 
-/// Runs `body` in a transaction of its own. An ERROR rolls it back and is returned; a Rust panic goes on.
+/// Runs `body` in a transaction of its own, with the rights this process has taken. An ERROR, also one at the commit, rolls
+/// it back and is returned; a Rust panic goes on.
 pub fn transaction<R>(body: impl FnOnce() -> R) -> Result<R, SqlError> {
     // SAFETY: the worker is connected and in no transaction; what is begun here is ended on every path below.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
+        rights::enter();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
-    let result = pgrx::PgTryBuilder::new(AssertUnwindSafe(|| Ok(body())))
+    let run = || {
+        let value = body();
+        // SAFETY: the snapshot pushed above; deferred triggers run before the commit, with the same rights.
+        unsafe {
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+        }
+        Ok(value)
+    };
+    let result = pgrx::PgTryBuilder::new(AssertUnwindSafe(run))
         .catch_others(|cause| match cause {
             CaughtError::PostgresError(e) | CaughtError::ErrorReport(e) => Err(SqlError {
                 code: e.sql_error_code(),
                 message: e.message().to_string(),
+                hint: e.hint().map(str::to_string),
             }),
             panic => panic.rethrow(),
         })
         .execute();
-    // SAFETY: still inside the transaction begun above; after an ERROR it is in the state AbortCurrentTransaction
-    // expects (pgrx has copied and flushed the error).
-    unsafe {
-        match &result {
-            Ok(_) => {
-                pg_sys::PopActiveSnapshot();
-                pg_sys::CommitTransactionCommand();
-            }
-            Err(_) => pg_sys::AbortCurrentTransaction(),
-        }
+    if result.is_err() {
+        // SAFETY: inside the transaction begun above, in the state AbortCurrentTransaction expects after an ERROR (pgrx
+        // has copied and flushed it).
+        unsafe { pg_sys::AbortCurrentTransaction() }
     }
+    rights::leave();
     result
 }
 

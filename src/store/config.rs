@@ -12,36 +12,6 @@ use crate::micros;
 use crate::order::Key;
 use crate::relay::{Plan, Position};
 
-/// Lets the worker's session plan and wait as it must: no compilation of its small statements, plans kept, index
-/// scans even on a table that was never analyzed, no long wait for anybody's lock.
-pub fn configure_session() -> SpiResult<()> {
-    Spi::connect_mut(|client| {
-        for (name, value) in [
-            ("jit", "off"),
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            ("enable_bitmapscan", "off"),
-            ("enable_sort", "off"),
-            ("synchronous_commit", "off"),
-            ("lock_timeout", "200ms"),
-            ("statement_timeout", "0"),
-            ("search_path", "pg_catalog, pg_temp"),
-            ("application_name", "pg_jetstream"),
-        ] {
-            client.update("select set_config($1, $2, false)", None, &[name.into(), value.into()])?;
-        }
-        Ok(())
-    })
-}
-
-/// Tries to become the one worker of this database; held until the session ends.
-pub fn try_lock() -> SpiResult<bool> {
-    Spi::connect_mut(|client| {
-        let table = client.update("select pg_catalog.pg_try_advisory_lock(1785164659, 0)", None, &[])?;
-        Ok(table.first().get_one::<bool>()?.unwrap_or(false))
-    })
-}
-
 /// Whether `pause()` is in force.
 pub fn paused() -> SpiResult<bool> {
     Ok(Spi::get_one("select exists (select from jetstream.control)")?.unwrap_or(false))

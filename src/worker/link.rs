@@ -32,19 +32,30 @@ pub(super) struct Links {
     pub(super) problem: Option<String>,
     /// The tables are to be read again.
     pub(super) stale: bool,
+    /// What others see is not what there is.
+    changed: bool,
 }
 
 impl Links {
-    /// The connections as others see them.
-    pub(super) fn seen(&self) -> impl Iterator<Item = status::Link> {
-        self.shown.iter().map(|shown| status::Link {
-            name: (&*shown.spec.name).into(),
-            state: shown.state as u8,
-            detail: shown.detail.as_str().into(),
-        })
+    /// Shows the connections to others, if there is anything new to show.
+    pub(super) fn show(&mut self, slot: usize) -> Result<(), pg::SqlError> {
+        if !std::mem::take(&mut self.changed) {
+            return Ok(());
+        }
+        let links: Vec<_> = self
+            .shown
+            .iter()
+            .map(|shown| status::Link {
+                name: shown.spec.name.to_string(),
+                state: shown.state as u8,
+                detail: shown.detail.clone(),
+            })
+            .collect();
+        status::show_links(slot, &links)
     }
 
     fn judge(&mut self) {
+        self.changed = true;
         let up = self.shown.iter().any(|shown| shown.state == LinkState::Connected);
         let first = self.shown.iter().find(|shown| shown.enabled);
         self.problem = match (up, first) {
@@ -73,6 +84,7 @@ impl Worker {
                         (shown.state, shown.detail) = (LinkState::Connecting, String::new());
                     }
                 }
+                self.links.changed = true;
             }
             self.seen_requests = requests;
             self.links.stale = true;

@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use pgrx::PgSqlErrorCode;
-
-use super::begin::must;
+use super::begin::{must, passing};
 use super::{MAINTENANCE, Worker};
 use crate::capture::expand::Seen;
 use crate::pg;
@@ -24,9 +22,7 @@ impl Worker {
             _ => Ok(()),
         });
         match result {
-            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
-                self.note_error(&format!("history partitions: {}", e.message));
-            }
+            Err(e) if e.is_passing() => self.note_error(&passing("keeping the history's partitions", &e)),
             other => must(other),
         }
     }
@@ -42,9 +38,9 @@ impl Worker {
             false => Ok((0, false)),
         });
         match result {
-            Err(e) if e.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+            Err(e) if e.is_passing() => {
                 self.captured = Seen::default();
-                self.note_error(&format!("captured changes: {}", e.message));
+                self.note_error(&passing("making messages of captured changes", &e));
             }
             other => {
                 let (messages, more) = must(other);

@@ -83,7 +83,7 @@ func (s *statistics) report(active bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_, err := s.database.Exec(ctx,
-		`select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6::float8::numeric, $7, $8)`,
+		`select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6::pg_catalog.float8::pg_catalog.numeric, $7, $8)`,
 		s.config.stream, s.config.name, delivered, now.succeeded-before.succeeded, pending, average,
 		now.redelivered-before.redelivered, active)
 	if err != nil {

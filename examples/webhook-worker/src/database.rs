@@ -154,8 +154,7 @@ impl Database {
     /// Reports what was done since the last report.
     pub async fn report(&self, tally: &Tally, pending: Option<i64>, active: bool) -> Result<(), DatabaseError> {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let text =
-            "select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, ($6::float8)::numeric, $7, $8)";
+        let text = "select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, ($6::pg_catalog.float8)::pg_catalog.numeric, $7, $8)";
         self.query(
             text,
             &[
@@ -196,8 +195,8 @@ impl Database {
 
     /// Claims calls of the queue that are due.
     pub async fn claim(&self, n: i32, lease: Duration) -> Result<Vec<Claimed>, DatabaseError> {
-        let text = "select call_id, url, method, headers, payload::text, timeout_ms, message_id, attempt
-                    from jetstream.webhook_claim($1, $2, $3 * interval '1 millisecond')";
+        let text = "select call_id, url, method, headers, payload::pg_catalog.text, timeout_ms, message_id, attempt
+                    from jetstream.webhook_claim($1, $2, $3 operator(pg_catalog.*) interval '1 millisecond')";
         let lease = lease.as_secs_f64() * 1000.0;
         let parameters: &[(&(dyn ToSql + Sync), Type)] =
             &[(&self.worker, Type::TEXT), (&n, Type::INT4), (&lease, Type::FLOAT8)];
@@ -227,7 +226,7 @@ impl Database {
 
     /// Says that a claimed call failed, and how; true if the database has given it up.
     pub async fn fail(&self, call: &Claimed, failure: &Failure<'_>) -> Result<bool, DatabaseError> {
-        let text = "select jetstream.webhook_fail($1, $2, $3, ($4::float8) * interval '1 second', $5, $6, $7, $8, $9)";
+        let text = "select jetstream.webhook_fail($1, $2, $3, ($4::pg_catalog.float8) operator(pg_catalog.*) interval '1 second', $5, $6, $7, $8, $9)";
         let rows = self
             .query(
                 text,
