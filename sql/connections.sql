@@ -116,11 +116,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if tg_op = 'INSERT' then
-        delete from jetstream.connections c
-        where c.name = new.name and c.name = 'default' and c.updated_at is null
-          and not exists (select from jetstream.streams s where s.connection = c.name)
-          and not exists (select from jetstream.outbox o where o.connection = c.name)
-          and not exists (select from jetstream.webhooks w where w.connection = c.name);
+        delete from jetstream.connections c where c.name = new.name and c.name = 'default' and c.updated_at is null;
     else
         if new.name <> old.name and old.name = 'default' then
             raise exception 'connection "default" cannot be renamed'

@@ -56,7 +56,9 @@ begin
         raise exception 'a figure of consumer "%" is below zero', new.consumer
             using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
     end if;
-    new.updated_at := now();
+    if tg_op = 'UPDATE' then
+        new.updated_at := now();
+    end if;
     if new.avg_processing_ms is not null and new.timed = 0
         or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
         new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;

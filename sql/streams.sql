@@ -23,8 +23,6 @@ create table jetstream.streams (
     created_at timestamptz not null default now(),
     constraint streams_pkey primary key (id),
     constraint streams_name_key unique (connection, name),
-    constraint streams_connection_fkey foreign key (connection) references jetstream.connections (name)
-        on update cascade,
     constraint streams_name_valid check (name ~ '^[^\s.*>/\\]{1,255}$'),
     constraint streams_subjects_not_empty check (cardinality(subjects) > 0),
     constraint streams_storage_known check (storage in ('file', 'memory')),

@@ -68,9 +68,7 @@ create table jetstream.webhooks (
     constraint webhooks_retry_multiplier_range check (retry_multiplier between 1 and 100),
     constraint webhooks_subject_valid check (jetstream.check_subject(subject)),
     constraint webhooks_publish_mode_known check (publish_mode in ('queue', 'nats', 'both')),
-    constraint webhooks_nats_enabled check (nats_enabled or publish_mode = 'queue'),
-    constraint webhooks_connection_fkey foreign key (connection) references jetstream.connections (name)
-        on update cascade
+    constraint webhooks_nats_enabled check (nats_enabled or publish_mode = 'queue')
 );
 comment on table jetstream.webhooks is 'HTTP endpoints that are called for events';
 comment on column jetstream.webhooks.id is 'Number of the webhook';
@@ -112,8 +110,7 @@ begin
         raise exception 'webhook name "%" of % bytes is not valid', left(new.name, 100), octet_length(new.name)
             using errcode = 'invalid_parameter_value', hint = 'A name has 1 to 255 bytes and is not blank.';
     end if;
-    perform jetstream.check_webhook_url(new.url), jetstream.check_headers(new.headers),
-            jetstream.check_connection(new.connection);
+    perform jetstream.check_webhook_url(new.url), jetstream.check_headers(new.headers);
     if new.method not in ('GET', 'POST', 'PUT', 'PATCH', 'DELETE') then
         raise exception 'method "%" of webhook "%" is not known', left(new.method, 100), new.name
             using errcode = 'invalid_parameter_value', hint = 'Use GET, POST, PUT, PATCH or DELETE.';
@@ -199,8 +196,7 @@ create table jetstream.webhook_secrets (
     value text,
     created_at timestamptz not null default now(),
     constraint webhook_secrets_key unique (webhook, name),
-    constraint webhook_secrets_valid check (jetstream.check_secret(name, value)),
-    constraint webhook_secrets_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
+    constraint webhook_secrets_valid check (jetstream.check_secret(name, value))
 );
 -- A publication may cover it, and its rows are changed and deleted; name and value are checked by a function, and not as
 -- parts of a primary key, whose errors show the row.
@@ -252,8 +248,7 @@ create table jetstream.webhook_calls (
     -- The function is called for others alone, and says why.
     constraint webhook_calls_status_known
         check (status in ('pending', 'claimed', 'succeeded', 'failed', 'dead') or jetstream.check_call_status(status)),
-    constraint webhook_calls_message_id_valid check (jetstream.check_message_id(message_id)),
-    constraint webhook_calls_webhook_fkey foreign key (webhook) references jetstream.webhooks (id) on delete cascade
+    constraint webhook_calls_message_id_valid check (jetstream.check_message_id(message_id))
 );
 comment on table jetstream.webhook_calls is 'The queue of publish mode queue: one row for each call, kept until cleaned up';
 comment on column jetstream.webhook_calls.id is 'Number of the call';

@@ -226,6 +226,7 @@ fn check_new(new: &Columns, old: Option<&Columns>) {
     if let Some(name) = new
         .text(column::CONNECTION)
         .filter(|name| name != "default" && before.as_ref() != Some(name))
+        .filter(|_| old.is_some() || !is_restored(new))
     {
         check_connection(&name);
     }
@@ -233,6 +234,12 @@ fn check_new(new: &Columns, old: Option<&Columns>) {
     if old.is_none() {
         inserted(new);
     }
+}
+
+/// Whether another transaction has stored the row before, so that a dump brings it. The connection may come after it.
+fn is_restored(new: &Columns) -> bool {
+    new.value(column::TXID)
+        .is_some_and(|txid| txid as u64 != pg::assigned_xid())
 }
 
 fn inserted(row: &Columns) {

@@ -77,6 +77,7 @@ extension_sql_file!(
     name = "webhook_queue",
     requires = ["webhooks"]
 );
+extension_sql_file!("../sql/references.sql", name = "references", requires = ["webhooks"]);
 extension_sql_file!("../sql/consumers.sql", name = "consumers", requires = ["webhooks"]);
 extension_sql_file!(
     "../sql/monitoring.sql",
@@ -138,7 +139,13 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/grants.sql",
     name = "grants",
-    requires = ["metrics", "rule_engine_nats", "rule_engine_webhooks", "capture_ddl"],
+    requires = [
+        "metrics",
+        "references",
+        "rule_engine_nats",
+        "rule_engine_webhooks",
+        "capture_ddl"
+    ],
     finalize
 );
 

@@ -21,6 +21,7 @@ pub mod row;
 pub mod rows;
 mod session;
 pub mod settings;
+mod switched;
 mod transactions;
 pub mod trigger;
 pub mod types;

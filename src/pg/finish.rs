@@ -204,6 +204,8 @@ macro_rules! utility {
             if copies {
                 tell(Event::End { depth });
             }
+            // SAFETY: the statement has been executed and is not changed by that.
+            unsafe { super::switched::after(statement) }
         }
     };
 }
