@@ -22,6 +22,10 @@ RUN mkdir -p target/pgrx \
 
 FROM postgres:${PG_MAJOR}-bookworm
 ARG PG_MAJOR
+# The certificates that connections with TLS (tls://, nats over TLS) are checked against.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/usr/lib/postgresql/${PG_MAJOR}/lib/ /usr/lib/postgresql/${PG_MAJOR}/lib/
 COPY --from=build /out/usr/share/postgresql/${PG_MAJOR}/extension/ /usr/share/postgresql/${PG_MAJOR}/extension/
 # What initdb makes a new cluster's postgresql.conf from.

@@ -56,10 +56,8 @@ bench: ## measure how fast it is, each figure beside its reference (ONLY=drain,i
 reference: ## write docs/reference.md from the comments in the catalog
 	@$(LAB) reference
 
-lint: ## clippy, warnings denied, and the rules of sql/
-	@$(LAB) setup
+lint: ## formatting, clippy (warnings denied), rules of sql/, dependencies against deny.toml, spelling, shell scripts
 	@$(LAB) lint
-	@cargo clippy --workspace --all-targets -- -D warnings
 
 fmt: ## format the code
 	@cargo fmt --all

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::paths::Paths;
 use crate::progress::{self, Done, seconds};
-use crate::{install, matrix, regress, setup, up};
+use crate::{install, lint, matrix, regress, setup, tools, up};
 
 /// What the two minutes of chaos draw from.
 const CHAOS_SEED: &str = "5";
@@ -39,18 +39,13 @@ pub fn run(paths: &Paths) -> Result<Count> {
     let feature = paths.feature();
     let features = ["--no-default-features", "--features", &feature];
     let mut checks = Checks::new(paths);
-    checks.cargo("formatting", &["fmt", "--all", "--check"], one)?;
-    let clippy = [
-        &["clippy", "--workspace", "--all-targets"],
-        &features[..],
-        &["--", "-D", "warnings"],
-    ]
-    .concat();
-    checks.cargo("clippy", &clippy, one)?;
+    lint::run(&mut checks, paths)?;
     let unit = [&["test", "-p", "pg_jetstream", "--lib"], &features[..]].concat();
     checks.cargo("unit tests", &unit, count_cargo)?;
     let programs = ["test", "-p", "webhook-worker", "-p", "console"];
     checks.cargo("example programs", &programs, count_cargo)?;
+    checks.worker("Go worker", tools::go_tests(paths), count_go)?;
+    checks.worker("Node.js worker", tools::node_tests(paths), count_node)?;
     let started = Instant::now();
     match install::run(paths) {
         Ok(()) => {
@@ -69,6 +64,13 @@ pub fn run(paths: &Paths) -> Result<Count> {
             &format!("{error:#}"),
         ),
     }
+    Ok(checks.total)
+}
+
+/// Runs what needs no server and no extension: formatting, clippy, dependencies, spelling, shell scripts.
+pub fn lint(paths: &Paths) -> Result<Count> {
+    let mut checks = Checks::new(paths);
+    lint::run(&mut checks, paths)?;
     Ok(checks.total)
 }
 
@@ -114,6 +116,36 @@ impl<'a> Checks<'a> {
         let count = count(&done);
         self.report(name, count, done.took, &done.output);
         Ok(count)
+    }
+
+    /// A command that is one check.
+    pub(crate) fn command(&mut self, name: &str, command: Result<Command>) -> Result<()> {
+        self.worker(name, command, one)
+    }
+
+    /// A check that runs in this process.
+    pub(crate) fn result(&mut self, name: &str, result: Result<()>) {
+        let started = Instant::now();
+        let (passed, failed) = if result.is_ok() { (1, 0) } else { (0, 1) };
+        let output = result.map_or_else(|error| format!("{error:#}"), |()| String::new());
+        self.report(name, Count { passed, failed }, started.elapsed(), &output);
+    }
+
+    /// Tests of a program, or another command, that cargo does not run.
+    fn worker(&mut self, name: &str, command: Result<Command>, count: fn(&Done) -> Count) -> Result<()> {
+        let started = Instant::now();
+        match command {
+            Ok(command) => {
+                let log = self.paths.logs().join(format!("{}.log", name.replace(' ', "-")));
+                let done = progress::capture(name, command, &log)?;
+                self.report(name, count(&done), done.took, &done.output);
+            }
+            Err(error) => {
+                let count = Count { passed: 0, failed: 1 };
+                self.report(name, count, started.elapsed(), &format!("{error:#}"));
+            }
+        }
+        Ok(())
     }
 
     /// By cargo: the tests before may have built this program anew, in the place of the one that runs.
@@ -221,6 +253,29 @@ fn count_regress(done: &Done) -> Count {
     no_less_than_one_failure(count, done)
 }
 
+/// `--- PASS: TestName (0.00s)`; tests within tests are indented and do not count.
+fn count_go(done: &Done) -> Count {
+    let lines = |start: &str| done.output.lines().filter(|line| line.starts_with(start)).count() as u32;
+    let count = Count {
+        passed: lines("--- PASS:"),
+        failed: lines("--- FAIL:"),
+    };
+    no_less_than_one_failure(count, done)
+}
+
+/// `# pass 12` and `# fail 0`.
+fn count_node(done: &Done) -> Count {
+    let number = |start: &str| {
+        let mut lines = done.output.lines();
+        lines.find_map(|line| line.strip_prefix(start)?.trim().parse().ok())
+    };
+    let count = Count {
+        passed: number("# pass ").unwrap_or(0),
+        failed: number("# fail ").unwrap_or(0),
+    };
+    no_less_than_one_failure(count, done)
+}
+
 /// A command that fails without naming a test has failed all the same.
 fn no_less_than_one_failure(count: Count, done: &Done) -> Count {
     let failed = if done.success {
@@ -268,6 +323,17 @@ mod tests {
             Count { passed: 0, failed: 1 }
         );
         assert_eq!(count_cargo(&done(true, "")), Count::default());
+    }
+
+    #[test]
+    fn counts_the_tests_of_go_and_node() {
+        let go =
+            "=== RUN   TestA\n--- PASS: TestA (0.00s)\n    --- PASS: TestA/x (0.00s)\n--- FAIL: TestB (0.00s)\nFAIL";
+        assert_eq!(count_go(&done(false, go)), Count { passed: 1, failed: 1 });
+        assert_eq!(count_go(&done(false, "build failed")), Count { passed: 0, failed: 1 });
+        let node = "TAP version 13\nok 1 - a\n1..13\n# tests 13\n# pass 12\n# fail 1\n";
+        assert_eq!(count_node(&done(false, node)), Count { passed: 12, failed: 1 });
+        assert_eq!(count_node(&done(true, "")), Count::default());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use lab::checks::{self, Count};
 use lab::paths::Paths;
 use lab::{
     bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak,
-    sql_check, up, upgrade_script,
+    up, upgrade_script,
 };
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.
@@ -74,6 +74,8 @@ enum Cmd {
     },
     /// Run all checks and tests
     Test,
+    /// Run the checks that need no server: formatting, clippy, the rules of sql/, dependencies, spelling, shell scripts
+    Lint,
     /// Build for and test with the major versions of PostgreSQL in Debian, and print a table
     Matrix {
         /// Run only these major versions
@@ -92,8 +94,6 @@ enum Cmd {
         #[arg(long = "try")]
         try_out: bool,
     },
-    /// Check the rules that every statement of sql/ observes
-    Lint,
     /// Write docs/reference.md from the comments in the catalog
     Reference,
     /// Write the script in sql/ that updates the last released version to this one
@@ -134,15 +134,6 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Install {
             pg_config: Some(pg_config),
         } => install::run_into(&setup::run_for_build()?, &pg_config)?,
-        Cmd::Lint => {
-            let found = sql_check::run(&Paths::find()?)?;
-            found.iter().for_each(|line| println!("{line}"));
-            return Ok(if found.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
-        }
         Cmd::Demo => demo::run(&setup::run()?)?,
         Cmd::Up => {
             let paths = setup::run()?;
@@ -187,6 +178,7 @@ fn run(command: Cmd) -> Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
+        Cmd::Lint => return Ok(verdict(checks::lint(&setup::run()?)?)),
         Cmd::Test => return Ok(verdict(checks::run(&setup::run()?)?)),
         Cmd::Matrix { majors, everything } => {
             let majors = if majors.is_empty() { matrix::majors() } else { majors };

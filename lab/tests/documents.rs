@@ -138,6 +138,16 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "run by: lab/tests/e2e_webhook_workers.rs",
     ),
     (
+        "examples/nats-workers/go/README.md",
+        "go test",
+        "they are tests of their own",
+    ),
+    (
+        "examples/nats-workers/nodejs/README.md",
+        "npm test",
+        "they are tests of their own",
+    ),
+    (
         "examples/webhook-worker/README.md",
         "cargo build",
         "run by: lab/tests/e2e_webhook_workers.rs",

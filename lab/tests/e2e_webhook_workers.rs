@@ -9,7 +9,9 @@ use std::sync::LazyLock;
 
 use lab::paths::Paths;
 use lab::tools;
-use worker_support::{Kind, answers, build, graceful, queue, repository, secrets, silence, thousand, throughput};
+use worker_support::{
+    Kind, answers, build, graceful, queue, repository, secrets, silence, started, thousand, throughput,
+};
 
 /// `examples/webhook-worker`, in the build profile of these tests.
 static RUST: LazyLock<Kind> = LazyLock::new(|| {
@@ -49,9 +51,19 @@ static NODEJS: LazyLock<Kind> = LazyLock::new(|| {
     let node = tools::node(&paths).unwrap();
     Kind {
         name: "nodejs",
-        command: vec![node.get_program().to_str().unwrap().to_owned(), "worker.js".to_owned()],
+        command: vec![
+            node.get_program().to_str().unwrap().to_owned(),
+            dir.join("worker.js").to_str().unwrap().to_owned(),
+        ],
         dir,
     }
+});
+
+/// The same by `npm start`.
+static NPM: LazyLock<Kind> = LazyLock::new(|| Kind {
+    name: NODEJS.name,
+    command: tools::npm(&Paths::ready().unwrap(), &["start"]).unwrap(),
+    dir: NODEJS.dir.clone(),
 });
 
 /// `examples/nats-workers/go`.
@@ -69,6 +81,11 @@ static GO: LazyLock<Kind> = LazyLock::new(|| {
 #[test]
 fn rust_thousand_calls() {
     thousand::thousand_calls(&RUST);
+}
+
+#[test]
+fn rust_started_as_documented() {
+    started::two_on_one_machine_report_and_stop(&RUST, &RUST, false);
 }
 
 #[test]
@@ -127,6 +144,11 @@ fn nodejs_thousand_calls() {
 }
 
 #[test]
+fn nodejs_started_as_documented() {
+    started::two_on_one_machine_report_and_stop(&NODEJS, &NPM, true);
+}
+
+#[test]
 fn nodejs_stops_gracefully() {
     graceful::a_stop_loses_nothing_and_calls_nothing_twice(&NODEJS);
 }
@@ -179,6 +201,11 @@ fn nodejs_health_and_metrics() {
 #[test]
 fn go_thousand_calls() {
     thousand::thousand_calls(&GO);
+}
+
+#[test]
+fn go_started_as_documented() {
+    started::two_on_one_machine_report_and_stop(&GO, &GO, true);
 }
 
 #[test]

@@ -29,7 +29,7 @@ type config struct {
 	allowedNetworks             []netip.Prefix
 	maxResponseBytes            int64
 	statsInterval               time.Duration
-	httpListen                  string
+	httpListen                  *string // nil: the first free port
 	shutdownTimeout             time.Duration
 }
 
@@ -69,14 +69,13 @@ func readConfig() (c config, err error) {
 		requestTimeout:   number("REQUEST_TIMEOUT_MS", 30_000, 1, 3_600_000),
 		maxResponseBytes: int64(number("MAX_RESPONSE_BYTES", 65_536, 0, 1<<30)),
 		statsInterval:    milliseconds("STATS_INTERVAL_MS", 10_000, 10, 3_600_000),
-		httpListen:       "127.0.0.1:8080",
 		shutdownTimeout:  milliseconds("SHUTDOWN_TIMEOUT_MS", 30_000, 0, 3_600_000),
 	}
 	c.deadLetterStream = text("DEAD_LETTER_STREAM", c.stream+"_DEAD")
 	c.deadLetterMaxAge = milliseconds("DEAD_LETTER_MAX_AGE_MS", 2_592_000_000, 0, 315_360_000_000)
 	c.deadLetterSubject = text("DEAD_LETTER_SUBJECT", "dead_letters."+c.stream)
 	if listen, set := os.LookupEnv("HTTP_LISTEN"); set {
-		c.httpListen = listen
+		c.httpListen = &listen
 	}
 	var wrong error
 	if c.allowedNetworks, wrong = networks(text("ALLOW_PRIVATE_ADDRESSES", "false")); wrong != nil {

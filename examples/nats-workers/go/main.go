@@ -3,8 +3,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os/signal"
 	"sync"
@@ -24,6 +26,9 @@ const (
 )
 
 func main() {
+	if err := loadEnv(".env"); err != nil {
+		log.Fatal(err)
+	}
 	c, err := readConfig()
 	if err != nil {
 		log.Fatal(err)
@@ -65,14 +70,19 @@ func run(ctx context.Context, c config) error {
 
 	w := &worker{config: c, js: js, database: database, client: newClient(c)}
 	w.statistics = newStatistics(c, database, w.waiting)
-	if c.httpListen != "" {
-		server := &http.Server{Addr: c.httpListen, Handler: w.pages(ctx, connection), ReadHeaderTimeout: 10 * time.Second}
+	listener, err := listen(c.httpListen)
+	if err != nil {
+		return err
+	}
+	if listener != nil {
+		server := &http.Server{Handler: w.pages(ctx, connection), ReadHeaderTimeout: 10 * time.Second}
 		go func() {
-			if err := server.ListenAndServe(); err != http.ErrServerClosed {
+			if err := server.Serve(listener); err != http.ErrServerClosed {
 				log.Fatal(err)
 			}
 		}()
 		defer server.Close()
+		log.Printf("/health, /ready and /metrics are at http://%s/", listener.Addr())
 	}
 
 	log.Printf("%s takes %s from %s as %s", c.name, c.subject, c.stream, c.consumer)
@@ -94,7 +104,35 @@ func run(ctx context.Context, c config) error {
 	}
 	// Acknowledgements that are still in the buffer.
 	_ = connection.FlushTimeout(farewell)
+	log.Print(w.statistics.summary())
 	return nil
+}
+
+// Without HTTP_LISTEN the first free one of these ports is taken, so that several workers run on one machine.
+const (
+	firstPort = 8080
+	lastPort  = 8099
+)
+
+// listen gives nil if there is nothing to listen on.
+func listen(address *string) (net.Listener, error) {
+	if address != nil && *address == "" {
+		return nil, nil
+	} else if address != nil {
+		listener, err := net.Listen("tcp", *address)
+		if err != nil {
+			return nil, fmt.Errorf("HTTP_LISTEN %s: %w", *address, err)
+		}
+		return listener, nil
+	}
+	for port := firstPort; port <= lastPort; port++ {
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
+			return listener, err
+		}
+	}
+	log.Printf("no /health, /ready and /metrics: ports %d to %d are in use; set HTTP_LISTEN", firstPort, lastPort)
+	return nil, nil
 }
 
 // within does something for as long as it may take, and tells whether it came to its end.

@@ -24,6 +24,7 @@ type statistics struct {
 	database *pgxpool.Pool
 	waiting  func() *uint64 // how many messages wait for the consumer; nil if it cannot tell
 	due      chan struct{}
+	started  time.Time
 
 	mutex    sync.Mutex
 	total    totals
@@ -31,7 +32,9 @@ type statistics struct {
 }
 
 func newStatistics(c config, database *pgxpool.Pool, waiting func() *uint64) *statistics {
-	return &statistics{config: c, database: database, waiting: waiting, due: make(chan struct{}, 1)}
+	return &statistics{
+		config: c, database: database, waiting: waiting, due: make(chan struct{}, 1), started: time.Now(),
+	}
 }
 
 // count: one delivery is done with.
@@ -44,6 +47,9 @@ func (s *statistics) count(deliveries uint64, outcome func(*totals), took time.D
 	}
 	outcome(&s.total)
 	s.total.milliseconds += float64(took.Microseconds()) / 1000
+	if s.total.delivered%reportEveryMessages == 0 {
+		log.Print(s.total.summary(time.Since(s.started)))
+	}
 	if s.total.delivered-s.reported.delivered >= reportEveryMessages {
 		select {
 		case s.due <- struct{}{}:
@@ -83,9 +89,10 @@ func (s *statistics) report(active bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_, err := s.database.Exec(ctx,
-		`select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6::pg_catalog.float8::pg_catalog.numeric, $7, $8)`,
+		`select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6::pg_catalog.float8::pg_catalog.numeric, $7, $8,
+			$9, $10, $11)`,
 		s.config.stream, s.config.name, delivered, now.succeeded-before.succeeded, pending, average,
-		now.redelivered-before.redelivered, active)
+		now.redelivered-before.redelivered, active, s.config.consumer, "explicit", s.config.maxDeliver)
 	if err != nil {
 		log.Printf("statistics not reported, kept for the next report: %v", err)
 		return
@@ -93,6 +100,19 @@ func (s *statistics) report(active bool) {
 	s.mutex.Lock()
 	s.reported = now
 	s.mutex.Unlock()
+}
+
+// summary is for the log: every 100 messages, and when the worker ends.
+func (s *statistics) summary() string {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.total.summary(time.Since(s.started))
+}
+
+func (t totals) summary(uptime time.Duration) string {
+	average := t.milliseconds / float64(max(t.delivered, 1))
+	return fmt.Sprintf("📊 Statistics:\n   Processed: %d\n   Succeeded: %d\n   Failed: %d\n   Avg Time: %.2fms\n   Uptime: %.0fs",
+		t.delivered, t.succeeded, t.delivered-t.succeeded, average, uptime.Seconds())
 }
 
 // metrics writes the totals in the text format of Prometheus.

@@ -1,5 +1,12 @@
-// What the environment says. The README lists the variables.
+// What the environment says, and for what it does not say, the file .env of the working folder. The README lists the
+// variables.
 import net from 'node:net';
+
+try {
+  process.loadEnvFile('.env');
+} catch (error) {
+  if (error.code !== 'ENOENT') throw new Error(`cannot read .env: ${error.message}`);
+}
 
 function text(name, byDefault) {
   return process.env[name] || byDefault;
@@ -54,6 +61,6 @@ export const config = {
   allowedNetworks: networks('ALLOW_PRIVATE_ADDRESSES'),
   maxResponseBytes: number('MAX_RESPONSE_BYTES', 65_536, 0, 1_073_741_824),
   statsIntervalMs: number('STATS_INTERVAL_MS', 10_000, 10, 3_600_000),
-  httpListen: process.env.HTTP_LISTEN ?? '127.0.0.1:8080',
+  httpListen: process.env.HTTP_LISTEN ?? null, // null: the first free port
   shutdownMs: number('SHUTDOWN_TIMEOUT_MS', 30_000, 0, 3_600_000),
 };

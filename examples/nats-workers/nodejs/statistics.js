@@ -10,6 +10,7 @@ export class Statistics {
   #database;
   #pending;
   #timer;
+  #started = performance.now();
 
   // `pending` says how many messages wait for the consumer; null if it cannot.
   constructor(database, pending) {
@@ -24,6 +25,7 @@ export class Statistics {
     this.#total[outcome] += 1;
     this.#total.redelivered += redelivered ? 1 : 0;
     this.#total.milliseconds += milliseconds;
+    if (this.#total.delivered % EVERY_MESSAGES === 0) console.log(this.summary());
     if (this.#total.delivered - this.#reported.delivered >= EVERY_MESSAGES) this.#report(true);
   }
 
@@ -46,13 +48,24 @@ export class Statistics {
     const since = (what) => now[what] - this.#reported[what];
     const average = since('delivered') > 0 ? since('milliseconds') / since('delivered') : null;
     try {
-      await this.#database.query('select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6, $7, $8)', [
+      const text = 'select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)';
+      await this.#database.query(text, [
         config.stream, config.name, since('delivered'), since('succeeded'), pending, average, since('redelivered'), active,
+        config.consumer, 'explicit', config.maxDeliver,
       ]);
       this.#reported = now;
     } catch (error) {
       console.error(`statistics not reported, kept for the next report: ${error.message}`);
     }
+  }
+
+  // For the log: every 100 messages, and when the worker ends.
+  summary() {
+    const { delivered, succeeded, milliseconds } = this.#total;
+    const average = delivered > 0 ? milliseconds / delivered : 0;
+    const uptime = (performance.now() - this.#started) / 1000;
+    return `📊 Statistics:\n   Processed: ${delivered}\n   Succeeded: ${succeeded}\n   Failed: ${delivered - succeeded}\n`
+      + `   Avg Time: ${average.toFixed(2)}ms\n   Uptime: ${uptime.toFixed(0)}s`;
   }
 
   // In the text format of Prometheus.

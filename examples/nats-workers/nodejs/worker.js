@@ -8,6 +8,7 @@ import { bury } from './dead_letter.js';
 import { call, Impossible } from './http.js';
 import { messageId, read, withSecrets } from './message.js';
 import { serve } from './pages.js';
+import { delayMs, worthAnotherTry } from './retry.js';
 import { Statistics } from './statistics.js';
 
 // How long one pull waits for a message; stopping an idle worker takes as long.
@@ -82,18 +83,10 @@ async function attempt(message) {
     headers['idempotency-key'] = messageId(message);
     const { status, retryAfter } = await call({ ...asked, headers });
     if (status >= 200 && status < 300) return null;
-    const again = [408, 425, 429].includes(status) || status >= 500;
-    return { reason: `HTTP status ${status}`, status, again, retryAfter };
+    return { reason: `HTTP status ${status}`, status, again: worthAnotherTry(status), retryAfter };
   } catch (error) {
     return { reason: error.message || error.code, again: !(error instanceof Impossible) };
   }
-}
-
-// Exponential, half of it random, and as long as the endpoint asks for if that is longer.
-function delayMs(attempts, retryAfter) {
-  const backoff = Math.min(config.backoffBaseMs * 2 ** (attempts - 1), config.backoffCapMs) * (0.5 + Math.random() / 2);
-  const asked = /^\d+$/.test(retryAfter ?? '') ? retryAfter * 1000 : Date.parse(retryAfter) - Date.now();
-  return Math.round(Math.max(backoff, Math.min(asked || 0, config.retryAfterCapMs)));
 }
 
 // Makes the call of one message and settles it.
@@ -140,8 +133,13 @@ async function pull() {
   }
 }
 
-const stopped = new Promise((resolve) => ['SIGTERM', 'SIGINT'].forEach((signal) => process.once(signal, resolve)));
-serve(state, database, statistics);
+// A handler that stays: npm and a terminal's Ctrl-C both send the signal, and the second one must not end the process.
+const stopped = new Promise((resolve) => ['SIGTERM', 'SIGINT'].forEach((signal) => process.on(signal, resolve)));
+const pages = await serve(state, database, statistics).catch((error) => {
+  console.error(error.message);
+  process.exit(1);
+});
+if (pages) console.log(`/health, /ready and /metrics are at http://${pages}/`);
 const nats = await Promise.race([connectToNats(), stopped.then(() => null)]);
 if (nats) {
   console.log(`${config.name} takes ${config.subject} from ${config.stream} as ${config.consumer}`);
@@ -153,4 +151,5 @@ if (nats) {
   await Promise.race([statistics.end(), late]);
   await Promise.race([nats.drain(), sleep(2_000)]);
 }
+console.log(statistics.summary());
 process.exit(0);

@@ -1,5 +1,7 @@
 //! What the parts of a worker share, and how they start and stop.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -49,7 +51,7 @@ impl App {
     async fn new(config: Config) -> Result<Arc<Self>, String> {
         let client = Client::new(config.allow_private_addresses.clone(), config.max_response_bytes)
             .map_err(|error| format!("HTTP client: {}", crate::chain(&error)))?;
-        let database = Database::new(&config.database_url, &config.stream_name, &config.consumer_name)?;
+        let database = Database::new(&config)?;
         let nats = match config.consumes_nats() {
             true => Some(stream::connect(&config).await?),
             false => None,
@@ -127,9 +129,7 @@ pub async fn run(config: Config) -> Result<(), String> {
     let metrics = observe::install()?;
     let app = App::new(config).await?;
     let mut parts = TaskTracker::new();
-    if let Some(address) = app.config.listen()? {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.map_err(|error| format!("HTTP_LISTEN {address}: {error}"))?;
+    if let Some(listener) = listen(&app.config.listen()?).await? {
         tokio::spawn(observe::serve(app.clone(), metrics, listener));
     }
     if let Some(nats) = &app.nats {
@@ -177,6 +177,24 @@ async fn finish(app: &App, parts: &mut TaskTracker) {
     if let Some(nats) = &app.nats {
         let _ = tokio::time::timeout(FAREWELL, nats.client().flush()).await;
     }
+}
+
+/// Listens at the first address that is free. None if there is no address, or several and none of them is free.
+async fn listen(addresses: &[SocketAddr]) -> Result<Option<TcpListener>, String> {
+    for address in addresses {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                info!("/health, /ready and /metrics are at http://{address}/");
+                return Ok(Some(listener));
+            }
+            Err(error) if addresses.len() > 1 && error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(format!("HTTP_LISTEN {address}: {error}")),
+        }
+    }
+    if let [first, .., last] = addresses {
+        warn!("no /health, /ready and /metrics: {first} to {last} are in use; set HTTP_LISTEN");
+    }
+    Ok(None)
 }
 
 async fn asked_to_stop() -> Result<(), String> {

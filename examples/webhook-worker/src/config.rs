@@ -1,12 +1,16 @@
 //! Settings, from environment variables or the command line.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, value_parser};
 
 use crate::address::Guard;
 use crate::outcome::Backoff;
+
+/// Ports of /health, /ready and /metrics where HTTP_LISTEN is not set.
+const DEFAULT_PORTS: RangeInclusive<u16> = 8080..=8099;
 
 /// Makes the HTTP calls of pg_jetstream's webhooks, from NATS JetStream and from the queue in PostgreSQL.
 #[derive(Clone, Debug, Parser)]
@@ -81,9 +85,9 @@ pub struct Config {
     /// Statistics are reported as often, and after every 100 messages; milliseconds
     #[arg(long, env, default_value_t = 10_000, value_parser = value_parser!(u64).range(10..))]
     pub stats_interval_ms: u64,
-    /// Address of /health, /ready and /metrics; empty: none
-    #[arg(long, env, default_value = "127.0.0.1:8080")]
-    pub http_listen: String,
+    /// Address of /health, /ready and /metrics; empty: none; left out: 127.0.0.1 and the first free port from 8080 to 8099
+    #[arg(long, env)]
+    pub http_listen: Option<String>,
     /// Whether to drain the queue of PostgreSQL
     #[arg(long, env, default_value_t = true, action = ArgAction::Set)]
     pub queue_enabled: bool,
@@ -125,12 +129,16 @@ impl Config {
         !self.nats_url.trim().is_empty()
     }
 
-    /// Where to answer HTTP requests, if anywhere.
-    pub fn listen(&self) -> Result<Option<SocketAddr>, String> {
-        match self.http_listen.as_str() {
-            "" => Ok(None),
-            text => match text.parse() {
-                Ok(address) => Ok(Some(address)),
+    /// Where to answer HTTP requests: at the first of these that is free.
+    pub fn listen(&self) -> Result<Vec<SocketAddr>, String> {
+        match self.http_listen.as_deref() {
+            // Several workers run on one machine without a setting.
+            None => Ok(DEFAULT_PORTS
+                .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+                .collect()),
+            Some("") => Ok(Vec::new()),
+            Some(text) => match text.parse() {
+                Ok(address) => Ok(vec![address]),
                 Err(_) => Err(format!("HTTP_LISTEN is not an address and a port: {text}")),
             },
         }

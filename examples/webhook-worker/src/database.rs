@@ -9,6 +9,7 @@ use tokio_postgres::types::{Json, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::config::Config;
 use crate::envelope::{Headers, RawHeaders};
 use crate::stats::Tally;
 
@@ -105,12 +106,16 @@ pub struct Database {
     client: Mutex<Option<Arc<Client>>>,
     stream: String,
     worker: String,
+    queue_group: String,
+    max_deliver: i32,
 }
 
 impl Database {
     /// Reads the url; connects when the first statement needs it.
-    pub fn new(url: &str, stream: &str, worker: &str) -> Result<Self, String> {
-        let mut config: tokio_postgres::Config = url
+    pub fn new(settings: &Config) -> Result<Self, String> {
+        let worker = &settings.consumer_name;
+        let mut config: tokio_postgres::Config = settings
+            .database_url
             .parse()
             .map_err(|error| format!("DATABASE_URL cannot be read: {}", crate::chain(&error)))?;
         if config.get_user().is_none() {
@@ -128,8 +133,10 @@ impl Database {
             config,
             tls: MakeRustlsConnect::new(tls),
             client: Mutex::new(None),
-            stream: stream.to_owned(),
-            worker: worker.to_owned(),
+            stream: settings.stream_name.clone(),
+            worker: worker.clone(),
+            queue_group: settings.queue_group.clone(),
+            max_deliver: i32::try_from(settings.max_deliver).unwrap_or(i32::MAX),
         })
     }
 
@@ -154,7 +161,9 @@ impl Database {
     /// Reports what was done since the last report.
     pub async fn report(&self, tally: &Tally, pending: Option<i64>, active: bool) -> Result<(), DatabaseError> {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let text = "select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5, ($6::pg_catalog.float8)::pg_catalog.numeric, $7, $8)";
+        let text = "select jetstream.rule_nats_consumer_update_stats($1, $2, $3, $4, $5,
+                        ($6::pg_catalog.float8)::pg_catalog.numeric, $7, $8,
+                        p_queue_group => $9, p_ack_policy => 'explicit', p_max_deliver => $10)";
         self.query(
             text,
             &[
@@ -166,6 +175,8 @@ impl Database {
                 (&tally.average_ms(), Type::FLOAT8),
                 (&number(tally.redelivered), Type::INT8),
                 (&active, Type::BOOL),
+                (&self.queue_group, Type::TEXT),
+                (&self.max_deliver, Type::INT4),
             ],
         )
         .await

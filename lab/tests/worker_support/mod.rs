@@ -11,6 +11,7 @@ pub mod graceful;
 pub mod queue;
 pub mod secrets;
 pub mod silence;
+pub mod started;
 pub mod thousand;
 pub mod throughput;
 
@@ -100,7 +101,7 @@ impl<'a> Place<'a> {
         for (name, value) in variables {
             environment.insert((*name).to_owned(), (*value).to_owned());
         }
-        Worker::start(self, name, environment)
+        Worker::start(self, self.kind, name, &environment)
     }
 
     /// Creates a webhook of mode `nats` that calls the endpoint. Returns its id.
@@ -188,10 +189,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn start(place: &Place, name: &str, environment: BTreeMap<String, String>) -> Worker {
+    fn start(place: &Place, kind: &Kind, name: &str, environment: &BTreeMap<String, String>) -> Worker {
         let log = place.lab.nats.dir().join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let kind = place.kind;
         let mut command = Command::new(&kind.command[0]);
         command
             .args(&kind.command[1..])
