@@ -325,3 +325,26 @@ fn the_set_up_script_runs() {
     let claim = "set role webhook_worker; select count(*) from jetstream.webhook_claim('w')";
     assert_eq!(lab.sql(claim).unwrap().concat().last().unwrap(), "0");
 }
+
+/// A workflow names only targets of the Makefile, commands of the lab and scripts that there are.
+#[test]
+fn workflows_run_what_there_is() {
+    let makefile = std::fs::read_to_string(repository().join("Makefile")).unwrap();
+    let mut commands = 0;
+    for name in ["ci.yml", "nightly.yml"] {
+        let workflow = documents(&repository().join(".github/workflows").join(name)).remove(0);
+        for (job, steps) in workflow["jobs"].as_object().unwrap() {
+            for run in steps["steps"].as_array().unwrap().iter().filter_map(|step| step["run"].as_str()) {
+                let words: Vec<&str> = run.split_whitespace().collect();
+                let there = match words[0] {
+                    "make" => makefile.contains(&format!("\n{}: ", words[1])),
+                    "cargo" => words[1] == "test",
+                    script => repository().join(script).is_file(),
+                };
+                assert!(there, "{name}, {job}: {run}");
+                commands += 1;
+            }
+        }
+    }
+    assert!(commands >= 8, "{commands} commands");
+}
