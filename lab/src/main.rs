@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use lab::checks::{self, Count};
 use lab::paths::Paths;
 use lab::{
-    bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak,
-    up, upgrade_script,
+    bench, chaos, demo, install, matrix, package, package_try, reference, release, second_major, setup, soak, up,
+    upgrade_script,
 };
 
 /// Throwaway PostgreSQL and NATS servers for pg_jetstream.

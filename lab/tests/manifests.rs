@@ -334,7 +334,12 @@ fn workflows_run_what_there_is() {
     for name in ["ci.yml", "nightly.yml"] {
         let workflow = documents(&repository().join(".github/workflows").join(name)).remove(0);
         for (job, steps) in workflow["jobs"].as_object().unwrap() {
-            for run in steps["steps"].as_array().unwrap().iter().filter_map(|step| step["run"].as_str()) {
+            for run in steps["steps"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(|step| step["run"].as_str())
+            {
                 let words: Vec<&str> = run.split_whitespace().collect();
                 let there = match words[0] {
                     "make" => makefile.contains(&format!("\n{}: ", words[1])),
