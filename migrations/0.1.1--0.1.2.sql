@@ -88,6 +88,20 @@ drop function if exists jetstream.rule_nats_consumer_update_stats(text, text, bi
 -- A function that returns another set of columns
 drop function jetstream.status();
 
+-- References between tables become triggers, which come from sql/references.sql below.
+alter table jetstream.streams drop constraint streams_connection_fkey;
+alter table jetstream.webhooks drop constraint webhooks_connection_fkey;
+alter table jetstream.webhook_secrets drop constraint webhook_secrets_webhook_fkey;
+alter table jetstream.webhook_calls drop constraint webhook_calls_webhook_fkey;
+
+-- What follows definitions keeps a table's shape and partitions, and runs only while something is captured.
+drop event trigger jetstream_capture_changed;
+drop event trigger jetstream_capture_dropped;
+drop event trigger jetstream_capture_renaming;
+drop function jetstream.capture_touched(oid[]);
+drop function jetstream.capture_follow(regclass);
+alter table jetstream.capture_relations add column shape text, add column partitions oid[];
+
 -- generated statements
 
 -- The functions that it calls are there now.
@@ -95,3 +109,46 @@ alter table jetstream.webhook_calls
     drop constraint webhook_calls_status_known,
     add constraint webhook_calls_status_known
         check (status in ('pending', 'claimed', 'succeeded', 'failed', 'dead') or jetstream.check_call_status(status));
+
+create trigger streams_connection_exists before insert or update on jetstream.streams
+    for each row execute function jetstream.connection_must_exist();
+create trigger webhooks_connection_exists before insert or update on jetstream.webhooks
+    for each row execute function jetstream.connection_must_exist();
+create trigger connections_after_write after update or delete on jetstream.connections
+    for each row execute function jetstream.connections_after_write();
+create trigger connections_after_truncate after truncate on jetstream.connections
+    for each statement execute function jetstream.connections_after_write();
+create trigger webhook_secrets_webhook_exists before insert or update on jetstream.webhook_secrets
+    for each row execute function jetstream.webhook_must_exist();
+create trigger webhook_calls_webhook_exists before insert or update on jetstream.webhook_calls
+    for each row execute function jetstream.webhook_must_exist();
+create trigger webhooks_after_write after update or delete on jetstream.webhooks
+    for each row execute function jetstream.webhooks_after_write();
+create trigger webhooks_after_truncate after truncate on jetstream.webhooks
+    for each statement execute function jetstream.webhooks_after_write();
+
+drop function jetstream.capture_restoring();
+update jetstream.capture_relations r
+set shape = jetstream.capture_shape(r.relation), partitions = jetstream.capture_partitions(r.relation)
+from pg_catalog.pg_class c where c.oid = r.relation;
+create trigger capture_schemas_watch after insert or delete or truncate on jetstream.capture_schemas
+    for each statement execute function jetstream.capture_schemas_watch();
+create event trigger jetstream_capture_began on ddl_command_end
+    when tag in ('CREATE TRIGGER', 'CREATE SCHEMA')
+    execute function jetstream.capture_began();
+alter event trigger jetstream_capture_began enable always;
+create event trigger jetstream_capture_changed on ddl_command_end
+    when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE SCHEMA', 'ALTER SCHEMA',
+                 'ALTER TYPE', 'ALTER DOMAIN', 'ALTER FUNCTION', 'ALTER ROUTINE', 'ALTER OPERATOR')
+    execute function jetstream.capture_changed();
+alter event trigger jetstream_capture_changed disable;
+create event trigger jetstream_capture_dropped on sql_drop
+    when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP TRIGGER', 'DROP OWNED', 'DROP TYPE', 'DROP DOMAIN', 'DROP FUNCTION',
+                 'DROP ROUTINE', 'DROP OPERATOR', 'DROP EXTENSION', 'DROP VIEW')
+    execute function jetstream.capture_dropped();
+alter event trigger jetstream_capture_dropped disable;
+create event trigger jetstream_capture_renaming on ddl_command_start
+    when tag in ('ALTER SCHEMA')
+    execute function jetstream.capture_renaming();
+alter event trigger jetstream_capture_renaming disable;
+select jetstream.capture_watch();

@@ -41,12 +41,16 @@ create table jetstream.capture_relations (
     relation oid not null,
     described text not null,
     numbers jsonb not null,
+    shape text,
+    partitions oid[],
     constraint capture_relations_pkey primary key (relation)
 );
 comment on table jetstream.capture_relations is 'Captured tables as their last relation message described them';
 comment on column jetstream.capture_relations.relation is 'The table';
 comment on column jetstream.capture_relations.described is 'Its name and columns';
 comment on column jetstream.capture_relations.numbers is 'The numbers of its columns by their names, as {"id": 1}';
+comment on column jetstream.capture_relations.shape is 'Its definition as a digest: see capture_shape';
+comment on column jetstream.capture_relations.partitions is 'Its partitions';
 
 select pg_catalog.pg_extension_config_dump('jetstream.capture_queue', '');
 
@@ -81,8 +85,8 @@ select t.tgrelid::regclass as "table",
        (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'columns', 'null'))
            with ordinality as x (e, i)) as columns,
        a.argument ->> 'condition' as condition,
-       (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'key', 'null'))
-           with ordinality as x (e, i)) as key,
+       case when a.argument -> 'key' <> 'null' then array(
+           select e ->> 0 from jsonb_array_elements(a.argument -> 'key') with ordinality as x (e, i) order by i) end as key,
        a.argument ->> 'connection' as connection,
        (a.argument ->> 'transactions')::boolean as transactions,
        bool_and(t.tgenabled <> 'D') as enabled
@@ -104,6 +108,15 @@ comment on column jetstream.captures.key is 'Columns whose values order messages
 comment on column jetstream.captures.connection is 'Connection the messages go to';
 comment on column jetstream.captures.transactions is 'Whether begin and commit are published too';
 comment on column jetstream.captures.enabled is 'Whether all its triggers are enabled';
+
+create function jetstream.capture_is_root(relation oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(bool_or(not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean), false) from pg_trigger t
+    where t.tgrelid = capture_is_root.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+$$;
+comment on function jetstream.capture_is_root(oid) is 'Whether a table is captured itself, and not only a table that it is a partition of';
 
 create function jetstream.capture_drop_triggers(relation regclass) returns integer
 language plpgsql volatile
@@ -174,7 +187,7 @@ begin
     for relation, trigger in
         select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
         where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and t.tgenabled = 'D'
-          and (t.tgrelid = root or t.tgrelid in (select p.relid from pg_catalog.pg_partition_tree(root) p))
+          and t.tgrelid = any (root::oid || jetstream.capture_partitions(root))
     loop
         execute pg_catalog.format('alter table %s enable trigger %I', relation, trigger);
     end loop;
@@ -220,6 +233,19 @@ end
 $$;
 comment on function jetstream.capture_columns(regclass, text[]) is 'Names and numbers of columns, as a capture keeps them';
 
+create function jetstream.capture_check_connection(connection text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if connection is null or not jetstream.connection_exists(connection) then
+        raise exception 'connection "%" does not exist', connection
+            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
+    end if;
+end
+$$;
+comment on function jetstream.capture_check_connection(text) is 'Raises an ERROR if there is no connection of this name';
+
 create function jetstream.capture_check_options(operations text[], subject_prefix text, format text, connection text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -238,10 +264,7 @@ begin
     if subject_prefix is null then
         raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
     end if;
-    if not jetstream.connection_exists(connection) then
-        raise exception 'connection "%" does not exist', connection
-            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
-    end if;
+    perform jetstream.capture_check_connection(connection);
 end
 $$;
 comment on function jetstream.capture_check_options(text[], text, text, text) is
@@ -278,8 +301,8 @@ begin
     if relation in (select c.oid from pg_class c where c.relnamespace = 'jetstream'::regnamespace) then
         raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
     end if;
-    select c."table" into above from jetstream.captures c
-    where c."table" in (select p.relid from pg_partition_ancestors(relation) as p (relid)) and c."table" <> relation;
+    select p.relid into above from pg_partition_ancestors(relation) as p (relid)
+    where p.relid <> relation and jetstream.capture_is_root(p.relid);
     if found then
         raise exception 'cannot capture %: it is a partition of %, which is captured', relation, above
             using errcode = 'object_in_use', hint = 'Its changes appear under that table.';
@@ -328,6 +351,7 @@ begin
     loop
         dropped := dropped + jetstream.capture_drop_triggers(partition);
     end loop;
+    perform jetstream.capture_watch();
     return dropped;
 end
 $$;

@@ -39,13 +39,15 @@ $$;
 comment on function jetstream.capture_must_own_schema(regnamespace) is 'Raises an ERROR unless the current user owns the schema
 schema: The schema';
 
-create function jetstream.capture_restoring() returns boolean
+create function jetstream.capture_may_restore() returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select not (current_setting('check_function_bodies')::boolean or current_setting('row_security')::boolean)
+    select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c
+    where c.oid = 'jetstream.capture_schemas'::regclass
 $$;
-comment on function jetstream.capture_restoring() is 'Whether this session sets what pg_dump does, as one that restores its work';
+comment on function jetstream.capture_may_restore() is
+    'Whether the current user may add a schema or a connection later than what names it, as a restore does: it has the rights of the extension''s owner';
 
 create function jetstream.capture_schemas_check() returns trigger
 language plpgsql
@@ -60,18 +62,14 @@ begin
         return old;
     end if;
     perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = new.schema;
-    if not found then
-        if jetstream.capture_restoring() then
-            -- The dump left the schema out.
-            return null;
-        end if;
+    if not found and not jetstream.capture_may_restore() then
         raise exception 'schema "%" does not exist', new.schema using errcode = 'invalid_schema_name';
     end if;
-    -- Connections may be restored later.
-    if not jetstream.capture_restoring() and (tg_op = 'INSERT' or new.options <> old.options) then
+    if tg_op = 'INSERT' or new.options <> old.options then
         perform jetstream.capture_check_options(
             array(select pg_catalog.jsonb_array_elements_text(new.options -> 'operations')), new.options ->> 'prefix',
-            new.options ->> 'format', new.options ->> 'connection');
+            new.options ->> 'format', case when not jetstream.capture_may_restore() then new.options ->> 'connection'
+                                           else 'default' end);
         perform (new.options ->> 'transactions')::boolean;
     end if;
     return new;
@@ -156,8 +154,8 @@ declare
 begin
     perform jetstream.capture_must_own_schema(uncapture_schema.schema);
     for relation in
-        select c."table" from jetstream.captures c join pg_catalog.pg_class r on r.oid = c."table"
-        where r.relnamespace = uncapture_schema.schema
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = uncapture_schema.schema and c.relkind in ('r', 'p') and jetstream.capture_is_root(c.oid)
     loop
         perform jetstream.uncapture(relation);
         ended := ended + 1;

@@ -191,7 +191,8 @@ grant execute on function
     jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass), jetstream.capture_enable(regclass),
     jetstream.capture_as(regclass, jsonb), jetstream.capture_must_own_schema(regnamespace),
     jetstream.capture_check_condition(regclass, text), jetstream.capture_analyze(oid, text), jetstream.connection_exists(text),
-    jetstream.capture_check_options(text[], text, text, text), jetstream.capture_restoring(),
+    jetstream.capture_check_options(text[], text, text, text), jetstream.capture_may_restore(), jetstream.capture_check_connection(text),
+    jetstream.capture_is_root(oid), jetstream.capture_partitions(regclass), jetstream.capture_watch(),
     jetstream.capture_stream(regclass), jetstream.capture_members(regclass),
     jetstream.capture_columns(regclass, text[])
     to jetstream_publisher, jetstream_admin;

@@ -158,21 +158,25 @@ pub(super) fn read(lab: &Lab) -> Result<Catalog> {
 }
 
 /// Functions that roles may execute because those they call need it, not to be called.
-const USED_BY_OTHERS: [&str; 16] = [
+const USED_BY_OTHERS: [&str; 20] = [
     "capture_analyze",
     "capture_argument",
     "capture_changes",
     "capture_check_condition",
+    "capture_check_connection",
     "capture_check_options",
     "capture_columns",
     "capture_drop_triggers",
     "capture_enable",
+    "capture_is_root",
+    "capture_may_restore",
     "capture_members",
     "capture_must_own",
+    "capture_partitions",
     "capture_remove",
-    "capture_restoring",
     "capture_stream",
     "capture_triggers",
+    "capture_watch",
     "check_connection",
     "connection_exists",
 ];

@@ -1,0 +1,153 @@
+//! What definitions of tables do to captures, in every kind of session, and what captures cost them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod capture_support;
+mod e2e_support;
+
+use capture_support::{capture_lab, position, settled};
+use e2e_support::SOON;
+use lab::Lab;
+
+/// What each plain dump begins with.
+const HEAD: &str = "set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0;
+set client_encoding = 'UTF8'; set standard_conforming_strings = on; select pg_catalog.set_config('search_path', '', false);
+set check_function_bodies = false; set xmloption = content; set client_min_messages = warning; set row_security = off;";
+
+const FOLLOWING: &str =
+    "select string_agg(concat(evtname, ' ', evtenabled), ', ' order by evtname) from pg_event_trigger";
+
+fn captured(lab: &Lab, table: &str) -> String {
+    let query = "select count(*) from pg_trigger where tgname like 'jetstream_capture%' and tgrelid = ";
+    lab.value(&format!("{query}'{table}'::regclass")).unwrap()
+}
+
+#[test]
+fn a_session_that_ran_a_dump_is_none_that_restores() {
+    let lab = capture_lab();
+    lab.sql(
+        "create function ok(n int) returns boolean language sql as 'select n > 0';
+         create table p (id int, v text) partition by list (id); create table p2 (id int, v text);
+         select jetstream.capture('p', columns => '{id,v}', condition => 'public.ok(id) and v is not null')",
+    )
+    .unwrap();
+    let session = |sql: &str| format!("{HEAD} {sql}");
+    lab.sql(&session(
+        "create table public.p1 partition of public.p for values in (1); \
+         alter table only public.p attach partition public.p2 for values in (2)",
+    ))
+    .unwrap();
+    assert_eq!([captured(&lab, "p1"), captured(&lab, "p2")], ["4", "4"]);
+    for refused in [
+        "alter table public.p rename column v to w",
+        "alter table public.p drop column v",
+        "alter function public.ok(int) rename to fine",
+    ] {
+        lab.failure(&session(refused)).unwrap();
+    }
+    lab.sql(&session(
+        "alter table public.p detach partition public.p2; insert into public.p values (1, 'x')",
+    ))
+    .unwrap();
+    assert_eq!(captured(&lab, "p2"), "0");
+    lab.sql("select jetstream.capture('p', columns => '{id,v}')").unwrap();
+    lab.sql(&session("alter table public.p rename column v to w")).unwrap();
+    let columns = "select columns from jetstream.captures where \"table\" = 'p'::regclass";
+    assert_eq!(lab.value(columns).unwrap(), "{id,w}");
+}
+
+#[test]
+fn columns_of_a_capture_do_not_go_silently() {
+    let lab = capture_lab();
+    lab.sql(
+        "create type mood as enum ('sad'); create table t (id int primary key, a text, b text, m mood);
+         create table child () inherits (t); select jetstream.capture('child', columns => '{a}');
+         select jetstream.capture('t', columns => '{a,b}', key => '{m}')",
+    )
+    .unwrap();
+    let captures =
+        "select string_agg(concat(\"table\", columns, key), ' ' order by \"table\"::text) from jetstream.captures";
+    assert_eq!(lab.failure("alter table t drop column m").unwrap(), "2BP01", "the key");
+    assert_eq!(
+        lab.failure("drop type mood cascade").unwrap(),
+        "2BP01",
+        "the key's type"
+    );
+    assert_eq!(
+        lab.failure("alter table t drop column a").unwrap(),
+        "2BP01",
+        "the child's only column"
+    );
+    lab.sql("alter table t drop column b; alter table t rename column a to aa")
+        .unwrap();
+    assert_eq!(lab.value(captures).unwrap(), "child{aa} t{aa}{m}");
+    // As replication's sessions are, for which a capture can be enabled.
+    lab.sql("set session_replication_role = replica; alter table t rename column aa to a")
+        .unwrap();
+    assert_eq!(lab.value(captures).unwrap(), "child{a} t{a}{m}");
+    lab.sql("select jetstream.capture('t', key => '{}')").unwrap();
+    assert_eq!(
+        lab.value("select key from jetstream.captures where \"table\" = 't'::regclass")
+            .unwrap(),
+        "{}"
+    );
+    settled(&lab, SOON);
+    let mut messages = lab.stream_messages("postgres_replication").unwrap();
+    messages.retain(|message| message.subject == "postgres.public.t.relation");
+    messages.sort_by_key(position);
+    let columns = |message: &lab::StoredMessage| message.json().unwrap()["Relation"]["columns"].to_string();
+    let names: Vec<String> = messages.iter().map(columns).collect();
+    let renamed = names.iter().filter(|columns| columns.contains("\"aa\"")).count();
+    assert!(renamed > 0 && !names.last().unwrap().contains("\"aa\""), "{names:#?}");
+}
+
+#[test]
+fn what_follows_definitions_runs_while_something_is_captured() {
+    let lab = capture_lab();
+    let following = || lab.value(FOLLOWING).unwrap();
+    let off = "jetstream_capture_began A, jetstream_capture_changed D, jetstream_capture_dropped D, jetstream_capture_renaming D";
+    let on = off.replace(" D", " A");
+    assert_eq!(following(), off);
+    lab.sql("create table t (id int); create table u (id int); select jetstream.capture('t')")
+        .unwrap();
+    assert_eq!(following(), on);
+    lab.sql("select jetstream.capture('t', format => 'row'); select jetstream.capture('u')")
+        .unwrap();
+    assert_eq!(following(), on);
+    lab.sql("drop table t").unwrap();
+    assert_eq!(following(), on, "u is captured");
+    lab.sql("select jetstream.uncapture('u')").unwrap();
+    assert_eq!(following(), off);
+    lab.sql("create schema app; select jetstream.capture_schema('app')")
+        .unwrap();
+    assert_eq!(following(), on);
+    lab.sql("create table app.t (id int)").unwrap();
+    assert_eq!(captured(&lab, "app.t"), "4");
+    lab.sql("drop schema app cascade").unwrap();
+    assert_eq!(following(), off);
+    // Two that begin and end in parallel.
+    let sessions: Vec<_> = (0..4)
+        .map(|n| {
+            let mut client = lab.postgres.client(lab::lab::DATABASE).unwrap();
+            std::thread::spawn(move || {
+                client
+                    .batch_execute(&format!("create table p{n} (id int primary key)"))
+                    .unwrap();
+                for _ in 0..10 {
+                    client
+                        .batch_execute(&format!("begin; select jetstream.capture('p{n}'); commit"))
+                        .unwrap();
+                    client
+                        .batch_execute(&format!("begin; select jetstream.uncapture('p{n}'); commit"))
+                        .unwrap();
+                }
+                client
+                    .batch_execute(&format!("select jetstream.capture('p{n}')"))
+                    .unwrap();
+            })
+        })
+        .collect();
+    for session in sessions {
+        session.join().unwrap();
+    }
+    assert_eq!(following(), on);
+}
