@@ -100,6 +100,14 @@ drop event trigger jetstream_capture_dropped;
 drop event trigger jetstream_capture_renaming;
 drop function jetstream.capture_touched(oid[]);
 drop function jetstream.capture_follow(regclass);
+create table jetstream.capture_epochs (
+    epoch bigint not null,
+    system_identifier bigint not null,
+    timeline integer not null,
+    since timestamptz not null default clock_timestamp()
+);
+alter table jetstream.capture_epochs replica identity full;
+select pg_catalog.pg_extension_config_dump('jetstream.capture_epochs', '');
 alter table jetstream.capture_relations add column shape text, add column partitions oid[];
 
 -- generated statements

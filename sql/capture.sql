@@ -24,7 +24,7 @@ comment on column jetstream.capture_queue.lsn is 'Place in the write-ahead log w
 comment on column jetstream.capture_queue.number is 'Number of the first change in body within its statement, from 1';
 comment on column jetstream.capture_queue.changes is 'Changes in body';
 comment on column jetstream.capture_queue.at is 'When the statement ended';
-comment on column jetstream.capture_queue.salt is 'Random, for the message ids; the same for all changes of a statement';
+comment on column jetstream.capture_queue.salt is 'Random, for the message ids, and the same for all changes of a statement: 12 digits; behind it the cluster that wrote it, system identifier and timeline in hexadecimal';
 comment on column jetstream.capture_queue.connection is 'connections.name they go to';
 comment on column jetstream.capture_queue.head is 'What the messages have in common, as a JSON array: format, prefix, schema, table, its object id, and the database where the format names it';
 comment on column jetstream.capture_queue.body is 'The changes, packed';

@@ -199,8 +199,9 @@ grant execute on function
 grant select, insert, update, delete on jetstream.capture_schemas to jetstream_publisher, jetstream_admin;
 grant select on jetstream.captures to jetstream_publisher, jetstream_reader, jetstream_admin;
 grant execute on function jetstream.capture_argument(bytea), jetstream.subject_token(text) to jetstream_reader;
-grant select on jetstream.capture_relations, jetstream.capture_schemas to jetstream_reader, jetstream_admin;
+grant select on jetstream.capture_relations, jetstream.capture_schemas, jetstream.capture_epochs to jetstream_reader, jetstream_admin;
 grant select (txid, lsn, number, changes, at, connection, head) on jetstream.capture_queue to jetstream_reader;
+grant execute on function jetstream.capture_epoch(bigint, integer, bigint, integer) to jetstream_worker;
 grant select, delete on jetstream.capture_queue to jetstream_admin, jetstream_worker;
 grant insert (connection, subject, raw, headers, message_id, key, created_at) on jetstream.outbox to jetstream_worker;
 

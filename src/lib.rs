@@ -122,6 +122,11 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!(
+    "../sql/capture_epochs.sql",
+    name = "capture_epochs",
+    requires = ["capture"]
+);
+extension_sql_file!(
     "../sql/capture_schemas.sql",
     name = "capture_schemas",
     requires = ["capture"]
@@ -129,7 +134,7 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/capture_ddl.sql",
     name = "capture_ddl",
-    requires = ["capture_schemas"]
+    requires = ["capture_epochs", "capture_schemas"]
 );
 extension_sql_file!(
     "../sql/metrics.sql",

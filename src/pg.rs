@@ -5,6 +5,7 @@
 pub mod area;
 pub mod bulk;
 mod catalog;
+pub mod cluster;
 pub mod condition;
 pub mod cursor;
 pub mod dsm;

@@ -16,14 +16,15 @@ STREAM = "postgres_replication"
 
 def position(message):
     """Where the change stands among those of its table."""
-    place, number, *_ = message.headers["Nats-Msg-Id"].split("-")
-    return place, int(number)
+    # Messages of version 0.1.1 have no epoch, and are older than those that have one.
+    *epoch, place, number, _transaction, _salt = message.headers["Nats-Msg-Id"].split("-")
+    return int(epoch[0]) if epoch else 0, place, int(number)
 
 
 class Index:
     def __init__(self):
         self.rows = {}  # key -> (position, words; none once it is deleted)
-        self.emptied = ("", 0)  # position of the last TRUNCATE
+        self.emptied = (0, "", 0)  # position of the last TRUNCATE
 
     def apply(self, kind, change, at):
         if kind == "Truncate":

@@ -167,7 +167,17 @@ fn transactions(messages: &[StoredMessage], id: impl Fn(&Value) -> Value) {
 
 fn check_row(body: &Value, message: &StoredMessage) -> Change {
     let keys: BTreeSet<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
-    let mut expected = BTreeSet::from(["op", "schema", "table", "relation_id", "xid", "lsn", "number", "time"]);
+    let mut expected = BTreeSet::from([
+        "op",
+        "schema",
+        "table",
+        "relation_id",
+        "xid",
+        "epoch",
+        "lsn",
+        "number",
+        "time",
+    ]);
     if body["op"] != "truncate" {
         expected.extend(["old", "new", "changed"]);
     }
@@ -178,7 +188,10 @@ fn check_row(body: &Value, message: &StoredMessage) -> Change {
     let id = message.id().unwrap();
     let number = &body["number"];
     assert!(
-        id.starts_with(&format!("{high:0>8}{low:0>8}-{number}-{}-", body["xid"])),
+        id.starts_with(&format!(
+            "{}-{high:0>8}{low:0>8}-{number}-{}-",
+            body["epoch"], body["xid"]
+        )),
         "{id} of {body}"
     );
     let change = Change {
@@ -241,6 +254,7 @@ fn debezium_has_its_envelope() {
                 "schema",
                 "table",
                 "txId",
+                "epoch",
                 "lsn",
                 "xmin"
             ])
@@ -257,6 +271,7 @@ fn debezium_has_its_envelope() {
             assert_eq!(source[name], value, "{name}");
         }
         let mut id = message.id().unwrap().split('-');
+        assert_eq!(source["epoch"].to_string(), id.next().unwrap());
         let lsn = u64::from_str_radix(id.next().unwrap(), 16).unwrap();
         assert_eq!(source["lsn"].as_u64(), Some(lsn));
         assert_eq!(source["txId"].to_string(), id.nth(1).unwrap());
@@ -282,7 +297,10 @@ fn debezium_has_its_envelope() {
     for message in messages.iter().filter(|message| message.subject.ends_with("event")) {
         let body = message.json().unwrap();
         let keys: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["data_collections", "event_count", "id", "status", "ts_ms"]);
+        assert_eq!(
+            keys,
+            ["data_collections", "epoch", "event_count", "id", "status", "ts_ms"]
+        );
         let status = if operation(message) == "begin" { "BEGIN" } else { "END" };
         assert_eq!(body["status"], status);
     }

@@ -90,6 +90,8 @@ impl Drop for Standby {
 fn a_standby_is_quiet_and_a_promoted_one_goes_on() {
     let mut lab = lab(&[("max_wal_senders", "5")]);
     let standby = Standby::start(&lab);
+    lab.sql("create table t (id int primary key); select jetstream.capture('t'); insert into t values (1)")
+        .unwrap();
     lab.sql(&insert("s.x", 1, 100)).unwrap();
     drained(&lab, SOON);
     lab.nats.pause().unwrap();
@@ -114,4 +116,14 @@ fn a_standby_is_quiet_and_a_promoted_one_goes_on() {
     lab::wait_until(SOON, "the outbox is empty", || Ok(standby.value(owed)? == "0")).unwrap();
     arrived(&lab, "S", 200);
     exactly_once(&lab, "S", 1..=200);
+    // The timeline of the promoted server is a later epoch of captured changes.
+    standby.value("insert into t values (2)").unwrap();
+    let ids = || {
+        let messages = lab.stream_messages("postgres_replication").unwrap();
+        let inserts = messages.iter().filter(|message| message.subject.ends_with(".insert"));
+        let epoch = |id: &str| id.split('-').next().unwrap().parse::<u64>().unwrap();
+        inserts.map(|message| epoch(message.id().unwrap())).collect::<Vec<_>>()
+    };
+    lab::wait_until(SOON, "the change of the promoted server", || Ok(ids().len() == 2)).unwrap();
+    assert!(ids()[0] < ids()[1], "{:?}", ids());
 }

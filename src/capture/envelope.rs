@@ -21,6 +21,8 @@ pub struct Stamp {
     pub at: i64,
     /// Random: ids of a restored or promoted copy of the database differ from those of the original.
     pub salt: String,
+    /// Grows when the cluster changes: see [`super::epoch`].
+    pub epoch: i64,
 }
 
 /// A message for the outbox.
@@ -37,10 +39,10 @@ pub struct Outgoing {
 }
 
 impl Stamp {
-    /// `{place}-{number}-{transaction}-{salt}`: place and number order the changes of a row, and of a table with its
-    /// truncations.
+    /// `{epoch}-{position}-{number}-{transaction}-{salt}`: the first three order the changes of a row, and of a table with
+    /// its truncations.
     fn message_id(&self, number: u32) -> String {
-        format!("{:016X}-{number}-{}-{}", self.lsn, self.xid, self.salt)
+        format!("{}-{:016X}-{number}-{}-{}", self.epoch, self.lsn, self.xid, self.salt)
     }
 
     fn lsn_text(&self) -> String {
@@ -123,7 +125,8 @@ fn pgoutput(body: &mut Body, head: &Head, stamp: &Stamp, change: &Change<'_>) {
             .add(&stamp.lsn_text())
             .add("\",\"timestamp\":")
             .number(timestamp);
-        body.add(",\"xid\":").number(stamp.xid).add("}}");
+        body.add(",\"xid\":").number(stamp.xid);
+        body.add(",\"epoch\":").number(stamp.epoch).add("}}");
         return;
     }
     body.add("\"relation_id\":")
@@ -140,7 +143,7 @@ fn pgoutput(body: &mut Body, head: &Head, stamp: &Stamp, change: &Change<'_>) {
     if change.op == Op::Relation {
         body.add(",\"columns\":").json(change.new);
     }
-    body.add("}}");
+    body.add(",\"epoch\":").number(stamp.epoch).add("}}");
 }
 
 fn row(body: &mut Body, head: &Head, stamp: &Stamp, number: u32, change: &Change<'_>) {
@@ -164,6 +167,8 @@ fn row(body: &mut Body, head: &Head, stamp: &Stamp, number: u32, change: &Change
     }
     body.add(",\"xid\":")
         .number(stamp.xid)
+        .add(",\"epoch\":")
+        .number(stamp.epoch)
         .add(",\"lsn\":\"")
         .add(&stamp.lsn_text());
     body.add("\",\"number\":")
@@ -182,8 +187,10 @@ fn debezium(body: &mut Body, head: &Head, stamp: &Stamp, change: &Change<'_>) {
             .add("\",\"id\":\"")
             .number(stamp.xid)
             .add(":")
-            .number(stamp.lsn);
-        body.add("\",\"event_count\":null,\"data_collections\":null,\"ts_ms\":")
+            .number(stamp.lsn)
+            .add("\",\"epoch\":")
+            .number(stamp.epoch);
+        body.add(",\"event_count\":null,\"data_collections\":null,\"ts_ms\":")
             .number(millis)
             .add("}");
         return;
@@ -216,6 +223,7 @@ fn debezium(body: &mut Body, head: &Head, stamp: &Stamp, change: &Change<'_>) {
         .string(&head.table)
         .add(",\"txId\":")
         .number(stamp.xid);
+    body.add(",\"epoch\":").number(stamp.epoch);
     body.add(",\"lsn\":").number(stamp.lsn).add(",\"xmin\":null},");
     match op {
         Some(op) => {
@@ -289,6 +297,7 @@ mod tests {
             lsn: 0x1_0000_00AB,
             at: 1_700_000_000_123_456,
             salt: "ff".into(),
+            epoch: 1_700_000_000,
         };
         let made = message(&head(format), &stamp, 3, change);
         let body = serde_json::from_slice(&made.body).unwrap();
@@ -307,13 +316,14 @@ mod tests {
     fn pgoutput_is_as_the_change_streamer_writes_it() {
         let (message, body) = made(Format::Pgoutput, &UPDATE);
         assert_eq!(message.subject, "postgres.public.us\"ers.update");
-        assert_eq!(message.message_id, "00000001000000AB-3-9-ff");
+        assert_eq!(message.message_id, "1700000000-00000001000000AB-3-9-ff");
         let expected = json!({"Update": {"relation_id": 7, "schema": "public", "table": "us\"ers",
-            "old_tuple": {"id": "1"}, "new_tuple": {"id": "2"}}});
+            "old_tuple": {"id": "1"}, "new_tuple": {"id": "2"}, "epoch": 1_700_000_000}});
         assert_eq!(body, expected);
         let (message, body) = made(Format::Pgoutput, &Change::bare(Op::Begin));
         assert_eq!(message.subject, "postgres.transactions.begin.event");
-        let expected = json!({"Begin": {"lsn": "1/AB", "timestamp": 753_315_200_123_456_i64, "xid": 9}});
+        let expected =
+            json!({"Begin": {"lsn": "1/AB", "timestamp": 753_315_200_123_456_i64, "xid": 9, "epoch": 1_700_000_000}});
         assert_eq!(body, expected);
     }
 

@@ -10,6 +10,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiHeapTupleData, SpiResult};
 
 use super::batch;
 use super::envelope::{self, Outgoing, Stamp};
+use super::epoch::Epochs;
 use super::head::Head;
 use crate::array::Array;
 use crate::enqueue::{is_plain, next_id};
@@ -36,6 +37,7 @@ pub struct Seen {
     next: Option<String>,
     /// Looks since the whole queue was read.
     looks: u32,
+    epochs: Epochs,
 }
 
 /// A row of the queue: where it stands, what tells it from another that may stand there later, and the bytes of its body.
@@ -148,7 +150,9 @@ impl Seen {
                 taken = rows.len();
                 let mut heads = HashMap::new();
                 for row in rows {
-                    columns.add(&row, &mut heads)?;
+                    let stored = row.get::<String>(5)?.unwrap_or_default();
+                    let (salt, epoch) = self.epochs.of(client, &stored)?;
+                    columns.add(&row, salt, epoch, &mut heads)?;
                 }
             }
             let count = columns.messages.len();
@@ -301,14 +305,21 @@ impl Columns {
     }
 
     /// Takes a row of [`TAKE`] apart; `heads` are those read so far, each behind what its keys begin with.
-    fn add(&mut self, row: &SpiHeapTupleData<'_>, heads: &mut HashMap<String, Rc<(String, Head)>>) -> SpiResult<()> {
+    fn add(
+        &mut self,
+        row: &SpiHeapTupleData<'_>,
+        salt: String,
+        epoch: i64,
+        heads: &mut HashMap<String, Rc<(String, Head)>>,
+    ) -> SpiResult<()> {
         let text = |column| row.get::<String>(column).map(Option::unwrap_or_default);
         let number = |column| row.get::<i64>(column).map(Option::unwrap_or_default);
         let stamp = Stamp {
             xid: number(1)? as u64,
             lsn: number(2)? as u64,
             at: number(4)?,
-            salt: text(5)?,
+            salt,
+            epoch,
         };
         let first = row.get::<i32>(3)?.unwrap_or(1) as u32;
         let head = text(6)?;

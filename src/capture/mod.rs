@@ -4,6 +4,7 @@
 pub mod batch;
 mod condition;
 pub mod envelope;
+mod epoch;
 pub mod expand;
 pub mod head;
 pub mod json;

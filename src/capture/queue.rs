@@ -4,8 +4,9 @@ use std::cell::Cell;
 
 use pgrx::PgSqlErrorCode;
 
-use super::{json, plan};
+use super::{epoch, json, plan};
 use crate::pg;
+use crate::pg::cluster::Cluster;
 use crate::pg::values::Value;
 
 /// One row.
@@ -26,13 +27,17 @@ pub struct Row<'a> {
     pub body: &'a [u8],
 }
 
-/// Random text, of 48 bits.
+/// Random text, of 48 bits, and the cluster that writes it: see [`epoch`].
 pub fn salt() -> String {
     let random = rand::random::<u64>();
-    json::hex(random.to_le_bytes().into_iter().take(6))
+    let mut salt = json::hex(random.to_le_bytes().into_iter().take(6));
+    CLUSTER.with(|cluster| salt.push_str(cluster));
+    salt
 }
 
 thread_local! {
+    /// Looked up with the first write, before which a process may see its server promoted.
+    static CLUSTER: String = epoch::stored(Cluster::current());
     /// Object id of the queue; 0 if it is to be looked up.
     static TABLE: Cell<u32> = const { Cell::new(0) };
 }

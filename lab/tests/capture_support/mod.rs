@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::e2e_support::{SOON, account, eventually};
 
-/// Order of a change among those of its table: position in the log, and number in the statement.
-type Position = (String, u32);
+/// Order of a change among those of its table: epoch, position in the log, and number in the statement.
+type Position = (u64, String, u32);
 
 /// The tables that a stream describes.
 pub struct Rebuilt {
@@ -71,8 +71,8 @@ pub fn told(lab: &Lab) -> String {
 
 pub fn position(message: &StoredMessage) -> Position {
     let mut parts = message.id().unwrap().split('-');
-    let lsn = parts.next().unwrap().to_owned();
-    (lsn, parts.next().unwrap().parse().unwrap())
+    let mut next = || parts.next().unwrap();
+    (next().parse().unwrap(), next().to_owned(), next().parse().unwrap())
 }
 
 impl Rebuilt {
