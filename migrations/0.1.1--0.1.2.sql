@@ -98,6 +98,8 @@ alter table jetstream.webhook_calls drop constraint webhook_calls_webhook_fkey;
 drop event trigger jetstream_capture_changed;
 drop event trigger jetstream_capture_dropped;
 drop event trigger jetstream_capture_renaming;
+drop function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean);
+drop function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean);
 drop function jetstream.capture_touched(oid[]);
 drop function jetstream.capture_follow(regclass);
 create table jetstream.capture_epochs (

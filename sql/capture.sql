@@ -89,7 +89,8 @@ select t.tgrelid::regclass as "table",
            select e ->> 0 from jsonb_array_elements(a.argument -> 'key') with ordinality as x (e, i) order by i) end as key,
        a.argument ->> 'connection' as connection,
        (a.argument ->> 'transactions')::boolean as transactions,
-       bool_and(t.tgenabled <> 'D') as enabled
+       bool_and(t.tgenabled <> 'D') as enabled,
+       a.argument ->> 'stream' as stream
 from pg_trigger t
 join pg_class c on c.oid = t.tgrelid
 join pg_namespace n on n.oid = c.relnamespace
@@ -107,6 +108,7 @@ comment on column jetstream.captures.condition is 'Condition on a row; null: eve
 comment on column jetstream.captures.key is 'Columns whose values order messages; null: the primary key; empty: the whole table is one order';
 comment on column jetstream.captures.connection is 'Connection the messages go to';
 comment on column jetstream.captures.transactions is 'Whether begin and commit are published too';
+comment on column jetstream.captures.stream is 'Stream that was asked for by name; null: one that takes the subjects, else {prefix}_replication';
 comment on column jetstream.captures.enabled is 'Whether all its triggers are enabled';
 
 create function jetstream.capture_is_root(relation oid) returns boolean
@@ -279,7 +281,8 @@ create function jetstream.capture(
     condition text default null,
     key text[] default null,
     connection text default 'default',
-    transactions boolean default false
+    transactions boolean default false,
+    stream text default null
 ) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -322,7 +325,7 @@ begin
     end if;
     argument := jsonb_build_object('columns', jetstream.capture_columns(relation, columns),
         'key', jetstream.capture_columns(relation, key), 'table', relation::oid::bigint, 'format', format, 'prefix', subject_prefix,
-        'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false);
+        'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false, 'stream', stream);
     perform jetstream.capture_check_condition(relation, condition);
     perform jetstream.capture_enable(relation);
     perform jetstream.capture_triggers(relation, operations, argument);
@@ -331,7 +334,7 @@ begin
     return (select c.subjects from jetstream.captures c where c."table" = relation);
 end
 $$;
-comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean) is
+comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean, text) is
     'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how
 subject_prefix: First tokens of the subject
 Arguments as the columns of jetstream.captures';
@@ -396,30 +399,54 @@ as $$
 $$;
 comment on function jetstream.connection_exists(text) is 'Whether there is a connection of this name';
 
--- Whoever calls it: the table's capture asks for this stream and no other.
+-- With the owner's rights: the table's capture asks for this stream and no other.
 create function jetstream.capture_stream(relation regclass) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
     argument jsonb := (
         select jetstream.capture_argument(t.tgargs) from pg_catalog.pg_trigger t
-        where t.tgrelid = capture_stream.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure limit 1);
+        where t.tgrelid = relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure limit 1);
     prefix text := argument ->> 'prefix';
-    stream text := case prefix when 'postgres' then 'postgres_replication' else prefix || '_replication' end;
+    connection text := argument ->> 'connection';
+    asked text := argument ->> 'stream';
+    -- What a subject may hold and the name of a stream may not.
+    token text := pg_catalog.replace(pg_catalog.replace(jetstream.subject_token(prefix), '/', '%2F'), '\', '%5C');
+    stream text := coalesce(asked, pg_catalog.replace(token, '%2E', '_') || '_replication');
+    subjects text[];
 begin
-    if prefix is null or (argument ->> 'partition')::boolean or exists (
-            select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
-            where s.connection = argument ->> 'connection'
-              and jetstream.subject_matches(prefix || '.schema.table.operation', p)) then
+    if prefix is null or (argument ->> 'partition')::boolean then
         return;
     end if;
-    -- One stream of a prefix for all: what does not fit takes the oldest away.
+    select array[s.subject || 'insert', s.subject || 'relation']
+           || case when (argument ->> 'transactions')::boolean then array[prefix || '.transactions.begin.event'] else '{}' end
+    into subjects
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (select prefix || '.' || jetstream.subject_token(n.nspname) || '.'
+                               || jetstream.subject_token(c.relname) || '.' as subject) s
+    where c.oid = relation;
+    if not exists (
+            select from pg_catalog.unnest(subjects) as o (subject) where not exists (
+                select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
+                where s.connection = connection and (asked is null or s.name = asked)
+                  and jetstream.subject_matches(o.subject, p))) then
+        return;
+    end if;
+    -- That of another prefix, such as x.y and x_y.
+    if asked is null and exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
+        stream := pg_catalog.replace(token, '_', '%5F') || '_replication';
+    end if;
+    if exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
+        raise exception 'stream "%" does not take %.>', stream, prefix
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give jetstream.capture the name of another stream, or add the subject to jetstream.streams.';
+    end if;
+    -- One stream of a prefix for all: what does not fit takes the oldest away. One that exists is used as it is.
     insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description)
-    values (pg_catalog.replace(stream, '.', '_'), argument ->> 'connection', array[prefix || '.>'], 1000000, 1073741824,
-            'Table changes captured by pg_jetstream')
-    on conflict on constraint streams_name_key do nothing;
+    values (stream, connection, array[prefix || '.>'], 1000000, 1073741824, 'Table changes captured by pg_jetstream');
 end
 $$;
 comment on function jetstream.capture_stream(regclass) is
-    'Asks for the stream of a captured table''s prefix, postgres_replication or {prefix}_replication, unless there is one for its subjects';
+    'Asks for the stream that a capture names, else for {prefix}_replication, unless one in jetstream.streams takes the subjects';

@@ -18,11 +18,11 @@ as $$
     select jetstream.capture(relation,
         array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
         options ->> 'format', connection => options ->> 'connection',
-        transactions => (options ->> 'transactions')::boolean)
+        transactions => (options ->> 'transactions')::boolean, stream => options ->> 'stream')
 $$;
 comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
 relation: The table
-options: What capture_schema was given: operations, prefix, format, connection, transactions';
+options: What capture_schema was given: operations, prefix, format, connection, transactions, stream';
 
 create function jetstream.capture_must_own_schema(schema regnamespace) returns void
 language plpgsql stable
@@ -115,7 +115,8 @@ create function jetstream.capture_schema(
     subject_prefix text default 'postgres',
     format text default 'pgoutput',
     connection text default 'default',
-    transactions boolean default false
+    transactions boolean default false,
+    stream text default null
 ) returns setof text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -123,7 +124,7 @@ as $$
 declare
     relation regclass;
     options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
-        'connection', connection, 'transactions', transactions);
+        'connection', connection, 'transactions', transactions, 'stream', stream);
 begin
     perform jetstream.capture_must_own_schema(capture_schema.schema);
     for relation in
@@ -138,7 +139,7 @@ begin
     on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
 end
 $$;
-comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean) is
+comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text) is
     'Captures all tables of a schema, and those that are created in it later; returns their subjects
 schema: The schema
 subject_prefix: First tokens of the subject

@@ -184,8 +184,8 @@ grant execute on function
 
 -- Captures: who owns a table and may publish can have its changes captured. What its writers do needs no right here.
 grant execute on function
-    jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean), jetstream.uncapture(regclass),
-    jetstream.capture_schema(regnamespace, text[], text, text, text, boolean), jetstream.uncapture_schema(regnamespace),
+    jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean, text), jetstream.uncapture(regclass),
+    jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text), jetstream.uncapture_schema(regnamespace),
     jetstream.capture_changes(), jetstream.capture_argument(bytea), jetstream.subject_token(text),
     jetstream.capture_triggers(regclass, text[], jsonb), jetstream.capture_drop_triggers(regclass),
     jetstream.capture_must_own(regclass), jetstream.capture_remove(regclass), jetstream.capture_enable(regclass),

@@ -19,7 +19,12 @@ fn a_restored_database_counts_on() {
         .unwrap();
     // The new cluster's log is shorter.
     for _ in 0..8 {
-        first.sql("update t set v = v + 1; select pg_switch_wal()").unwrap();
+        first.sql("update t set v = v + 1").unwrap();
+        for _ in 0..8 {
+            first
+                .sql("select pg_logical_emit_message(false, 'x', 'y'); select pg_switch_wal()")
+                .unwrap();
+        }
     }
     settled(&first, SOON);
     let dump = program(&first, "pg_dump", &["-f", "dump.sql", DATABASE]);

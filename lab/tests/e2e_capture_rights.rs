@@ -6,7 +6,7 @@ mod capture_support;
 mod e2e_support;
 
 use capture_support::{capture_lab, settled};
-use e2e_support::SOON;
+use e2e_support::{SOON, becomes};
 use lab::Lab;
 
 const CAPTURED: &str = "select tgrelid::regclass, tgname from pg_trigger where tgname like 'jetstream_capture%' \
@@ -370,5 +370,50 @@ fn what_no_table_can_be_captured_with_is_refused_for_a_schema() {
             "update jetstream.capture_schemas set options = options || '{\"format\": \"avro\"}'"
         ),
         "22023"
+    );
+}
+
+#[test]
+fn a_connection_that_does_not_exist_is_refused_or_reported() {
+    let lab = two_publishers();
+    let mut own = argument("true");
+    own["connection"] = "nosuch".into();
+    run(&lab, "mallory", "create table m.stray (id int primary key)");
+    // What a person writes names the table itself; what a dump brings names the one that was dumped.
+    let mut exact = own.clone();
+    exact["table"] = lab
+        .value("select 'm.stray'::regclass::oid")
+        .unwrap()
+        .parse::<u32>()
+        .unwrap()
+        .into();
+    assert_eq!(code(&lab, "mallory", &trigger("m.stray", &exact)), "23503");
+    run(&lab, "mallory", &trigger("m.stray", &own));
+    run(&lab, "mallory", "insert into m.stray values (1)");
+    let reported = "select last_error like '%connection \"nosuch\", which does not exist%' from jetstream.status()";
+    becomes(&lab, "the changes are reported", reported, "t");
+    assert!(
+        lab.postgres
+            .log_contains("captured changes wait for connection \"nosuch\"")
+    );
+    // Others go on, and these when the connection is there.
+    lab.sql("create table t (id int primary key); select jetstream.capture('t'); insert into t values (1)")
+        .unwrap();
+    becomes(
+        &lab,
+        "others go on",
+        "select count(*) from jetstream.capture_queue where connection <> 'nosuch'",
+        "0",
+    );
+    let url = lab.nats.url();
+    lab.sql(&format!(
+        "insert into jetstream.connections (name, url) values ('nosuch', '{url}')"
+    ))
+    .unwrap();
+    becomes(
+        &lab,
+        "they are messages",
+        "select count(*) from jetstream.capture_queue",
+        "0",
     );
 }

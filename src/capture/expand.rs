@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::{self, PgBuiltInOids as Oids};
 use pgrx::prelude::*;
@@ -38,7 +39,18 @@ pub struct Seen {
     /// Looks since the whole queue was read.
     looks: u32,
     epochs: Epochs,
+    stray: Option<Stray>,
 }
+
+/// Changes for a connection that does not exist.
+struct Stray {
+    connection: String,
+    seen: Instant,
+    reported: bool,
+}
+
+/// How soon the connection of such changes is looked for again.
+const STRAYS_EVERY: Duration = Duration::from_secs(5);
 
 /// A row of the queue: where it stands, what tells it from another that may stand there later, and the bytes of its body.
 struct Waiting {
@@ -88,18 +100,21 @@ const EVERYTHING_EVERY: u32 = 10_000;
 // What became visible since a snapshot: rows of transactions that were in progress then, and of later ones. Both are
 // found by the index on txid, without a walk over rows that are gone and not yet vacuumed. Order: of a row's changes,
 // and of a table's rows and its truncations, the later statement has the later place, for it waited for the earlier
-// one's commit; so has what becomes visible after this. Bodies are not read, and not sorted.
+// one's commit; so has what becomes visible after this. Bodies are not read, and not sorted. What names a connection that does
+// not exist stays: a restore may bring the connection later.
 const LOOK: &str = "
-select pg_catalog.pg_current_snapshot()::text, array_agg(w.place), array_agg(w.lsn), array_agg(w.number), array_agg(w.length)
+select pg_catalog.pg_current_snapshot()::text, array_agg(w.place) filter (where w.known), array_agg(w.lsn) filter (where w.known),
+    array_agg(w.number) filter (where w.known), array_agg(w.length) filter (where w.known),
+    min(w.connection) filter (where not w.known)
 from (
-    select v.ctid::text as place, (v.lsn - '0/0')::bigint as lsn, v.number, v.length
+    select v.ctid::text as place, (v.lsn - '0/0')::bigint as lsn, v.number, v.length, v.connection,
+           exists (select from jetstream.connections c where c.name = v.connection) as known
     from (select ctid, lsn, number, salt, connection, octet_length(body) as length
           from jetstream.capture_queue where txid = any ($1::xid8[])
           union all
           select ctid, lsn, number, salt, connection, octet_length(body)
           from jetstream.capture_queue where txid >= $2::xid8) v
-    where exists (select from jetstream.connections c where c.name = v.connection)
-    order by v.lsn, v.number, v.salt limit $3) w";
+    order by known desc, v.lsn, v.number, v.salt limit $3) w";
 
 // By place, as long as it is the same row that stands there.
 const TAKE: &str = "
@@ -175,6 +190,13 @@ impl Seen {
         })
     }
 
+    /// The connection that changes name and that does not exist, once for each.
+    pub fn stray(&mut self) -> Option<&str> {
+        let stray = self.stray.as_mut()?;
+        let first = !std::mem::replace(&mut stray.reported, true);
+        first.then_some(stray.connection.as_str())
+    }
+
     fn statements(&mut self, client: &SpiClient<'_>) -> SpiResult<Statements> {
         self.statements.take().map_or_else(|| Statements::prepare(client), Ok)
     }
@@ -182,9 +204,18 @@ impl Seen {
     /// Remembers what waits.
     fn look(&mut self, client: &mut SpiClient<'_>) -> SpiResult<()> {
         self.looks += 1;
-        if self.looks >= EVERYTHING_EVERY {
-            *self = Seen::default();
+        let search = self
+            .stray
+            .as_ref()
+            .is_some_and(|stray| stray.seen.elapsed() >= STRAYS_EVERY);
+        if search || self.looks >= EVERYTHING_EVERY {
+            *self = Seen {
+                epochs: std::mem::take(&mut self.epochs),
+                stray: self.stray.take(),
+                ..Seen::default()
+            };
         }
+        let all = self.snapshot.is_none();
         let (in_progress, next) = self.bounds();
         let statements = self.statements(client)?;
         let bounds = [in_progress.into(), next.into(), AT_A_LOOK.into()];
@@ -202,6 +233,19 @@ impl Seen {
                 length,
             })
             .collect();
+        let stray = found.get::<String>(6)?;
+        if all || stray.is_some() {
+            let reported = |name: &str| {
+                self.stray
+                    .as_ref()
+                    .is_some_and(|stray| stray.connection == name && stray.reported)
+            };
+            self.stray = stray.map(|connection| Stray {
+                reported: reported(&connection),
+                connection,
+                seen: Instant::now(),
+            });
+        }
         let some_left = self.waiting.len() as i64 == AT_A_LOOK;
         self.next = found.get::<String>(1)?.filter(|_| !some_left);
         self.statements = Some(statements);

@@ -48,6 +48,14 @@ impl Worker {
                 if messages > 0 {
                     self.lanes.iter_mut().for_each(|lane| lane.more = true);
                 }
+                if let Some(connection) = self.captured.stray() {
+                    let waits = format!(
+                        "captured changes wait for connection \"{connection}\", which does not exist: insert it into \
+                         jetstream.connections, or delete them from jetstream.capture_queue"
+                    );
+                    pgrx::warning!("pg_jetstream: {waits}");
+                    self.note_error(&waits);
+                }
             }
         }
     }
