@@ -151,3 +151,58 @@ fn what_follows_definitions_runs_while_something_is_captured() {
     }
     assert_eq!(following(), on);
 }
+
+/// Milliseconds that a statement takes, the median of many.
+fn cost(lab: &Lab, statement: &str) -> f64 {
+    let query = format!(
+        "create function pg_temp.cost() returns float language plpgsql as $$
+         declare began timestamptz; times float[];
+         begin
+             for n in 1 .. 200 loop
+                 began := clock_timestamp();
+                 execute replace({statement}, 'N', n::text);
+                 times := times || extract(epoch from clock_timestamp() - began)::float * 1000;
+             end loop;
+             return (select percentile_cont(0.5) within group (order by t) from unnest(times) t);
+         end $$;
+         begin; select round(pg_temp.cost()::numeric, 3); rollback"
+    );
+    let rows = lab.sql(&query).unwrap().concat();
+    rows.iter().find_map(|cell| cell.parse().ok()).unwrap()
+}
+
+#[test]
+fn definitions_cost_the_same_with_many_captures() {
+    let lab = capture_lab();
+    lab.sql("create schema many; create table plain (id int)").unwrap();
+    for n in 1..=300 {
+        lab.sql(&format!("create table many.t{n} (id int primary key)"))
+            .unwrap();
+    }
+    let statements = [
+        "'create temp table xN (id int)'",
+        "'alter table plain alter id set statistics N'",
+    ];
+    let all = |what: &str| {
+        let costs = statements.map(|statement| cost(&lab, statement));
+        println!("{what}: create temp table {} ms, alter table {} ms", costs[0], costs[1]);
+        costs
+    };
+    let none = all("nothing captured");
+    lab.sql("create table one (id int primary key); select jetstream.capture('one')")
+        .unwrap();
+    let one = all("one table captured");
+    let began = std::time::Instant::now();
+    lab.sql("select count(*) from jetstream.capture_schema('many')")
+        .unwrap();
+    println!("capture_schema of 300 tables: {:?}", began.elapsed());
+    let many = all("301 tables captured");
+    for ((none, one), many) in none.into_iter().zip(one).zip(many) {
+        assert!(
+            many < 2.0 * one + 0.3,
+            "grows with the captured tables: {none}, {one}, {many} ms"
+        );
+    }
+    let seconds = began.elapsed().as_secs();
+    assert!(seconds < 60, "capture_schema took {seconds} s");
+}

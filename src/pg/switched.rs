@@ -44,12 +44,17 @@ unsafe extern "C-unwind" fn alter_table(statement: *const pg_sys::AlterTableStmt
                 _ => continue,
             };
             pg_sys::CommandCounterIncrement();
+            // Earlier SQL has no such function until the extension is updated.
+            let known = "select pg_catalog.to_regprocedure('jetstream.triggers_switched(name, boolean)') is not null";
+            if !matches!(Spi::get_one::<bool>(known), Ok(Some(true))) {
+                return;
+            }
             let name = CStr::from_ptr(table.relname).to_string_lossy();
-            let told = Spi::run_with_args(
+            let done = Spi::run_with_args(
                 "select jetstream.triggers_switched($1::name, $2)",
                 &[name.as_ref().into(), enabled.into()],
             );
-            if let Err(error) = told {
+            if let Err(error) = done {
                 let code = pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
                 refuse(code, format!("triggers of jetstream.{name}: {error}"), "");
             }
