@@ -26,7 +26,7 @@ fn each_prefix_has_a_stream() {
     }
     assert_eq!(
         streams(&lab),
-        "a%2Fb_replication {a/b.>} x_y_replication {x.y.>} x%5Fy_replication {x_y.>}"
+        "a%2Fb_replication {a/b.>} x%5Fy_replication {x_y.>} x_y_replication {x.y.>}"
     );
     settled(&lab, SOON);
     for stream in ["a%2Fb_replication", "x_y_replication", "x%5Fy_replication"] {
