@@ -106,7 +106,8 @@ create table jetstream.capture_epochs (
     epoch bigint not null,
     system_identifier bigint not null,
     timeline integer not null,
-    since timestamptz not null default clock_timestamp()
+    since timestamptz not null default clock_timestamp(),
+    here boolean not null default true
 );
 alter table jetstream.capture_epochs replica identity full;
 select pg_catalog.pg_extension_config_dump('jetstream.capture_epochs', '');
@@ -141,6 +142,8 @@ drop function jetstream.capture_restoring();
 update jetstream.capture_relations r
 set shape = jetstream.capture_shape(r.relation), partitions = jetstream.capture_partitions(r.relation)
 from pg_catalog.pg_class c where c.oid = r.relation;
+create trigger capture_epochs_before_insert before insert on jetstream.capture_epochs
+    for each row execute function jetstream.capture_epochs_before_insert();
 create trigger capture_schemas_watch after insert or delete or truncate on jetstream.capture_schemas
     for each statement execute function jetstream.capture_schemas_watch();
 create event trigger jetstream_capture_began on ddl_command_end

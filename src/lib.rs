@@ -124,7 +124,7 @@ extension_sql_file!(
 extension_sql_file!(
     "../sql/capture_epochs.sql",
     name = "capture_epochs",
-    requires = ["capture"]
+    requires = ["capture", "references"]
 );
 extension_sql_file!(
     "../sql/capture_schemas.sql",

@@ -33,7 +33,7 @@ select jetstream.capture('app.t', key => '{id}', columns => '{id,v}', operations
 alter table app.t enable always trigger jetstream_capture_insert;
 alter table app.t1 enable always trigger jetstream_capture_insert;
 insert into app.parent values (1); insert into app.t values (1, 'x'); delete from app.t; delete from app.parent;
-insert into jetstream.capture_epochs (epoch, system_identifier, timeline) values (1700000000, 1, 1);
+insert into jetstream.capture_epochs (epoch, system_identifier, timeline, since) values (1700000000, 1, 1, '2020-01-01 00:00+00');
 create schema gone; select jetstream.capture_schema('gone');
 ";
 
