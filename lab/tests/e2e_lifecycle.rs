@@ -16,7 +16,7 @@ fn reports(lab: &Lab, parts: &[&str]) {
 }
 
 #[test]
-fn a_role_that_the_worker_cannot_have_is_reported_and_the_worker_goes_on() {
+fn a_role_that_the_worker_cannot_have_is_reported_and_the_worker_continues() {
     let mut lab = lab(&[]);
     let pid = worker(&lab);
     let error = lab.sql("alter system set pg_jetstream.role = 'courier'").unwrap_err();

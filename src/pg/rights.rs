@@ -25,8 +25,8 @@ pub enum Unusable {
     /// No such role.
     #[error("does not exist")]
     Missing,
-    /// It has not the rights of `jetstream_worker`.
-    #[error("has not the rights of jetstream_worker")]
+    /// It does not have the rights of `jetstream_worker`.
+    #[error("does not have the rights of jetstream_worker")]
     NoMember,
 }
 
