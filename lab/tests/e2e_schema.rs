@@ -1,6 +1,7 @@
 //! A schema `jetstream` that another role owns or has filled: neither an install nor an update may run what is in it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -191,4 +192,16 @@ fn an_update_trusts_only_a_schema_of_its_own() {
     database(&server, &format!("{create}; {added}"));
     server.sql("shop", update).unwrap();
     server.sql("shop", USE).unwrap();
+    // What an update leaves is what an install makes.
+    let catalog = |create: &str| {
+        database(&server, create);
+        let rows = server.sql("shop", include_str!("data/catalog.sql")).unwrap();
+        rows.concat().into_iter().collect::<BTreeSet<String>>()
+    };
+    let (updated, fresh) = (
+        catalog(&format!("{create}; {update}")),
+        catalog("create extension pg_jetstream"),
+    );
+    let different: Vec<&String> = updated.symmetric_difference(&fresh).collect();
+    assert!(different.is_empty(), "{different:#?}");
 }
