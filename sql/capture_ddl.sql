@@ -300,6 +300,10 @@ begin
         where c.oid = any (touched) and c.relkind in ('r', 'p')
           and exists (select from jetstream.capture_schemas s
                       join pg_catalog.pg_namespace n on n.nspname = s.schema where n.oid = c.relnamespace);
+        if not exists (select from pg_catalog.pg_class c where c.oid = any (touched) and c.relispartition) then
+            -- Nothing that is captured already.
+            return;
+        end if;
     end if;
     perform jetstream.capture_follow(t.root, t.condition) from jetstream.capture_concerned(touched, tg_tag) as t;
 end
