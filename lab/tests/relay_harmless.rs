@@ -251,8 +251,8 @@ fn a_path_that_is_no_small_file_is_refused_and_says_nothing_of_what_is_there() {
             rig.connect(spec);
             let detail = rig.wait_state(LinkState::Failed);
             let expected = format!(
-                "connection cannot be made: {what} file {path} cannot be used: a regular file of at most 1 MB is needed, \
-                 which the server can read and which is in the right format; see the server's log"
+                "connection cannot be made: {what} file {path} cannot be used: it must be a regular file of at most 1 MB that the \
+                 server can read, in PEM or .creds format; see the server's log"
             );
             assert_eq!(detail, expected);
         }
@@ -271,7 +271,7 @@ fn a_path_that_is_no_small_file_is_refused_and_says_nothing_of_what_is_there() {
         });
         let detail = rig.wait_state(LinkState::Failed);
         assert!(
-            detail.contains(&format!("key file {path} cannot be used: a regular file")),
+            detail.contains(&format!("key file {path} cannot be used: it must be a regular file")),
             "{detail}"
         );
     }

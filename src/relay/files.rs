@@ -42,6 +42,22 @@ const MAX_READS: usize = 4;
 /// How many reads there are of each connection's files.
 static READING: Mutex<BTreeMap<Arc<str>, usize>> = Mutex::new(BTreeMap::new());
 
+/// What was last written to the log of each connection's files: the same is not written with every attempt.
+static LOGGED: Mutex<BTreeMap<Arc<str>, String>> = Mutex::new(BTreeMap::new());
+
+/// Writes to the log what is wrong with a connection's files, or that nothing is, if that is new.
+fn log(connection: &Arc<str>, wrong: Option<String>) {
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    match wrong {
+        None => drop(logged.remove(connection)),
+        Some(line) if logged.get(connection) == Some(&line) => {}
+        Some(line) => {
+            warn!(target: "pg_jetstream", "{line}");
+            logged.insert(connection.clone(), line);
+        }
+    }
+}
+
 struct Turn(Arc<str>);
 
 impl Turn {
@@ -88,9 +104,12 @@ pub(super) async fn read(spec: &ConnectionSpec) -> Result<Files, String> {
         let _ = sender.send(files);
     });
     match (started, read.await) {
-        (Ok(_), Ok(Ok(files))) => Ok(files),
+        (Ok(_), Ok(Ok(files))) => {
+            log(&spec.name, None);
+            Ok(files)
+        }
         (Ok(_), Ok(Err(Unusable { shown, reason }))) => {
-            warn!(target: "pg_jetstream", connection = &*spec.name, reason, "{shown}");
+            log(&spec.name, Some(reason));
             Err(shown)
         }
         _ => Err("the files it names cannot be read".to_owned()),
@@ -118,7 +137,7 @@ fn read_all(spec: &ConnectionSpec) -> Result<Files, Unusable> {
         _ => {
             return Err(Unusable {
                 shown: "a client certificate needs both its file and its key's".to_owned(),
-                reason: "one is missing".to_owned(),
+                reason: "a client certificate or its key is missing".to_owned(),
             });
         }
     };
@@ -167,10 +186,10 @@ impl<'a> Named<'a> {
         let (what, path) = (self.what, self.path);
         Unusable {
             shown: format!(
-                "{what} file {path} cannot be used: a regular file of at most 1 MB is needed, which the server can read \
-                 and which is in the right format; see the server's log"
+                "{what} file {path} cannot be used: it must be a regular file of at most 1 MB that the server can \
+                 read, in PEM or .creds format; see the server's log"
             ),
-            reason: reason.to_string(),
+            reason: format!("{what} file {path} cannot be used: {reason}"),
         }
     }
 
