@@ -85,8 +85,15 @@ $$;
 -- What a worker reports has three more arguments.
 drop function if exists jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean);
 
--- A function that returns another set of columns
-drop function jetstream.status();
+-- What is failing: when it was due for the first time, and indexes that find it.
+alter table jetstream.outbox add column due_at timestamptz;
+update jetstream.outbox set due_at = created_at where attempts > 0;
+drop index jetstream.outbox_key;
+create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
+create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
+-- They have more columns.
+drop function if exists jetstream.status();
+drop function if exists jetstream.worker_status();
 
 -- References between tables become triggers, which come from sql/references.sql below.
 alter table jetstream.streams drop constraint streams_connection_fkey;

@@ -68,7 +68,7 @@ comment on column jetstream.connections.tls_ca_file is 'PEM file with the certif
 comment on column jetstream.connections.tls_cert_file is 'PEM file with the client certificate';
 comment on column jetstream.connections.tls_key_file is 'PEM file with the key of the client certificate';
 comment on column jetstream.connections.connection_timeout_ms is 'Limit for one attempt to connect, milliseconds, 100 to 600000';
-comment on column jetstream.connections.reconnect_delay_ms is 'First delay between attempts to connect, milliseconds; doubles to sixteen times its value';
+comment on column jetstream.connections.reconnect_delay_ms is 'First delay between attempts to connect, milliseconds; doubles up to 1400, a longer one stays as it is';
 comment on column jetstream.connections.max_reconnect_attempts is 'Failed attempts in a row before the connection is marked failed; -1 for no limit';
 comment on column jetstream.connections.max_connections is 'Upper bound of client connections; one is used';
 comment on column jetstream.connections.default_stream is 'Stream that must exist: status() and health() say so when it does not';

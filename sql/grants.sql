@@ -39,6 +39,7 @@ in_flight_bytes: Their bytes
 claimed: Messages claimed since it started
 stored: Messages acknowledged since it started, duplicates included
 duplicates: Of these, those the stream had already
+reused_ids: Of these, those it had from another message with the same id
 retried: Failed attempts since it started that are followed by another
 dead: Messages that became dead letters since it started
 held_keys: Keys that wait for a failing message, or have many waiting
@@ -80,7 +81,7 @@ grant select (id, name, url, cluster_urls, auth_type, username, credentials_file
     subject_prefix, webhook_stream, webhook_prefix, jetstream_enabled, enabled, description, created_at, updated_at)
     on jetstream.connections to jetstream_reader, jetstream_admin;
 grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, traceparent, attempts,
-    last_error, failed_at, unsure_since, created_at) on jetstream.outbox to jetstream_reader;
+    last_error, failed_at, unsure_since, created_at, due_at) on jetstream.outbox to jetstream_reader;
 grant select (published_at, outbox_id, sequence, webhook, attempts, latency_ms, success, duplicate, connection, subject,
     message_id, stream, key, error) on jetstream.history to jetstream_reader;
 grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook, traceparent, attempts, reason,
@@ -88,8 +89,8 @@ grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook,
     on jetstream.dead_letters to jetstream_reader;
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
-grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.worker_status(),
-    jetstream.worker_role()
+grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.verdict(text),
+    jetstream.backlog(text), jetstream.worker_status(), jetstream.worker_role()
     to jetstream_reader, jetstream_admin;
 
 -- The figures, also for roles that monitor the whole server.
@@ -104,7 +105,7 @@ grant select on jetstream.history, jetstream.dead_letters to jetstream_admin;
 grant execute on function
     jetstream.create_stream(text, text[], text, text, text, bigint, bigint, interval, integer, integer, interval, boolean,
         boolean, text, text),
-    jetstream.pause(), jetstream.resume(), jetstream.reload(text),
+    jetstream.pause(), jetstream.resume(), jetstream.reload(text), jetstream.retry(text, text),
     jetstream.redrive(bigint, boolean), jetstream.redrive_all(text, boolean), jetstream.discard(bigint)
     to jetstream_admin;
 

@@ -38,7 +38,7 @@ comment on column jetstream.history.subject is 'Subject as stored in the outbox'
 comment on column jetstream.history.message_id is 'Nats-Msg-Id';
 comment on column jetstream.history.stream is 'Stream that stored it';
 comment on column jetstream.history.key is 'Its key';
-comment on column jetstream.history.error is 'Why it was not stored';
+comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
 comment on column jetstream.history.payload is 'Body, if pg_jetstream.history_payload is on';
 comment on column jetstream.history.raw is 'Body of bytes, if pg_jetstream.history_payload is on';
 comment on column jetstream.history.headers is 'Headers, if pg_jetstream.history_payload is on';

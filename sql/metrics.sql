@@ -14,6 +14,10 @@ with worker as materialized (
     select c.name, c.enabled, w.pid is not null as running,
            (select l.value ->> 'state' from jsonb_array_elements(w.connections) l where l.value ->> 'name' = c.name) as state
     from jetstream.connections c cross join worker w
+), backlog as materialized (
+    select c.name, b.* from connections c cross join lateral jetstream.backlog(c.name) b
+), verdict as materialized (
+    select v.verdict from jetstream.verdict() v
 ), of_worker as (
     select v.* from worker w cross join lateral (values
         ('worker_up', 'gauge', case when not pg_is_in_recovery() then (w.pid is not null)::int::double precision end,
@@ -26,6 +30,8 @@ with worker as materialized (
         ('worker_claimed_total', 'counter', w.claimed, 'Messages claimed'),
         ('worker_stored_total', 'counter', w.stored, 'Messages acknowledged by JetStream, duplicates included'),
         ('worker_duplicates_total', 'counter', w.duplicates, 'Of these, those the stream had already'),
+        ('worker_reused_ids_total', 'counter', w.reused_ids,
+         'Of the duplicates, those the stream had from another message with the same id: they are lost'),
         ('worker_retried_total', 'counter', w.retried, 'Failed attempts that another one follows'),
         ('worker_dead_total', 'counter', w.dead, 'Messages that became dead letters'),
         ('worker_cycles_total', 'counter', w.cycles, 'Transactions of the worker'),
@@ -43,9 +49,10 @@ with worker as materialized (
 ), of_database as (
     select v.* from (values
         ('outbox_owed_messages', 'gauge',
-         (select case when c.n < 1000 then c.n else greatest(c.n, pg_stat_get_live_tuples('jetstream.outbox'::regclass)) end
-          from (select count(*) as n from (select from jetstream.outbox o order by o.id limit 1000) o) c)::double precision,
-         'Messages owed: counted up to 1000, above that as PostgreSQL''s statistics have them'),
+         (select case when max(b.owed) < 10000 then sum(b.owed)
+                      else greatest(sum(b.owed), pg_stat_get_live_tuples('jetstream.outbox'::regclass) - sum(b.scheduled)) end
+          from backlog b)::double precision,
+         'Pending messages that are due or failing: counted up to 10000, above that as PostgreSQL''s statistics have them'),
         ('outbox_bytes', 'gauge', pg_total_relation_size('jetstream.outbox'),
          'Size of the outbox with its indexes, room for further rows included'),
         ('history_bytes', 'gauge',
@@ -80,18 +87,20 @@ with worker as materialized (
     ) as v (name, kind, value, help)
 ), of_connection as (
     select v.name, v.kind, jsonb_build_object('connection', c.name) as labels, v.value, v.help
-    from connections c cross join lateral (values
+    from connections c join backlog b on b.name = c.name cross join lateral (values
         ('connection_up', 'gauge',
          case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
               else (c.running and c.state = 'connected')::int::double precision end end,
          'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
-        ('connection_lag_seconds', 'gauge', coalesce(extract(epoch from jetstream.outbox_lag(c.name))::double precision, 0),
-         'Age of the oldest message owed and due; 0 if none is'),
-        ('connection_failing_messages', 'gauge',
-         (select count(*) from (select o.attempts from jetstream.outbox o
-                                where o.connection = c.name and o.deliver_at is not null
-                                order by o.deliver_at limit 10000) o where o.attempts > 0),
-         'Messages that have failed and will be tried again, of the next 10000 that have a time')
+        ('connection_lag_seconds', 'gauge',
+         coalesce(extract(epoch from greatest(b.waiting, b.oldest_failing))::double precision, 0),
+         'Age of the oldest message that is due, failing ones included; 0 if none is'),
+        ('connection_oldest_failing_seconds', 'gauge', coalesce(extract(epoch from b.oldest_failing)::double precision, 0),
+         'How long the oldest failing message has been due; 0 if none fails'),
+        ('connection_failing_messages', 'gauge', b.failing,
+         'Messages that have failed and will be tried again, counted up to 10000'),
+        ('connection_scheduled_messages', 'gauge', b.scheduled,
+         'Messages that are not due yet, as their producer asked, counted up to 10000')
     ) as v (name, kind, value, help)
 ), dead as (
     -- From one connection to the next by the index, also those that are gone.
@@ -135,6 +144,10 @@ with worker as materialized (
     union all
     select d.name, d.kind, '{}', d.value, d.help from of_database d
     union all
+    select 'verdict', 'gauge', jsonb_build_object('verdict', s.verdict), (s.verdict = v.verdict)::int,
+           '1 for the verdict that holds: healthy, degraded (some of the work can proceed) or down (none)'
+    from verdict v cross join (values ('healthy'), ('degraded'), ('down')) s (verdict)
+    union all
     select c.name, c.kind, c.labels, c.value, c.help from of_connection c
     union all
     select 'connection_dead_letters', 'gauge', d.labels, d.value, 'Dead letters, counted up to 10000' from dead d
@@ -168,7 +181,7 @@ select m.name, m.labels, m.value, m.kind, m.help from jetstream.measure() m;
 comment on view jetstream.metrics is
     'Figures of this database for monitoring systems, named as Prometheus does; the worker''s counters begin anew with each worker';
 comment on column jetstream.metrics.name is 'Name of the metric';
-comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status or le where there are several';
+comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
 comment on column jetstream.metrics.value is 'Value';
 comment on column jetstream.metrics.kind is
     'counter: grows until it begins anew; gauge: goes up and down; histogram: counters whose names end in _bucket, _sum and _count';

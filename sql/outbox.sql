@@ -21,6 +21,7 @@ create table jetstream.outbox (
     failed_at timestamptz,
     unsure_since timestamptz,
     created_at timestamptz not null default clock_timestamp(),
+    due_at timestamptz,
     -- Further rules: the trigger outbox_check.
     constraint outbox_pkey primary key (id)
 );
@@ -44,13 +45,17 @@ comment on column jetstream.outbox.last_error is 'Why the last attempt failed';
 comment on column jetstream.outbox.failed_at is 'When the last attempt failed';
 comment on column jetstream.outbox.unsure_since is 'An attempt went unanswered and may have been stored, though not before this time: it is looked for before it is sent again';
 comment on column jetstream.outbox.created_at is 'When it was inserted; of a captured change, when the statement ended that made it';
+comment on column jetstream.outbox.due_at is 'When it was due for the first time; set by the worker as soon as deliver_at says something else, null until then';
 
 -- Without a condition, which each insert would read and plan anew: rows to be sent at once are those whose deliver_at is
 -- null, in the order of their ids.
 create index outbox_due on jetstream.outbox (connection, deliver_at, id);
-create index outbox_key on jetstream.outbox (connection, key, id) where key is not null;
+-- By attempts before id: those of a key that fail are found without the others.
+create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
+create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
 comment on index jetstream.outbox_due is 'Claim in insert order where deliver_at is null, otherwise of delayed messages and of further attempts';
-comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key';
+comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key, and whether a key has a failing one';
+comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
 
 create function jetstream.check_connection(name text) returns boolean
 language plpgsql stable

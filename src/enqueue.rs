@@ -35,7 +35,7 @@ mod column {
     pub const UNSURE_SINCE: usize = 16;
     pub const CREATED_AT: usize = 17;
     /// How many there are.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 19;
 }
 
 /// Columns that PostgreSQL would refuse a null in with the whole row, the body included, in the error.

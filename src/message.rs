@@ -141,7 +141,7 @@ pub struct ConnectionSpec {
     pub tls: Tls,
     /// Time limit for one connection attempt.
     pub connect_timeout: Duration,
-    /// First delay between attempts; doubles to sixteen times its value.
+    /// First delay between attempts; doubles up to 1.4 s, a longer one stays as it is.
     pub reconnect_delay: Duration,
     /// Attempts in a row before the connection is marked failed; `None` for no limit.
     pub max_reconnects: Option<u32>,

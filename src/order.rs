@@ -4,14 +4,18 @@
 //! module sees to it that none overtakes a message of its key that failed, and that no key fills the window. A key
 //! that may not go on is *held*: the claim in insert order leaves its messages where they are, and once it may go on
 //! they are claimed by key, from the first one left behind.
+//!
+//! Memory is bounded: of more than [`MAX_HELD`] keys, those that wait for a failing message and have nothing in flight
+//! are *spilled*: forgotten here, as the outbox knows them by its failing rows. From then on every claim asks the outbox
+//! what stands ahead of a row ([`Ahead`]), and a key comes back when its failing message is tried again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Most messages of one key that wait in the relay.
 pub const MAX_PER_KEY: usize = 64;
-/// Most keys held at once; at this number the claim in insert order stops until some are released.
-pub const MAX_HELD: usize = 100_000;
+/// Most keys held in memory; further ones are spilled.
+pub const MAX_HELD: usize = 20_000;
 
 /// A key, within its connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,12 +29,27 @@ pub struct Key {
 /// How a message was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// In insert order, or by a sweep, or as a row of a late committer.
+    /// In insert order.
     Insert,
-    /// By `deliver_at`.
+    /// Below what has been claimed in insert order: by a sweep, or as a row of a late committer.
+    Behind,
+    /// By `deliver_at`, for the first time.
     Due,
+    /// By `deliver_at`, after a failed attempt.
+    Retry,
     /// By key.
     Key,
+}
+
+/// What the outbox has ahead of a message, other than itself. Asked for while keys are spilled only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ahead {
+    /// Nothing, or nobody asked.
+    Nothing,
+    /// A failing message of its key.
+    Failing,
+    /// An earlier message of its key, this one first.
+    Older(i64),
 }
 
 /// What to do with a message just found.
@@ -74,41 +93,98 @@ struct Held {
     returning: bool,
 }
 
+impl Held {
+    fn admit(&mut self, id: i64, lane: Lane, ahead: Ahead) -> Admit {
+        match lane {
+            // The failing message itself, whose `deliver_at` somebody took away.
+            _ if self.blockers.contains(&id) => Admit::Send,
+            Lane::Retry => {
+                self.blockers.insert(id);
+                self.returning = true;
+                Admit::Send
+            }
+            Lane::Insert | Lane::Behind => {
+                self.from = self.from.min(id);
+                Admit::Leave
+            }
+            Lane::Due => {
+                self.from = self.from.min(id);
+                Admit::Rejoin
+            }
+            Lane::Key if !self.blockers.is_empty() || ahead == Ahead::Failing => Admit::Leave,
+            Lane::Key => Admit::Send,
+        }
+    }
+}
+
 /// The keys with something in flight or held.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Keys {
     in_flight: HashMap<Key, usize>,
     held: HashMap<Key, Held>,
+    most: usize,
+    spilled: bool,
+}
+
+impl Default for Keys {
+    fn default() -> Keys {
+        Keys::holding(MAX_HELD)
+    }
 }
 
 impl Keys {
-    /// Decides about a message just found.
-    pub fn admit(&mut self, key: &Key, id: i64, lane: Lane) -> Admit {
-        let crowded = self.waiting(key) >= MAX_PER_KEY;
-        match (self.held.get_mut(key), lane) {
-            (Some(held), Lane::Insert) => {
-                held.from = held.from.min(id);
-                return Admit::Leave;
-            }
-            (Some(held), Lane::Due) if !held.blockers.contains(&id) => {
-                held.from = held.from.min(id);
-                return Admit::Rejoin;
-            }
-            (Some(held), Lane::Key) if !held.blockers.is_empty() => return Admit::Leave,
-            (None, Lane::Insert) if crowded => {
-                self.held.insert(
-                    key.clone(),
-                    Held {
-                        from: id,
-                        ..Held::default()
-                    },
-                );
-                return Admit::Leave;
-            }
-            _ => {}
+    /// Holds at most about so many keys in memory.
+    pub fn holding(most: usize) -> Keys {
+        Keys {
+            in_flight: HashMap::new(),
+            held: HashMap::new(),
+            most,
+            spilled: false,
         }
-        *self.in_flight.entry(key.clone()).or_default() += 1;
-        Admit::Send
+    }
+
+    /// Decides about a message just found.
+    pub fn admit(&mut self, key: &Key, id: i64, lane: Lane, ahead: Ahead) -> Admit {
+        let answer = match self.held.get_mut(key) {
+            Some(held) => held.admit(id, lane, ahead),
+            None => self.admit_free(key, id, lane, ahead),
+        };
+        if answer == Admit::Send {
+            *self.in_flight.entry(key.clone()).or_default() += 1;
+        }
+        answer
+    }
+
+    /// The same for a key that is not held.
+    fn admit_free(&mut self, key: &Key, id: i64, lane: Lane, ahead: Ahead) -> Admit {
+        match (lane, ahead) {
+            // Spilled, or failing by the hand of somebody: what it holds up is found from the first id on.
+            (Lane::Retry, _) => {
+                self.block(key.clone(), id, 0);
+                Admit::Send
+            }
+            (Lane::Due, Ahead::Failing) => Admit::Rejoin,
+            (Lane::Due, _) => Admit::Send,
+            (_, Ahead::Failing) => Admit::Leave,
+            (Lane::Key, _) => Admit::Send,
+            (Lane::Insert, Ahead::Older(older)) => {
+                self.left(key, older);
+                Admit::Leave
+            }
+            // Its key was released while it was spilled: a sweep may end between this message and the next one of the
+            // key, so that they are claimed by key. Beyond the bound the next sweep is soon enough.
+            (Lane::Behind, _) if self.spilled => {
+                if self.held.len() < self.most.saturating_add(MAX_PER_KEY) {
+                    self.left(key, id);
+                }
+                Admit::Leave
+            }
+            _ if self.waiting(key) >= MAX_PER_KEY => {
+                self.left(key, id);
+                Admit::Leave
+            }
+            _ => Admit::Send,
+        }
     }
 
     /// Takes note of the end of a message that was sent.
@@ -139,6 +215,39 @@ impl Keys {
                 }
             }
         }
+        self.spill(key);
+    }
+
+    /// Forgets a key that the outbox knows as well, if there are too many.
+    fn spill(&mut self, key: &Key) {
+        let full = self.held.len() > self.most;
+        if full && self.waiting(key) == 0 && self.held.get(key).is_some_and(|held| !held.blockers.is_empty()) {
+            self.held.remove(key);
+            self.spilled = true;
+        }
+    }
+
+    /// Takes the failing messages of all keys, as a new worker finds them in the outbox; `all` is false if there are more.
+    pub fn load(&mut self, failing: impl IntoIterator<Item = (Key, i64)>, all: bool) {
+        for (key, id) in failing {
+            self.block(key, id, 0);
+        }
+        self.spilled = !all;
+    }
+
+    /// Whether some keys are known to the outbox alone.
+    pub fn spilled(&self) -> bool {
+        self.spilled
+    }
+
+    /// Whether all of them may have room in memory again.
+    pub fn has_room(&self) -> bool {
+        self.held.len() < self.most / 2
+    }
+
+    /// How many failing messages [`Keys::load`] takes.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// Holds a key of which message `id` comes back untried, as others may: nothing of it is claimed before all have.
@@ -213,11 +322,6 @@ impl Keys {
         self.held.len()
     }
 
-    /// Whether no further key may be held.
-    pub fn full(&self) -> bool {
-        self.held.len() >= MAX_HELD
-    }
-
     fn waiting(&self, key: &Key) -> usize {
         self.in_flight.get(key).copied().unwrap_or(0)
     }
@@ -237,22 +341,22 @@ mod tests {
     #[test]
     fn a_failed_message_holds_its_key_until_it_is_gone() {
         let mut keys = Keys::default();
-        assert_eq!(keys.admit(&key(), 1, Lane::Insert), Admit::Send);
-        assert_eq!(keys.admit(&key(), 2, Lane::Insert), Admit::Send);
+        assert_eq!(keys.admit(&key(), 1, Lane::Insert, Ahead::Nothing), Admit::Send);
+        assert_eq!(keys.admit(&key(), 2, Lane::Insert, Ahead::Nothing), Admit::Send);
         keys.ended(&key(), 1, End::Again);
         keys.ended(&key(), 2, End::Back);
-        assert_eq!(keys.admit(&key(), 3, Lane::Insert), Admit::Leave);
+        assert_eq!(keys.admit(&key(), 3, Lane::Insert, Ahead::Nothing), Admit::Leave);
         assert!(keys.ready("default", 10).is_empty());
         assert_eq!(keys.blockers(), [1]);
-        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        assert_eq!(keys.admit(&key(), 1, Lane::Retry, Ahead::Nothing), Admit::Send);
         assert!(keys.ready("default", 10).is_empty());
         keys.ended(&key(), 1, End::Gone);
         assert_eq!(keys.ready("default", 10), [(key(), 2)]);
         assert_eq!(keys.ready("other", 10), []);
-        assert_eq!(keys.admit(&key(), 2, Lane::Key), Admit::Send);
-        assert_eq!(keys.admit(&key(), 3, Lane::Key), Admit::Send);
+        assert_eq!(keys.admit(&key(), 2, Lane::Key, Ahead::Nothing), Admit::Send);
+        assert_eq!(keys.admit(&key(), 3, Lane::Key, Ahead::Nothing), Admit::Send);
         keys.claimed(&key(), Some(3), true);
-        assert_eq!(keys.admit(&key(), 4, Lane::Insert), Admit::Send);
+        assert_eq!(keys.admit(&key(), 4, Lane::Insert, Ahead::Nothing), Admit::Send);
         assert_eq!(keys.held(), 0);
     }
 
@@ -260,7 +364,7 @@ mod tests {
     fn nothing_is_claimed_while_messages_may_come_back_untried() {
         let mut keys = Keys::default();
         for id in 1..=3 {
-            assert_eq!(keys.admit(&key(), id, Lane::Insert), Admit::Send);
+            assert_eq!(keys.admit(&key(), id, Lane::Insert, Ahead::Nothing), Admit::Send);
         }
         keys.block(key(), 1, 2);
         keys.ended(&key(), 1, End::Gone);
@@ -274,11 +378,11 @@ mod tests {
     fn a_key_given_back_goes_on_when_all_of_it_has_come_back() {
         let mut keys = Keys::default();
         for id in 1..=2 {
-            assert_eq!(keys.admit(&key(), id, Lane::Insert), Admit::Send);
+            assert_eq!(keys.admit(&key(), id, Lane::Insert, Ahead::Nothing), Admit::Send);
         }
         keys.give_back(&key(), 1);
         keys.give_back(&key(), 2);
-        assert_eq!(keys.admit(&key(), 3, Lane::Insert), Admit::Leave);
+        assert_eq!(keys.admit(&key(), 3, Lane::Insert, Ahead::Nothing), Admit::Leave);
         keys.ended(&key(), 1, End::Back);
         assert_eq!(keys.ready("default", 1), [], "2 is still out");
         keys.ended(&key(), 2, End::Back);
@@ -289,10 +393,10 @@ mod tests {
     fn a_failing_message_that_comes_back_untried_holds_its_key_still() {
         let mut keys = Keys::default();
         keys.block(key(), 1, 2);
-        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        assert_eq!(keys.admit(&key(), 1, Lane::Retry, Ahead::Nothing), Admit::Send);
         keys.ended(&key(), 1, End::StillDue);
         assert_eq!(keys.ready("default", 1), []);
-        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        assert_eq!(keys.admit(&key(), 1, Lane::Retry, Ahead::Nothing), Admit::Send);
         keys.ended(&key(), 1, End::Gone);
         assert_eq!(keys.ready("default", 1), [(key(), 2)]);
     }
@@ -305,15 +409,15 @@ mod tests {
             key: "other".into(),
             ..key()
         };
-        assert_eq!(keys.admit(&other, 5, Lane::Insert), Admit::Send);
+        assert_eq!(keys.admit(&other, 5, Lane::Insert, Ahead::Nothing), Admit::Send);
     }
 
     #[test]
     fn a_delayed_message_that_comes_due_stands_in_line() {
         let mut keys = Keys::default();
         keys.block(key(), 1, 2);
-        assert_eq!(keys.admit(&key(), 7, Lane::Due), Admit::Rejoin);
-        assert_eq!(keys.admit(&key(), 1, Lane::Due), Admit::Send);
+        assert_eq!(keys.admit(&key(), 7, Lane::Due, Ahead::Nothing), Admit::Rejoin);
+        assert_eq!(keys.admit(&key(), 1, Lane::Retry, Ahead::Nothing), Admit::Send);
         keys.ended(&key(), 1, End::Gone);
         assert_eq!(keys.ready("default", 1), [(key(), 2)]);
     }
@@ -322,15 +426,15 @@ mod tests {
     fn a_hot_key_does_not_fill_the_window() {
         let mut keys = Keys::default();
         for id in 1..=MAX_PER_KEY as i64 {
-            assert_eq!(keys.admit(&key(), id, Lane::Insert), Admit::Send);
+            assert_eq!(keys.admit(&key(), id, Lane::Insert, Ahead::Nothing), Admit::Send);
         }
-        assert_eq!(keys.admit(&key(), 100, Lane::Insert), Admit::Leave);
+        assert_eq!(keys.admit(&key(), 100, Lane::Insert, Ahead::Nothing), Admit::Leave);
         assert!(keys.ready("default", 1).is_empty());
         for id in 1..=MAX_PER_KEY as i64 / 2 {
             keys.ended(&key(), id, End::Gone);
         }
         assert_eq!(keys.ready("default", 1), [(key(), 100)]);
-        assert_eq!(keys.admit(&key(), 100, Lane::Key), Admit::Send);
+        assert_eq!(keys.admit(&key(), 100, Lane::Key, Ahead::Nothing), Admit::Send);
         keys.claimed(&key(), Some(100), false);
         assert_eq!(keys.ready("default", 1), []);
     }
@@ -339,8 +443,8 @@ mod tests {
     fn a_late_committer_of_a_held_key_is_found_by_key() {
         let mut keys = Keys::default();
         keys.block(key(), 10, 11);
-        assert_eq!(keys.admit(&key(), 4, Lane::Insert), Admit::Leave);
-        keys.admit(&key(), 10, Lane::Due);
+        assert_eq!(keys.admit(&key(), 4, Lane::Insert, Ahead::Nothing), Admit::Leave);
+        keys.admit(&key(), 10, Lane::Retry, Ahead::Nothing);
         keys.ended(&key(), 10, End::Gone);
         assert_eq!(keys.ready("default", 1), [(key(), 4)]);
     }
@@ -351,5 +455,28 @@ mod tests {
         keys.block(key(), 1, 2);
         keys.forget_missing(&std::collections::HashSet::new());
         assert_eq!(keys.ready("default", 1), [(key(), 2)]);
+    }
+
+    #[test]
+    fn a_key_beyond_the_bound_is_known_by_the_outbox_alone() {
+        let mut keys = Keys::holding(0);
+        assert_eq!(keys.admit(&key(), 1, Lane::Insert, Ahead::Nothing), Admit::Send);
+        keys.block(key(), 1, 2);
+        keys.ended(&key(), 1, End::Again);
+        assert_eq!((keys.held(), keys.spilled()), (0, true));
+        assert_eq!(keys.admit(&key(), 2, Lane::Insert, Ahead::Failing), Admit::Leave);
+        assert_eq!(keys.admit(&key(), 3, Lane::Due, Ahead::Failing), Admit::Rejoin);
+        assert_eq!(keys.admit(&key(), 1, Lane::Retry, Ahead::Nothing), Admit::Send);
+        assert_eq!(keys.admit(&key(), 4, Lane::Insert, Ahead::Nothing), Admit::Leave);
+        keys.ended(&key(), 1, End::Gone);
+        assert_eq!(keys.ready("default", 1), [(key(), 0)]);
+    }
+
+    #[test]
+    fn what_a_spilled_key_has_left_behind_goes_before_what_is_newer() {
+        let mut keys = Keys::holding(0);
+        keys.load([], false);
+        assert_eq!(keys.admit(&key(), 9, Lane::Insert, Ahead::Older(4)), Admit::Leave);
+        assert_eq!(keys.ready("default", 1), [(key(), 4)]);
     }
 }

@@ -76,6 +76,8 @@ pub struct Report {
     pub stored: u64,
     /// Of these, those the stream had already.
     pub duplicates: u64,
+    /// Of these, those whose id another message of the outbox has used.
+    pub reused_ids: u64,
     /// Failed attempts that will be followed by another.
     pub retried: u64,
     /// Messages that became dead letters.

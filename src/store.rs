@@ -2,6 +2,7 @@
 
 mod claim;
 pub mod config;
+pub mod hurry;
 mod statements;
 mod stored;
 

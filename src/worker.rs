@@ -7,6 +7,7 @@ mod begin;
 mod checkpoint;
 mod claim;
 mod due;
+mod hurry;
 mod lane;
 mod late;
 mod link;
@@ -25,7 +26,7 @@ use crate::guc::{self, Settings};
 use crate::log::{self, Log};
 use crate::message::{Message, Settled};
 use crate::notes::Reader;
-use crate::order::{Keys, MAX_HELD};
+use crate::order::Keys;
 use crate::pg::bulk::Place;
 use crate::relay::{Command, Relay, Report};
 use crate::snapshot::Snapshot;
@@ -113,8 +114,11 @@ struct Worker {
     seen_requests: (u32, u32),
     /// Which ids other transactions have inserted.
     notes: Reader,
+    hurry: hurry::Hurry,
     /// What had ended when late committers were last looked for.
     view: Snapshot,
+    /// Nothing was in progress and nothing was left to do when this transaction was the next one to begin.
+    at_rest: Option<u64>,
     captured: crate::capture::expand::Seen,
     /// There are more captured changes than one transaction takes.
     more_captured: bool,
@@ -161,6 +165,8 @@ impl Worker {
             seen_requests: (u32::MAX, u32::MAX),
             notes: Reader::new(status::notes(), pg::next_xid),
             view: Snapshot::default(),
+            hurry: hurry::Hurry::default(),
+            at_rest: None,
             captured: crate::capture::expand::Seen::default(),
             more_captured: false,
             may_be_captured: false,
@@ -170,15 +176,16 @@ impl Worker {
 
     /// Reads what an earlier worker left: the keys its failed messages hold.
     fn load(&mut self) {
-        let keys = loop {
-            match pg::transaction(|| config::failing_keys(MAX_HELD as i64)) {
+        let most = self.keys.most();
+        let mut failing = loop {
+            match pg::transaction(|| config::failing_keys(most as i64 + 1)) {
                 Err(e) if e.is_passing() => begin::pause(&passing("reading the failing keys", &e)),
                 other => break must(other),
             }
         };
-        for (key, id) in keys {
-            self.keys.block(key, id, 0);
-        }
+        let all = failing.len() <= most;
+        failing.truncate(most);
+        self.keys.load(failing, all);
     }
 
     /// One transaction; true if there is reason to make the next at once.
@@ -190,6 +197,7 @@ impl Worker {
         self.take_captured();
         pg::report_activity(Some(c"settle and claim"));
         let lanes = self.lanes.clone();
+        let hurry = self.hurry.all();
         let mut work = claim::Claimed::default();
         let result = pg::transaction(|| self.work(&mut work));
         self.took = (self.took * 7 + self.began.elapsed()) / 8;
@@ -205,6 +213,7 @@ impl Worker {
             Ok(Err(e)) => must(Ok(Err(e))),
             Err(e) if e.is_passing() => {
                 self.undo(work, lanes);
+                self.hurry.again(hurry);
                 self.links.stale = true;
                 let again = !self.careful;
                 self.careful = true;
@@ -237,7 +246,9 @@ impl Worker {
         }
         self.apply_changes()?;
         self.rest();
+        let quiet = self.is_quiet();
         let settlement = self.settle()?;
+        self.hurry()?;
         self.maintain()?;
         if !self.paused {
             self.claim(claimed)?;
@@ -245,6 +256,7 @@ impl Worker {
             let maybe_not = claimed.xids.iter().copied().filter(|xid| !status::is_synchronous(*xid));
             pg::flush_commits(maybe_not);
         }
+        self.at_rest = quiet.filter(|_| claimed.messages.is_empty());
         Ok(settlement)
     }
 
@@ -261,12 +273,21 @@ impl Worker {
 
     /// Waits for a commit's wake, a report of the relay, or time.
     fn wait(&mut self) {
+        while self.wait_once() {}
+    }
+
+    /// The same; true if it was for time alone and nothing can have happened since.
+    fn wait_once(&mut self) -> bool {
+        let began = Instant::now();
         let mut timeout = self.settings.poll_interval;
         if let Some(due) = self
             .lanes
             .iter()
             .filter(|lane| lane.ready)
-            .filter_map(|lane| lane.due.next())
+            .filter_map(|lane| match self.at_rest {
+                Some(_) => lane.due.known(),
+                None => lane.due.next(),
+            })
             .min()
         {
             // The wait counts whole milliseconds: without the one more it would end too early, again and again.
@@ -274,7 +295,11 @@ impl Worker {
         }
         if self.waiter.wait(timeout) {
             self.keep_apart();
-            return;
+            return false;
+        }
+        if began.elapsed() >= timeout && self.stays_at_rest() {
+            self.log.write();
+            return true;
         }
         self.take_reports();
         // A few outcomes can wait a moment, so that they are settled together or with the next claim. A latch that is
@@ -286,6 +311,39 @@ impl Worker {
             }
             self.take_reports();
         }
+        false
+    }
+
+    /// The next transaction to begin, if nothing is in progress anywhere and this worker has nothing to do. To be called
+    /// at the beginning of a transaction, before its snapshots.
+    fn is_quiet(&self) -> Option<u64> {
+        let idle = self.flights.is_empty()
+            && self.outcomes.is_empty()
+            && self.hurry.is_idle()
+            && !self.links.stale
+            && self.links.unwritten.is_empty()
+            && self.lanes.iter().all(|lane| lane.checkpoint.is_written())
+            && !self.more_captured
+            && pg::own_xid().is_none();
+        if !idle {
+            return None;
+        }
+        let next = pg::next_xid();
+        let view = pg::snapshot();
+        (view.unfinished(next).next().is_none()).then_some(next)
+    }
+
+    /// Whether nothing can have been committed since the last cycle, and nothing has come due: without a transaction id
+    /// no row is inserted or changed, whatever triggers are disabled and however it is committed.
+    fn stays_at_rest(&self) -> bool {
+        let now = Instant::now();
+        let due = |lane: &Lane| {
+            lane.ready && (lane.more || lane.due.is_open() || lane.due.known().is_some_and(|at| at <= now))
+        };
+        self.at_rest.is_some_and(|next| next == pg::next_xid())
+            && now < self.next_maintenance
+            && now < self.next_sweep
+            && !self.lanes.iter().any(due)
     }
 
     /// Lets commits gather where they come one upon the other.
@@ -320,7 +378,7 @@ impl Worker {
                     state,
                     detail,
                 }) => self.link_changed(&connection, state, detail),
-                Ok(Report::StreamSynced { id, error }) => self.links.synced.push((id, error)),
+                Ok(Report::StreamSynced { id, error }) => self.stream_synced(id, error),
                 Err(crossbeam_channel::TryRecvError::Empty) => break,
                 Err(crossbeam_channel::TryRecvError::Disconnected) => pg::fatal(
                     PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
@@ -388,12 +446,12 @@ impl Worker {
             "paused"
         } else if self.links.problem.is_some() {
             "waiting for a connection"
-        } else if self.keys.full() {
-            "held up: too many keys wait behind failing messages"
-        } else if self.flights.is_empty() {
-            "idle"
-        } else {
+        } else if !self.flights.is_empty() {
             "publishing"
+        } else if self.links.is_partial() {
+            "degraded: a connection is down"
+        } else {
+            "idle"
         };
         self.report.state = state.into();
         self.report.in_flight = self.flights.len() as u32;

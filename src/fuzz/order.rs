@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use proptest::prelude::*;
 
 use super::cases;
-use crate::order::{Admit, End, Key, Keys, Lane, MAX_PER_KEY};
+use crate::order::{Admit, Ahead, End, Key, Keys, Lane, MAX_PER_KEY};
 
+/// Keys of the messages.
+const KEYS: usize = 4;
 /// Rounds after which everything must have been stored once nothing fails any more.
 const ROUNDS: usize = 300;
 
@@ -33,6 +35,8 @@ enum Op {
     Change { stored: bool },
     /// Somebody removes the oldest message of a key that is not in flight, and the worker looks everywhere.
     Remove { key: usize },
+    /// The worker scans everything, and takes back into memory what has room there.
+    Recheck,
     /// The worker dies; the next one starts from the table.
     Crash,
 }
@@ -52,7 +56,7 @@ fn few_or_all() -> impl Strategy<Value = usize> {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let key = 0..3usize;
+    let key = 0..KEYS;
     let answer = prop_oneof![14 => Just(Answer::Stored), 5 => Just(Answer::Failed), 1 => Just(Answer::Refused)];
     let answer = (key.clone(), answer);
     let op = prop_oneof![
@@ -65,6 +69,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Due),
         1 => any::<bool>().prop_map(|stored| Op::Change { stored }),
         1 => key.prop_map(|key| Op::Remove { key }),
+        1 => Just(Op::Recheck),
         1 => Just(Op::Crash),
     ];
     prop::collection::vec(op, 0..60)
@@ -107,6 +112,8 @@ struct World {
 struct Worker {
     keys: Keys,
     cursor: i64,
+    /// Where a running sweep goes on.
+    sweep: Option<i64>,
     /// Each with whether it was found as due.
     flights: BTreeMap<i64, bool>,
 }
@@ -133,6 +140,7 @@ impl World {
             Op::Due => self.outbox.values_mut().for_each(|row| row.due = row.due.map(|_| true)),
             Op::Change { stored } => self.change(*stored),
             Op::Remove { key } => self.remove(*key),
+            Op::Recheck => self.recheck(),
             Op::Crash => self.crash(),
         }
     }
@@ -220,6 +228,7 @@ impl World {
                 self.claim_due(&mut room, &mut claimed);
             }
             self.claim_by_key(&mut room, &mut claimed);
+            self.sweep(&mut room, &mut claimed);
             self.claim_in_order(&mut room, &mut claimed);
         }
         for (id, key, outcome) in outcomes {
@@ -241,60 +250,107 @@ impl World {
         }
     }
 
+    /// What stands ahead of a message, as the table says when it is asked.
+    fn ahead(&self, id: i64, key: usize) -> Ahead {
+        if !self.worker.keys.spilled() {
+            return Ahead::Nothing;
+        }
+        let of_key = || self.outbox.iter().filter(move |(_, row)| row.key == key);
+        if of_key().any(|(other, row)| *other != id && row.failed && row.due.is_some()) {
+            return Ahead::Failing;
+        }
+        of_key()
+            .find(|(_, row)| !row.failed && row.due.is_none())
+            .filter(|(older, _)| **older < id)
+            .map_or(Ahead::Nothing, |(older, _)| Ahead::Older(*older))
+    }
+
     fn claim_due(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
-        for (id, row) in self.outbox.iter_mut().filter(|(_, row)| row.due == Some(true)) {
+        let due = self.outbox.iter().filter(|(_, row)| row.due == Some(true));
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
             if *room == 0 {
                 return;
             }
-            if self.worker.flights.contains_key(id) {
-                continue;
-            }
-            match self.worker.keys.admit(&name(row.key), *id, Lane::Due) {
-                Admit::Send => take(&mut self.worker.flights, *id, row, room, claimed),
-                Admit::Leave => {}
-                Admit::Rejoin => row.due = None,
+            let row = &self.outbox[&id];
+            let lane = if row.failed { Lane::Retry } else { Lane::Due };
+            if self.admit(id, row.key, lane, room, claimed) == Some(Admit::Rejoin)
+                && let Some(row) = self.outbox.get_mut(&id)
+            {
+                row.due = None;
             }
         }
     }
 
+    /// Lets the worker decide about a message unless it is in flight.
+    fn admit(
+        &mut self,
+        id: i64,
+        key: usize,
+        lane: Lane,
+        room: &mut usize,
+        claimed: &mut Vec<(i64, usize)>,
+    ) -> Option<Admit> {
+        if self.worker.flights.contains_key(&id) {
+            return None;
+        }
+        let ahead = self.ahead(id, key);
+        let answer = self.worker.keys.admit(&name(key), id, lane, ahead);
+        if answer == Admit::Send {
+            self.worker.flights.insert(id, matches!(lane, Lane::Due | Lane::Retry));
+            claimed.push((id, key));
+            *room -= 1;
+        }
+        Some(answer)
+    }
+
     fn claim_by_key(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
         for (key, from) in self.worker.keys.ready("default", 100) {
-            let number = (0..3).find(|number| name(*number) == key).unwrap();
-            let mut rows = self
-                .outbox
-                .range(from..)
-                .filter(|(_, row)| row.key == number && row.due.is_none());
+            let number = (0..KEYS).find(|number| name(*number) == key).unwrap();
+            let rows = self.plain(from..);
+            let mut rows = rows.into_iter().filter(|(_, key)| *key == number);
             let (mut last, mut exhausted) = (None, false);
             for _ in 0..MAX_PER_KEY / 2 {
                 if *room == 0 {
                     break;
                 }
-                let Some((id, row)) = rows.next() else {
+                let Some((id, _)) = rows.next() else {
                     exhausted = true;
                     break;
                 };
-                last = Some(*id);
-                if !self.worker.flights.contains_key(id) && self.worker.keys.admit(&key, *id, Lane::Key) == Admit::Send
-                {
-                    take(&mut self.worker.flights, *id, row, room, claimed);
-                }
+                last = Some(id);
+                self.admit(id, number, Lane::Key, room, claimed);
             }
             self.worker.keys.claimed(&key, last, exhausted);
         }
     }
 
+    /// Messages without a `deliver_at`, each with its key.
+    fn plain(&self, range: impl std::ops::RangeBounds<i64>) -> Vec<(i64, usize)> {
+        let rows = self.outbox.range(range).filter(|(_, row)| row.due.is_none());
+        rows.map(|(id, row)| (*id, row.key)).collect()
+    }
+
+    fn sweep(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
+        let Some(from) = self.worker.sweep.take() else { return };
+        if from > self.worker.cursor {
+            return;
+        }
+        for (id, key) in self.plain(from..=self.worker.cursor) {
+            if *room == 0 {
+                self.worker.sweep = Some(id);
+                return;
+            }
+            self.admit(id, key, Lane::Behind, room, claimed);
+        }
+    }
+
     fn claim_in_order(&mut self, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
-        let start = self.worker.cursor + 1;
-        for (id, row) in self.outbox.range(start..).filter(|(_, row)| row.due.is_none()) {
+        for (id, key) in self.plain(self.worker.cursor + 1..) {
             if *room == 0 {
                 return;
             }
-            self.worker.cursor = *id;
-            if !self.worker.flights.contains_key(id)
-                && self.worker.keys.admit(&name(row.key), *id, Lane::Insert) == Admit::Send
-            {
-                take(&mut self.worker.flights, *id, row, room, claimed);
-            }
+            self.worker.cursor = id;
+            self.admit(id, key, Lane::Insert, room, claimed);
         }
     }
 
@@ -308,16 +364,38 @@ impl World {
         }
         let existing = self.outbox.keys().chain(self.worker.flights.keys()).copied().collect();
         self.worker.keys.forget_missing(&existing);
+        self.worker.sweep = Some(0);
+    }
+
+    fn failing(&self) -> Vec<(Key, i64)> {
+        let failing = self.outbox.iter().filter(|(_, row)| row.failed && row.due.is_some());
+        failing.map(|(id, row)| (name(row.key), *id)).collect()
+    }
+
+    fn recheck(&mut self) {
+        let keys = &mut self.worker.keys;
+        if keys.spilled() && keys.has_room() && self.worker.sweep.is_none() {
+            let failing = self.failing();
+            if failing.len() <= self.worker.keys.most() {
+                self.worker.keys.load(failing, true);
+            }
+        }
+        self.worker.sweep = Some(0);
     }
 
     fn crash(&mut self) {
-        (self.worker, self.outcomes) = Default::default();
+        let most = self.worker.keys.most();
+        self.worker = Worker {
+            keys: Keys::holding(most),
+            ..Worker::default()
+        };
+        self.outcomes.clear();
         self.relay.clear();
         self.closed.clear();
         self.before_change = 0;
-        for (id, row) in self.outbox.iter().filter(|(_, row)| row.failed && row.due.is_some()) {
-            self.worker.keys.block(name(row.key), *id, 0);
-        }
+        let failing = self.failing();
+        let all = failing.len() <= most;
+        self.worker.keys.load(failing.into_iter().take(most), all);
     }
 
     /// Nothing fails any more.
@@ -328,7 +406,8 @@ impl World {
                 return;
             }
             self.apply(&Op::Due);
-            for key in 0..3 {
+            self.apply(&Op::Recheck);
+            for key in 0..KEYS {
                 while self.relay.get(&key).is_some_and(|queue| !queue.is_empty()) {
                     self.answer(key, Answer::Stored);
                 }
@@ -339,19 +418,13 @@ impl World {
     }
 }
 
-fn take(flights: &mut BTreeMap<i64, bool>, id: i64, row: &Row, room: &mut usize, claimed: &mut Vec<(i64, usize)>) {
-    let before = flights.insert(id, row.due.is_some());
-    assert!(before.is_none(), "{id} is claimed twice");
-    claimed.push((id, row.key));
-    *room -= 1;
-}
-
 proptest! {
     #![proptest_config(cases(20_000))]
 
     #[test]
-    fn keys_stay_in_order_and_nothing_is_left_behind(ops in ops()) {
+    fn keys_stay_in_order_and_nothing_is_left_behind(most in 0..5usize, ops in ops()) {
         let mut world = World::default();
+        world.worker.keys = Keys::holding(most);
         ops.iter().for_each(|op| world.apply(op));
         world.settle();
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// Doublings of the first delay before it stays as it is.
-const MAX_DOUBLINGS: u32 = 4;
+/// No delay is doubled beyond this: a server that is back is connected to within two seconds.
+const CEILING: Duration = Duration::from_millis(1_400);
 
-/// The first attempt is made at once, the next ones after a delay that doubles to sixteen times its value, each a
-/// fifth longer or shorter by chance.
+/// The first attempt is made at once, the next ones after a delay that doubles up to [`CEILING`], or stays as it is where
+/// it is longer, each a fifth longer or shorter by chance.
 #[derive(Debug)]
 pub(super) struct Backoff {
     base: Duration,
@@ -26,7 +26,8 @@ impl Backoff {
             0 => Duration::ZERO,
             n => self
                 .base
-                .saturating_mul(1 << (n - 1).min(MAX_DOUBLINGS))
+                .saturating_mul(1 << (n - 1).min(16))
+                .min(self.base.max(CEILING))
                 .mul_f64(rand::random_range(0.8..1.2)),
         }
     }
@@ -42,13 +43,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_once_then_doubling_to_sixteen_times() {
-        let mut backoff = Backoff::new(Duration::from_secs(1));
+    fn at_once_then_doubling_up_to_the_ceiling() {
+        let mut backoff = Backoff::new(Duration::from_millis(200));
         assert_eq!(backoff.next(), Duration::ZERO);
-        for factor in [1, 2, 4, 8, 16, 16, 16] {
-            let delay = backoff.next();
-            assert!(delay >= Duration::from_millis(800) * factor && delay <= Duration::from_millis(1200) * factor);
+        for nominal in [200, 400, 800, 1400, 1400, 1400] {
+            let (delay, nominal) = (backoff.next(), Duration::from_millis(nominal));
+            assert!(
+                delay >= nominal.mul_f64(0.79) && delay <= nominal.mul_f64(1.21),
+                "{delay:?}"
+            );
+            assert!(delay < Duration::from_secs(2));
         }
+        let mut slow = Backoff::new(Duration::from_secs(10));
+        slow.next();
+        assert!(slow.next() >= Duration::from_secs(8) && slow.next() <= Duration::from_secs(12));
         backoff.reset();
         assert_eq!(backoff.next(), Duration::ZERO);
     }

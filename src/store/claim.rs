@@ -9,10 +9,11 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{OwnedPreparedStatement, SpiClient};
 
-use super::statements::{Statements, WIDTH};
+use super::statements::{Claims, FAILING, Statements, WIDTH};
 use super::{Result, Store, read_ids};
 use crate::message::{self, Message};
 use crate::micros;
+use crate::order::Ahead;
 use crate::pg::bulk::Place;
 use crate::pg::cursor::{self, Cursor};
 use crate::snapshot::Snapshot;
@@ -43,8 +44,10 @@ pub struct Row {
     pub place: Place,
     /// Transaction that inserted it.
     pub txid: u64,
-    /// When it was inserted, or due if that is later; microseconds since 2000-01-01 UTC.
+    /// When it was inserted, or due if that is later, whatever has failed since; microseconds since 2000-01-01 UTC.
     pub due_at: i64,
+    /// What stands ahead of it in its key.
+    pub ahead: Ahead,
 }
 
 /// Where a message stands in the order of those that are delayed.
@@ -82,12 +85,14 @@ pub struct Visit<'a> {
     pub wanted: usize,
     /// Bytes after which no further row is read.
     pub bytes: usize,
+    /// Whether to ask what stands ahead of a row in its key.
+    pub ask: bool,
 }
 
 /// Runs a claim: calls `visit.row` for each row, in the order of the statement.
 pub(super) fn claim(
     store: &mut Store,
-    statement: impl Fn(&Statements) -> &OwnedPreparedStatement,
+    statement: impl Fn(&Claims) -> &OwnedPreparedStatement,
     args: &[DatumWithOid<'_>],
     lane: &str,
     visit: Visit<'_>,
@@ -97,7 +102,12 @@ pub(super) fn claim(
     let connection: Arc<str> = lane.into();
     Spi::connect_mut(|client| {
         let statements = store.statements(client)?;
-        let mut cursor = Cursor::of(client.try_open_cursor_mut(statement(statements), args)?);
+        let claims = if visit.ask {
+            &statements.asking
+        } else {
+            &statements.plain
+        };
+        let mut cursor = Cursor::of(client.try_open_cursor_mut(statement(claims), args)?);
         let mut seen = Seen::default();
         let mut bytes = 0;
         while seen.rows < visit.most {
@@ -130,7 +140,11 @@ pub(super) fn claim(
                 }
             });
             let ended = full || step.len() < asked;
-            let mut held = Held { touched, free: None };
+            let mut held = Held {
+                touched,
+                free: None,
+                by_id: &claims.by_id,
+            };
             for (turn, row) in step {
                 seen.last = turn;
                 let found = match row {
@@ -159,6 +173,8 @@ const ID: usize = 1;
 const SNAPSHOT: usize = 15;
 /// When it is to be delivered; null is at once.
 const DELIVER_AT: usize = 14;
+/// What stands ahead of the row in its key.
+const AHEAD: usize = 17;
 
 /// A row of one step.
 enum Fetched {
@@ -169,12 +185,13 @@ enum Fetched {
 }
 
 /// Rows of one step that somebody has touched. What is free now is locked and read anew; what somebody holds is skipped.
-struct Held {
+struct Held<'a> {
     touched: Vec<i64>,
     free: Option<HashSet<i64>>,
+    by_id: &'a OwnedPreparedStatement,
 }
 
-impl Held {
+impl Held<'_> {
     /// The row of this id, as it stands now; `None` if somebody holds it, or if it is not to be claimed any more.
     fn read(
         &mut self,
@@ -195,7 +212,7 @@ impl Held {
             return Ok(None);
         }
         let args = [(&**connection).into(), id.into()];
-        let mut cursor = Cursor::of(client.try_open_cursor_mut(&statements.by_id, &args)?);
+        let mut cursor = Cursor::of(client.try_open_cursor_mut(self.by_id, &args)?);
         let mut found = None;
         cursor.fetch::<WIDTH>(1, |columns| {
             found = Some(read_row(&columns, connection));
@@ -227,6 +244,11 @@ fn read_row(row: &cursor::Row<'_, WIDTH>, connection: &Arc<str>) -> Row {
         message: Arc::new(message),
         txid: number(2) as u64,
         due_at: number(10),
+        ahead: match row.value(AHEAD) {
+            None => Ahead::Nothing,
+            Some(FAILING) => Ahead::Failing,
+            Some(id) => Ahead::Older(id),
+        },
         place: row.place(16),
     }
 }

@@ -131,7 +131,7 @@ pub fn stream_synced(id: i64, error: Option<&str>) -> SpiResult<bool> {
 /// Keyed messages that have failed and will be tried again: their keys are held.
 pub fn failing_keys(most: i64) -> SpiResult<Vec<(Key, i64)>> {
     const SQL: &str = "select o.connection::text, o.key::text, o.id from jetstream.outbox o \
-        where o.deliver_at is not null and o.attempts > 0 and o.key is not null order by o.id limit $1";
+        where o.deliver_at is not null and o.attempts > 0 and o.key is not null limit $1";
     Spi::connect_mut(|client| {
         let mut keys = Vec::new();
         for row in client.update(SQL, None, &[most.into()])? {
@@ -167,7 +167,8 @@ pub fn existing(ids: Vec<i64>) -> SpiResult<HashSet<i64>> {
 /// Lets these messages be claimed in insert order again: they stand in line behind others of their key.
 pub fn rejoin(ids: Vec<i64>) -> SpiResult<()> {
     Spi::run_with_args(
-        "update jetstream.outbox set deliver_at = null where id = any ($1)",
+        "update jetstream.outbox set deliver_at = null, due_at = coalesce(due_at, greatest(created_at, deliver_at)) \
+         where id = any ($1)",
         &[ids.into()],
     )
 }

@@ -28,11 +28,22 @@ pub struct Record<'a> {
     pub sequence: i64,
     /// The stream had it already.
     pub duplicate: bool,
+    /// Another message has used its id.
+    pub reused: bool,
     /// From insert or due time to the ack, milliseconds.
     pub latency_ms: f32,
     /// When the ack arrived; microseconds since 2000-01-01 UTC.
     pub acked_at: i64,
 }
+
+impl Record<'_> {
+    fn error(&self) -> Option<&'static str> {
+        self.reused.then_some(REUSED)
+    }
+}
+
+/// `history.error` of a message that the stream dropped.
+const REUSED: &str = "dropped by the stream: another message has used this id";
 
 impl Store {
     /// Takes stored messages out of the outbox and records them as the settings ask.
@@ -120,7 +131,7 @@ fn append(records: &[Record<'_>]) -> usize {
 }
 
 /// Columns of the history that a stored message has a value for.
-const NAMES: [&std::ffi::CStr; 13] = [
+const NAMES: [&std::ffi::CStr; 14] = [
     c"published_at",
     c"outbox_id",
     c"sequence",
@@ -134,10 +145,11 @@ const NAMES: [&std::ffi::CStr; 13] = [
     c"message_id",
     c"stream",
     c"key",
+    c"error",
 ];
 
 /// The values of [`NAMES`].
-fn row<'a>(record: &Record<'a>) -> [Value<'a>; 13] {
+fn row<'a>(record: &Record<'a>) -> [Value<'a>; 14] {
     let message = record.message;
     [
         Value::Word(record.acked_at as u64),
@@ -153,11 +165,12 @@ fn row<'a>(record: &Record<'a>) -> [Value<'a>; 13] {
         Value::Text(&message.message_id),
         Value::Text(record.stream),
         message.key.as_deref().map_or(Value::Null, Value::Text),
+        record.error().map_or(Value::Null, Value::Text),
     ]
 }
 
 /// The records as parameters of the statements that insert them.
-fn columns(records: &[Record<'_>]) -> [Array; 13] {
+fn columns(records: &[Record<'_>]) -> [Array; 14] {
     let each = || records.iter();
     [
         Array::int8s(each().map(|r| Some(r.message.id))),
@@ -173,5 +186,6 @@ fn columns(records: &[Record<'_>]) -> [Array; 13] {
         Array::texts(each().map(|r| r.message.key.as_deref())),
         Array::int4s(each().map(|r| r.message.webhook)),
         Array::int8s(each().map(|r| Some(r.txid as i64))),
+        Array::texts(each().map(|r| r.error())),
     ]
 }

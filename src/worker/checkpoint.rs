@@ -50,6 +50,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether there is no position to be written, now or later.
+    pub fn is_written(&self) -> bool {
+        !self.changed && self.candidate.is_empty()
+    }
+
     /// Positions that can be written, each once.
     pub fn due(&mut self) -> HashMap<Arc<str>, i64> {
         match self.waiting {

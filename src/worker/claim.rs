@@ -98,7 +98,7 @@ impl Worker {
         let began = Instant::now();
         while let Some(span) = late.step() {
             let mut last = None;
-            let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+            let exhausted = self.visit(number, Way::Behind, claimed, |store, lane, visit| {
                 let row = &mut |found: Found| {
                     last = Some(found.id());
                     (visit.row)(found)
@@ -130,10 +130,10 @@ impl Worker {
     }
 
     fn claim_due(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        if !self.has_room(number) {
+        if !self.has_room_for_due(number) {
             // When there is room is not a matter of time: a look that is over time must not keep this busy until then.
             self.lanes[number].due.soon();
-            self.lanes[number].more = true;
+            self.lanes[number].more |= !self.has_room(number);
             return Ok(());
         }
         let Some(look) = self.lanes[number].due.look(Instant::now(), pg::now()) else {
@@ -211,7 +211,7 @@ impl Worker {
         let lane = &self.lanes[number];
         let (from, cursor) = (lane.sweep_from.unwrap_or(0), lane.cursor);
         let mut seen = Vec::new();
-        let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {
+        let exhausted = self.visit(number, Way::Behind, claimed, |store, lane, visit| {
             let row = &mut |found: Found| {
                 seen.push(found.id());
                 (visit.row)(found)
@@ -227,9 +227,6 @@ impl Worker {
     }
 
     fn claim_in_order(&mut self, number: usize, claimed: &mut Claimed) -> SpiResult<()> {
-        if self.keys.full() {
-            return Ok(());
-        }
         let start = self.lanes[number].cursor;
         let (mut reached, mut snapshot) = (Reached::default(), None);
         let exhausted = self.visit(number, Way::Insert, claimed, |store, lane, visit| {

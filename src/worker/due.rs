@@ -16,6 +16,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// somebody may hold thousands of others.
 const PAUSE: u32 = 9;
 
+/// A message that is known to be due later is looked for again after so many polls at rest: a clock may be set forward.
+const RESTING_POLLS: u32 = 10;
+
 /// A look for what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
@@ -31,6 +34,8 @@ pub struct Look {
 pub struct Due {
     /// When a message is due, or looked for, as far as known; `None`: now.
     next: Option<Instant>,
+    /// When the first message known is due, or is to be looked for again; `None` if there is none.
+    known: Option<Instant>,
     /// From when on a look is one at all; `None`: the next is.
     all: Option<Instant>,
     /// What stands before this is left to the next look at all.
@@ -43,6 +48,16 @@ impl Due {
     /// When something is due or looked for, as far as known.
     pub fn next(&self) -> Option<Instant> {
         self.next
+    }
+
+    /// When something is due, as far as known, while nothing is committed; `None` if nothing is.
+    pub fn known(&self) -> Option<Instant> {
+        self.next.and(self.known)
+    }
+
+    /// Whether a look is to be made as soon as possible.
+    pub fn is_open(&self) -> bool {
+        self.next.is_none() || self.woken
     }
 
     /// Something has been committed.
@@ -91,6 +106,7 @@ impl Due {
     /// already somebody holds, or it came due this moment.
     pub fn ends(&mut self, look: &Look, wait: Option<Duration>, now: Instant, poll: Duration) {
         self.ended(look, now);
+        self.known = wait.map(|wait| now + wait.min(poll * RESTING_POLLS));
         let mut wait = wait.unwrap_or(poll).min(poll);
         if wait.is_zero() {
             wait = AGAIN.max((now - look.began) * PAUSE);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::checkpoint::Checkpoint;
 use super::due::Due;
@@ -19,6 +19,10 @@ pub struct Lane {
     pub name: Arc<str>,
     /// The connection is up, so that claiming makes sense.
     pub ready: bool,
+    /// When the connection came up last.
+    pub connected_at: Option<SystemTime>,
+    /// A warning of ids that were used twice is not repeated before this.
+    pub warned_at: Option<Instant>,
     /// Highest id claimed in insert order.
     pub cursor: i64,
     /// Transactions that were in progress at a claim and may own rows at or below the cursor; each with an id above
@@ -62,6 +66,8 @@ impl Lane {
         Lane {
             name,
             ready: false,
+            connected_at: None,
+            warned_at: None,
             cursor: 0,
             pending: BTreeMap::new(),
             late: None,

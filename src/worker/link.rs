@@ -1,5 +1,6 @@
 //! Connections and streams as the tables ask for them, and as the relay reports them.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use pgrx::spi::SpiResult;
@@ -17,6 +18,17 @@ struct Shown {
     enabled: bool,
     state: LinkState,
     detail: String,
+    /// Its failing messages are due when it is up.
+    hurry: Option<Why>,
+}
+
+/// Why messages that fail may not fail any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The connection was changed, or asked for again.
+    Changed,
+    /// It was lost: the server may have other streams and rights now.
+    Lost,
 }
 
 /// What is known of the connections.
@@ -24,6 +36,10 @@ struct Shown {
 pub(super) struct Links {
     shown: Vec<Shown>,
     streams: Vec<StreamSpec>,
+    /// Streams that are new or changed, or that the server does not have as asked.
+    unsynced: HashSet<i64>,
+    /// The tables have been read once.
+    known: bool,
     /// Results of stream requests, not written yet.
     pub(super) synced: Vec<(i64, Option<String>)>,
     /// Of these, those that stay so once the transaction has committed: somebody holds their row.
@@ -54,6 +70,12 @@ impl Links {
         status::show_links(slot, &links)
     }
 
+    /// Whether a connection that is enabled is not up.
+    pub(super) fn is_partial(&self) -> bool {
+        let down = |shown: &Shown| shown.enabled && shown.state != LinkState::Connected;
+        self.shown.iter().any(down)
+    }
+
     fn judge(&mut self) {
         self.changed = true;
         let up = self.shown.iter().any(|shown| shown.state == LinkState::Connected);
@@ -82,6 +104,7 @@ impl Worker {
                     if which.as_str().is_empty() || which.as_str() == &*shown.spec.name {
                         self.relay.send(Command::Reconnect(shown.spec.name.clone()));
                         (shown.state, shown.detail) = (LinkState::Connecting, String::new());
+                        shown.hurry = Some(Why::Changed);
                     }
                 }
                 self.links.changed = true;
@@ -109,8 +132,13 @@ impl Worker {
         self.take_connections(connections)?;
         if streams != self.links.streams {
             self.relay.send(Command::Streams(streams.clone()));
+            let changed = streams.iter().filter(|stream| !self.links.streams.contains(stream));
+            if self.links.known {
+                self.links.unsynced.extend(changed.map(|stream| stream.id));
+            }
             self.links.streams = streams;
         }
+        self.links.known = true;
         // A changed row of the outbox asks for the same: it may lie below what has been claimed.
         self.lanes.iter_mut().for_each(super::lane::Lane::sweep_all);
         self.look_everywhere()
@@ -135,6 +163,7 @@ impl Worker {
                 enabled: on,
                 state: if on { LinkState::Connecting } else { LinkState::Disabled },
                 detail: String::new(),
+                hurry: self.links.known.then_some(Why::Changed),
             }));
         }
         let after = enabled(&self.links.shown);
@@ -158,6 +187,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Takes note of what became of a stream that was asked for.
+    pub(super) fn stream_synced(&mut self, id: i64, error: Option<String>) {
+        if error.is_some() {
+            self.links.unsynced.insert(id);
+        } else if self.links.unsynced.remove(&id)
+            && let Some(stream) = self.links.streams.iter().find(|stream| stream.id == id)
+        {
+            self.hurry.changed(&stream.connection);
+        }
+        self.links.synced.push((id, error));
+    }
+
     /// Takes note of a connection's new state, and says so in the log.
     pub(super) fn link_changed(&mut self, connection: &str, state: LinkState, detail: String) {
         let Some(shown) = self
@@ -172,9 +213,23 @@ impl Worker {
             return;
         }
         let changed = shown.state != state || shown.detail != detail;
+        match state {
+            LinkState::Connected => match shown.hurry.take() {
+                Some(Why::Changed) => self.hurry.changed(&shown.spec.name),
+                Some(Why::Lost) => self.hurry.back(&shown.spec.name),
+                None => {}
+            },
+            LinkState::Disconnected | LinkState::Failed => {
+                shown.hurry.get_or_insert(Why::Lost);
+            }
+            LinkState::Connecting | LinkState::Disabled => {}
+        }
         shown.state = state;
         shown.detail = detail.clone();
         for lane in self.lanes.iter_mut().filter(|lane| &*lane.name == connection) {
+            if state == LinkState::Connected {
+                lane.connected_at = Some(SystemTime::now());
+            }
             lane.ready = state == LinkState::Connected;
             lane.more |= lane.ready;
         }

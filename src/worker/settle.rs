@@ -1,8 +1,8 @@
 //! Settling: what the relay reported becomes what the tables say.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::spi::SpiResult;
 
@@ -18,6 +18,9 @@ use crate::pg;
 use crate::relay::Command;
 use crate::store::{Failure, Record, config};
 
+/// How often a connection's ids that were used twice are worth a warning.
+const WARNING_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// What one transaction has settled; taken into account once it has committed.
 #[derive(Default)]
 pub(super) struct Settlement {
@@ -29,6 +32,8 @@ pub(super) struct Settlement {
     /// Messages stored, and of these those the stream had already.
     stored: usize,
     duplicates: usize,
+    /// Of these, those whose id another message has used, with the first of them, by lane.
+    reused: BTreeMap<usize, (u64, String)>,
     latency: Histogram,
     /// Sequence of the last one stored anew, for each connection (by its lane) and stream.
     reached: Vec<(usize, Arc<str>, i64)>,
@@ -85,6 +90,7 @@ impl Worker {
                 } => {
                     let acked_at = micros::from_time(*acked_at);
                     let took = acked_at.saturating_sub(flight.due_at).max(0);
+                    let reused = *duplicate && self.is_first_attempt(settled.id, flight);
                     records.push(Record {
                         message: &flight.message,
                         place: flight.place,
@@ -92,10 +98,24 @@ impl Worker {
                         stream,
                         sequence: *sequence as i64,
                         duplicate: *duplicate,
+                        reused,
                         latency_ms: (took as f64 / 1000.0) as f32,
                         acked_at,
                     });
                     settlement.stored += 1;
+                    if reused {
+                        let (count, _) = settlement.reused.entry(flight.lane).or_insert_with(|| {
+                            let message = &flight.message;
+                            (
+                                0,
+                                format!(
+                                    "message {} of subject \"{}\" with id \"{}\"",
+                                    message.id, message.subject, message.message_id
+                                ),
+                            )
+                        });
+                        *count += 1;
+                    }
                     settlement.latency.record(took as u64);
                     if *duplicate {
                         settlement.duplicates += 1;
@@ -150,6 +170,35 @@ impl Worker {
         self.store.settle_retries(&retries)?;
         self.store.settle_dead(&deaths, &self.settings)?;
         Ok(settlement)
+    }
+
+    /// Whether nobody can have sent this message before: then a duplicate of it is another message with the same id.
+    fn is_first_attempt(&self, id: i64, flight: &super::Flight) -> bool {
+        let lane = &self.lanes[flight.lane];
+        let message = &flight.message;
+        message.attempts == 0
+            && message.unsure_since.is_none()
+            // What is in flight when a connection is lost is sent again by the next one.
+            && lane.connected_at.is_some_and(|at| at < flight.claimed_at)
+            && lane.unsettled.is_none_or(|(up_to, _)| id > up_to)
+    }
+
+    /// Warns of ids that were used twice, at most once an hour for each connection.
+    fn warn_of_reused(&mut self, reused: BTreeMap<usize, (u64, String)>) {
+        for (number, (count, first)) in reused {
+            self.report.reused_ids += count;
+            let lane = &mut self.lanes[number];
+            if lane.warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+                lane.warned_at = Some(Instant::now());
+                let name = lane.name.clone();
+                let warning = format!(
+                    "connection \"{name}\": the stream dropped {first}, as another message has used this id; \
+                     history.error names all of them"
+                );
+                pgrx::warning!("pg_jetstream: {warning}");
+                self.note_error(&warning);
+            }
+        }
     }
 
     /// Holds the keys of messages that failed or were given back before anything else of them is claimed; of the failed
@@ -216,7 +265,11 @@ impl Worker {
             lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
             match end {
-                End::Again => lane.due.soon(),
+                End::Gone => self.hurry.stored(&flight.message.connection, &flight.message.subject),
+                End::Again => {
+                    self.hurry.failed(&flight.message.connection, &flight.message.subject);
+                    lane.due.soon();
+                }
                 End::StillDue => lane.due.all_soon(),
                 _ => {}
             }
@@ -231,6 +284,7 @@ impl Worker {
         self.outcomes_since = Instant::now();
         self.report.stored += settlement.stored as u64;
         self.report.duplicates += settlement.duplicates as u64;
+        self.warn_of_reused(settlement.reused);
         self.report.latency.add(&settlement.latency);
         self.report.retried += settlement.retried as u64;
         self.report.dead += settlement.dead as u64;
@@ -268,6 +322,7 @@ impl Worker {
         if self.rounds.is_multiple_of(LOOK_EVERYWHERE) {
             self.lanes.iter_mut().for_each(Lane::sweep_all);
         }
+        self.take_back_keys()?;
         self.look_everywhere()
     }
 
@@ -298,6 +353,21 @@ impl Worker {
             let more = lane.more;
             lane.rewind(0);
             lane.more = more;
+        }
+        Ok(())
+    }
+
+    /// Takes spilled keys back into memory if they have room there. Not while a sweep may find messages of a key that was
+    /// released while it was spilled.
+    fn take_back_keys(&mut self) -> SpiResult<()> {
+        let sweeping = self.lanes.iter().any(|lane| lane.sweep_from.is_some());
+        if !self.keys.spilled() || sweeping || !self.keys.has_room() {
+            return Ok(());
+        }
+        let most = self.keys.most();
+        let failing = config::failing_keys(most as i64 + 1)?;
+        if failing.len() <= most {
+            self.keys.load(failing, true);
         }
         Ok(())
     }

@@ -60,6 +60,9 @@ impl Worker {
         run: impl FnOnce(&mut Store, &str, Visit<'_>) -> SpiResult<Seen>,
     ) -> SpiResult<bool> {
         let mut room = self.room(number);
+        if way == Way::Due {
+            room.messages = room.messages.min(self.room_for_due(number));
+        }
         let (wanted, bytes) = (room.messages, room.bytes);
         if room.is_none() {
             self.lanes[number].more = true;
@@ -74,6 +77,7 @@ impl Worker {
             &mut self.lanes[number],
         );
         let checkpoint = lane.checkpoint.number;
+        let ask = keys.spilled();
         let now = SystemTime::now();
         let mut row = |found: Found| {
             let Found::Free(row) = found else {
@@ -85,7 +89,7 @@ impl Worker {
             }
             if row.message.key.is_some() && claimed.view.as_ref().is_some_and(|view| is_younger(row.txid, view)) {
                 match way {
-                    Way::Insert => {
+                    Way::Insert | Way::Behind => {
                         lane.awaits(std::iter::once(row.txid), id.saturating_sub(1));
                         lane.more = true;
                         return ControlFlow::Continue(());
@@ -94,10 +98,14 @@ impl Worker {
                         claimed.postponed.get_or_insert(id);
                         return ControlFlow::Continue(());
                     }
-                    Way::Due => {}
+                    Way::Due | Way::Retry => {}
                 }
             }
-            match key_of(&row.message).map_or(Admit::Send, |key| keys.admit(&key, id, way)) {
+            let lane_of = match way {
+                Way::Due if row.message.attempts > 0 => Way::Retry,
+                way => way,
+            };
+            match key_of(&row.message).map_or(Admit::Send, |key| keys.admit(&key, id, lane_of, row.ahead)) {
                 Admit::Leave => return ControlFlow::Continue(()),
                 Admit::Rejoin => {
                     claimed.rejoin.push(id);
@@ -142,6 +150,7 @@ impl Worker {
                 count_held: true,
                 wanted,
                 bytes,
+                ask,
             },
         )?;
         if !seen.exhausted {
@@ -163,6 +172,19 @@ impl Worker {
             messages,
             bytes: self.share().saturating_sub(self.lanes[number].bytes),
         }
+    }
+
+    /// How many messages that are due a claim may take: these, however many fail, leave half of what may be in flight to
+    /// the others.
+    fn room_for_due(&self, number: usize) -> usize {
+        (self.settings.claim_ahead() / 2)
+            .max(1)
+            .saturating_sub(self.lanes[number].delayed)
+    }
+
+    /// Whether a claim may take a message that is due.
+    pub(super) fn has_room_for_due(&self, number: usize) -> bool {
+        self.has_room(number) && self.room_for_due(number) > 0
     }
 
     /// Whether a claim may take a message.

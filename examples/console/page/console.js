@@ -54,16 +54,19 @@ async function ask(path, options = {}) {
 }
 
 function colour(state) {
-  if (["idle", "publishing", "connected", "in sync"].includes(state)) return "good";
-  if (["paused", "connecting", "asked for"].includes(state)) return "warn";
+  if (["healthy", "connected", "in sync"].includes(state)) return "good";
+  if (["degraded", "connecting", "asked for"].includes(state)) return "warn";
   return state === "disabled" ? "quiet" : "bad";
 }
 
 function showHead(now) {
-  const { worker } = overview;
-  const state = worker.pid === null ? "not running" : worker.state;
-  $("state").textContent = state === "not running" && worker.last_error ? `${state}: ${worker.last_error}` : state;
-  $("state").className = `pill ${colour(state)}`;
+  const { worker, health } = overview;
+  const reasons = health.reasons ?? [];
+  $("state").textContent = `${health.verdict}: ${worker.pid === null ? "not running" : worker.state}`;
+  $("state").className = `pill ${colour(health.verdict)}`;
+  $("reasons").replaceChildren(...reasons.map((r) => element("li", { className: r.level === "down" ? "bad" : "warn" },
+    r.reason, element("p", { className: "quiet" }, r.next_step))));
+  $("reasons").hidden = reasons.length === 0;
   $("database").textContent = overview.database;
   $("version").textContent = overview.version ?? "";
   paused = figures.value(now, "worker_paused") === 1;
@@ -79,12 +82,15 @@ function showFigures(now) {
   const [p50, p95, p99] = [0.5, 0.95, 0.99].map((share) => figures.quantile(counts, share));
   $("lag").textContent = duration(largest(now, "connection_lag_seconds"));
   $("owed").textContent = count(value(now, "outbox_owed_messages"));
-  $("in-flight").textContent = `${count(value(now, "worker_in_flight_messages"))} in flight`;
+  $("in-flight").textContent = `${count(value(now, "worker_in_flight_messages"))} in flight, `
+    + `${count(total(now, "connection_scheduled_messages"))} scheduled`;
   $("rate").textContent = rate === undefined ? "–" : count(rate);
   $("stored").textContent = `${count(stored)} since the worker started`;
   $("p95").textContent = duration(p95);
   $("percentiles").textContent = `95 of 100; half ${duration(p50)}, 99 of 100 ${duration(p99)}`;
   $("failing").textContent = count(total(now, "connection_failing_messages"));
+  const oldest = largest(now, "connection_oldest_failing_seconds");
+  $("oldest-failing").textContent = oldest > 0 ? `the oldest for ${duration(oldest)}` : "will be tried again";
   $("dead").textContent = count(total(now, "connection_dead_letters"));
   $("dead").className = `figure ${total(now, "connection_dead_letters") > 0 ? "bad" : ""}`;
   $("failing").className = `figure ${total(now, "connection_failing_messages") > 0 ? "warn" : ""}`;

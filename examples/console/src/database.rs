@@ -83,6 +83,12 @@ impl Database {
         text(&self.reader.query(include_str!("overview.sql"), &[]).await?)
     }
 
+    /// The verdict with its reasons, as JSON.
+    pub async fn health(&self) -> Result<String, DatabaseError> {
+        let query = "select jsonb_build_object('verdict', v.verdict, 'reasons', v.reasons) from jetstream.verdict() v";
+        text(&self.reader.query(query, &[]).await?)
+    }
+
     /// `jetstream.metrics`, a histogram's rows in their order.
     pub async fn metrics(&self) -> Result<Vec<Metric>, DatabaseError> {
         let query = "select m.name, m.labels, m.value, m.kind, m.help from jetstream.metrics m

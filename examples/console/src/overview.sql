@@ -8,9 +8,9 @@ with worker as materialized (
     cross join lateral (
         select o.* from (
             select k.failed_at, k.connection, k.subject, k.attempts, k.last_error, k.deliver_at
-            from jetstream.outbox k where k.connection = c.name and k.deliver_at is not null
-            order by k.deliver_at limit 10000) o
-        where o.attempts > 0 order by o.failed_at desc limit 50) o
+            from jetstream.outbox k where k.connection = c.name and k.attempts > 0
+            order by k.due_at limit 10000) o
+        order by o.failed_at desc limit 50) o
     union all
     (select h.published_at, 'dead', h.connection, h.subject, h.attempts, h.error, null
      from jetstream.history h
@@ -32,6 +32,7 @@ select jsonb_build_object(
     'database', current_database(),
     'version', (select e.extversion from pg_extension e where e.extname = 'pg_jetstream'),
     'metrics', (select jsonb_agg(jsonb_build_object('name', m.name, 'labels', m.labels, 'value', m.value)) from jetstream.metrics m),
+    'health', (select jsonb_build_object('verdict', v.verdict, 'reasons', v.reasons) from jetstream.verdict() v),
     'worker', (select jsonb_build_object('pid', w.pid, 'state', w.state, 'last_error', w.last_error, 'last_error_at', w.last_error_at)
                from worker w),
     'connections', (

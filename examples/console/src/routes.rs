@@ -74,7 +74,7 @@ pub fn router(config: &Config) -> Result<Router, String> {
         .route("/icon.svg", get(page::icon))
         .route("/api/overview", get(overview))
         .route("/metrics", get(prometheus))
-        .route("/health", get(async || "ok\n"))
+        .route("/health", get(health))
         .merge(guarded)
         .layer(middleware::from_fn_with_state(
             Hosts::new(&config.allowed_hosts, config.http_listen),
@@ -87,6 +87,16 @@ pub fn router(config: &Config) -> Result<Router, String> {
 async fn overview(State(database): Shared) -> Answer<Response> {
     let text = database.overview().await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+/// The verdict, as JSON. Always 200: a restart of this process is no cure for what is down elsewhere.
+async fn health(State(database): Shared) -> Response {
+    let text = database.health().await.unwrap_or_else(|error| {
+        let reason = json!({"level": "down", "connection": null, "reason": error.to_string(),
+            "next_step": "Check DATABASE_URL and whether the database answers."});
+        json!({"verdict": "down", "reasons": [reason]}).to_string()
+    });
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 async fn prometheus(State(database): Shared) -> Answer<Response> {
