@@ -256,7 +256,12 @@ impl Worker {
             let maybe_not = claimed.xids.iter().copied().filter(|xid| !status::is_synchronous(*xid));
             pg::flush_commits(maybe_not);
         }
-        self.at_rest = quiet.filter(|_| claimed.messages.is_empty());
+        // Its own id, which any statement of this transaction may have taken, is nobody else's work.
+        self.at_rest = quiet.filter(|_| claimed.messages.is_empty()).and_then(|next| match pg::own_xid() {
+            None => Some(next),
+            Some(own) if own == next => Some(next + 1),
+            Some(_) => None,
+        });
         Ok(settlement)
     }
 
