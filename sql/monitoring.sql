@@ -104,7 +104,7 @@ comment on column jetstream.performance.p99_ms is '99 of 100 are not slower';
 create function jetstream.backlog(connection text) returns table (
     owed bigint, scheduled bigint, failing bigint, captured bigint, waiting interval, oldest_failing interval
 )
-language sql volatile security definer
+language sql volatile security definer rows 1
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -152,6 +152,7 @@ oldest_failing: How long the oldest failing one has been due; null if there is n
 create function jetstream.outbox_lag(connection text default null) returns interval
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
     select max(greatest(b.waiting, b.oldest_failing))
     from jetstream.connections c cross join lateral jetstream.backlog(c.name) b
@@ -161,8 +162,9 @@ comment on function jetstream.outbox_lag(text) is 'Age of the oldest message tha
 connection: connections.name; null: all';
 
 create function jetstream.verdict(connection text default null) returns table (verdict text, reasons jsonb)
-language sql volatile security definer
+language sql volatile security definer rows 1
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
     with worker as materialized (
         select w.pid, w.last_error, w.connections from jetstream.worker_status() w
@@ -258,6 +260,7 @@ create function jetstream.status() returns table (
 )
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
     select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
            w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
@@ -302,6 +305,7 @@ reused_ids: Of the duplicates, those the stream had from another message with th
 create function jetstream.health(connection text default null) returns jsonb
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     w record;

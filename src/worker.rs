@@ -257,11 +257,13 @@ impl Worker {
             pg::flush_commits(maybe_not);
         }
         // Its own id, which any statement of this transaction may have taken, is nobody else's work.
-        self.at_rest = quiet.filter(|_| claimed.messages.is_empty()).and_then(|next| match pg::own_xid() {
-            None => Some(next),
-            Some(own) if own == next => Some(next + 1),
-            Some(_) => None,
-        });
+        self.at_rest = quiet
+            .filter(|_| claimed.messages.is_empty())
+            .and_then(|next| match pg::own_xid() {
+                None => Some(next),
+                Some(own) if own == next => Some(next + 1),
+                Some(_) => None,
+            });
         Ok(settlement)
     }
 

@@ -19,8 +19,8 @@ pub struct Lane {
     pub name: Arc<str>,
     /// The connection is up, so that claiming makes sense.
     pub ready: bool,
-    /// When the connection came up last.
-    pub connected_at: Option<SystemTime>,
+    /// When the connection came up, or went down, last.
+    pub changed_at: Option<SystemTime>,
     /// A warning of ids that were used twice is not repeated before this.
     pub warned_at: Option<Instant>,
     /// Highest id claimed in insert order.
@@ -66,7 +66,7 @@ impl Lane {
         Lane {
             name,
             ready: false,
-            connected_at: None,
+            changed_at: None,
             warned_at: None,
             cursor: 0,
             pending: BTreeMap::new(),

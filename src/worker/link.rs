@@ -227,9 +227,7 @@ impl Worker {
         shown.state = state;
         shown.detail = detail.clone();
         for lane in self.lanes.iter_mut().filter(|lane| &*lane.name == connection) {
-            if state == LinkState::Connected {
-                lane.connected_at = Some(SystemTime::now());
-            }
+            lane.changed_at = Some(SystemTime::now());
             lane.ready = state == LinkState::Connected;
             lane.more |= lane.ready;
         }

@@ -178,8 +178,8 @@ impl Worker {
         let message = &flight.message;
         message.attempts == 0
             && message.unsure_since.is_none()
-            // What is in flight when a connection is lost is sent again by the next one.
-            && lane.connected_at.is_some_and(|at| at < flight.claimed_at)
+            // What is in flight when a connection is lost is looked for, or sent again, by the next one.
+            && lane.changed_at.is_some_and(|at| at < flight.claimed_at)
             && lane.unsettled.is_none_or(|(up_to, _)| id > up_to)
     }
 
