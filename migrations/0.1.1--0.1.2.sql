@@ -120,6 +120,17 @@ alter table jetstream.capture_epochs replica identity full;
 select pg_catalog.pg_extension_config_dump('jetstream.capture_epochs', '');
 alter table jetstream.capture_relations add column shape text, add column partitions oid[];
 
+-- Connections and streams: domains, order of the TLS handshake, who made a stream.
+alter table jetstream.connections add column if not exists domain text;
+alter table jetstream.connections add column if not exists api_prefix text;
+alter table jetstream.connections add column if not exists tls_handshake_first boolean not null default false;
+alter table jetstream.streams add column if not exists accept_other boolean not null default false;
+alter table jetstream.streams add column if not exists origin text;
+alter table jetstream.streams add column if not exists applied jsonb;
+alter table jetstream.streams add constraint streams_origin_known check (origin in ('created', 'found'));
+-- 0.1.1 has given these to the server as they are.
+update jetstream.streams set origin = 'created' where synced_at is not null;
+
 -- generated statements
 
 -- The functions that it calls are there now.
@@ -172,3 +183,18 @@ create event trigger jetstream_capture_renaming on ddl_command_start
     execute function jetstream.capture_renaming();
 alter event trigger jetstream_capture_renaming disable;
 select jetstream.capture_watch();
+
+-- Connections and streams: what the server would refuse is refused when it is written.
+create trigger streams_before_write
+    before insert or update of name, connection, subjects, storage, retention, discard, max_messages,
+        max_messages_per_subject, max_bytes, max_age, max_message_size, replicas, duplicate_window, allow_message_ttl,
+        allow_atomic, accept_other
+    on jetstream.streams
+    for each row execute function jetstream.streams_before_write();
+drop trigger streams_reload on jetstream.streams;
+create trigger streams_reload
+    after insert or delete or truncate or update of name, connection, subjects, storage, retention, discard,
+        max_messages, max_messages_per_subject, max_bytes, max_age, max_message_size, replicas, duplicate_window,
+        allow_message_ttl, allow_atomic, description, accept_other, origin, applied
+    on jetstream.streams
+    for each statement execute function jetstream.reload_worker();

@@ -21,6 +21,9 @@ create table jetstream.connections (
     max_connections integer not null default 1,
     default_stream text,
     subject_prefix text,
+    domain text,
+    api_prefix text,
+    tls_handshake_first boolean not null default false,
     enabled boolean not null default true,
     description text,
     created_at timestamptz not null default now(),
@@ -73,9 +76,10 @@ comment on column jetstream.connections.max_reconnect_attempts is 'Failed attemp
 comment on column jetstream.connections.max_connections is 'Upper bound of client connections; one is used';
 comment on column jetstream.connections.default_stream is 'Stream that must exist: status() and health() say so when it does not';
 comment on column jetstream.connections.subject_prefix is 'Put in front of subjects that do not already begin with it';
+comment on column jetstream.connections.domain is 'JetStream domain in which streams are made and messages are looked up; null: the server''s own. For a leaf node whose messages are stored elsewhere';
+comment on column jetstream.connections.api_prefix is 'Begins the subjects of requests to the JetStream API, $JS.API by default. For an account that imports the API of another one under a name of its own';
+comment on column jetstream.connections.tls_handshake_first is 'Begin TLS before the server has said anything, as a server with handshake_first demands';
 comment on column jetstream.connections.enabled is 'false: closed, its messages wait in the outbox';
-
-insert into jetstream.connections (name) values ('default');
 
 create function jetstream.connection_must_be_free(name text) returns void
 language plpgsql volatile
@@ -109,12 +113,103 @@ $$;
 comment on function jetstream.connection_must_be_free(text) is
     'Raises an ERROR if messages, dead letters or captures name a connection';
 
+create function jetstream.check_server_url(url text) returns boolean
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    one text;
+begin
+    if url like '%@%' then
+        -- Without the url, which may hold a password.
+        raise exception 'a server url contains credentials'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give them as auth_type with token, username and password, credentials_file or nkey_seed.';
+    end if;
+    foreach one in array string_to_array(coalesce(nullif(btrim(url), ''), '-'), ',') loop
+        if btrim(one) !~* '^((nats|tls)://)?(\[[0-9a-f:.]+\]|[^\s:/?#,\[\]-][^\s:/?#,\[\]]*)(:[0-9]{1,5})?/?$'
+                or substring(one from ':([0-9]+)/?\s*$')::integer not between 1 and 65535 then
+            raise exception 'server url "%" is not valid', left(coalesce(url, 'null'), 200)
+                using errcode = 'invalid_parameter_value',
+                      hint = 'Write nats://host:port or tls://host:port; separate several by commas.';
+        end if;
+    end loop;
+    return true;
+end
+$$;
+comment on function jetstream.check_server_url(text) is 'True for the address of a NATS server, or several separated by commas; an ERROR that says why for any other
+url: Address nats://host:port or tls://host:port';
+
+-- Why a connection cannot work as it is written: one sentence, without its secrets, and not the whole row, as a constraint
+-- has it.
+create function jetstream.connections_check(c jetstream.connections) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem text;
+    hint text;
+begin
+    if c.name is null or octet_length(c.name) not between 1 and 63 then
+        raise exception 'connection name "%" is not valid', left(c.name, 80)
+            using errcode = 'invalid_parameter_value', hint = 'A name has 1 to 63 bytes.';
+    end if;
+    perform jetstream.check_server_url(c.url);
+    perform jetstream.check_server_url(u) from unnest(c.cluster_urls) u;
+    perform jetstream.check_subject(c.subject_prefix);
+    perform jetstream.check_stream_name(s) from unnest(array[c.default_stream, c.webhook_stream]) s where s is not null;
+    perform jetstream.check_subject(c.webhook_prefix);
+    select v.problem, v.hint into problem, hint
+    from (values
+        (c.auth_type in ('none', 'token', 'password', 'credentials', 'nkey'),
+            format('auth_type is %s', coalesce(c.auth_type, 'null')), 'Use none, token, password, credentials or nkey.'),
+        (c.auth_type <> 'token' or c.token <> '', 'auth_type token needs a token', 'Set token.'),
+        (c.auth_type <> 'password' or c.username <> '' and c.password <> '',
+            'auth_type password needs a username and a password', 'Set username and password.'),
+        (c.auth_type <> 'credentials' or c.credentials_file <> '',
+            'auth_type credentials needs a credentials_file', 'Set credentials_file to the path of a .creds file on the server.'),
+        (c.auth_type <> 'nkey' or c.nkey_seed <> '', 'auth_type nkey needs a nkey_seed', 'Set nkey_seed to the seed, SU...'),
+        ((c.tls_cert_file is null) = (c.tls_key_file is null), 'tls_cert_file and tls_key_file need each other', 'Set both or neither.'),
+        (c.id is not null, 'id is null', 'Leave it out.'),
+        (c.created_at is not null, 'created_at is null', 'Leave it out.'),
+        (c.webhook_stream is not null, 'webhook_stream is null', 'Give the name of a stream.'),
+        (c.webhook_prefix is not null, 'webhook_prefix is null', 'Give the beginning of a subject.'),
+        (c.jetstream_enabled, 'jetstream_enabled is not true', 'Nothing is published without JetStream; use enabled = false.'),
+        (c.tls_required is not null, 'tls_required is null', 'Use true or false.'),
+        (c.tls_handshake_first is not null, 'tls_handshake_first is null', 'Use true or false.'),
+        (c.enabled is not null, 'enabled is null', 'Use true or false.'),
+        (c.connection_timeout_ms between 100 and 600000,
+            format('connection_timeout_ms is %s', coalesce(c.connection_timeout_ms::text, 'null')), 'Use 100 to 600000.'),
+        (c.reconnect_delay_ms between 10 and 600000,
+            format('reconnect_delay_ms is %s', coalesce(c.reconnect_delay_ms::text, 'null')), 'Use 10 to 600000.'),
+        (c.max_reconnect_attempts >= -1,
+            format('max_reconnect_attempts is %s', coalesce(c.max_reconnect_attempts::text, 'null')), 'Use a number, or -1 for no limit.'),
+        (c.max_connections between 1 and 1000,
+            format('max_connections is %s', coalesce(c.max_connections::text, 'null')), 'Use 1 to 1000.'),
+        (coalesce(c.domain ~ '^[!-~]{1,255}$' and c.domain !~ '[.*>/\\]', true),
+            format('domain is "%s"', left(c.domain, 60)), 'Give the name of a JetStream domain, which has no dots and wildcards.'),
+        (coalesce(c.api_prefix ~ '^[!-~]{1,200}$' and c.api_prefix !~ '(^|\.)(\*|>)?(\.|$)', true),
+            format('api_prefix is "%s"', left(c.api_prefix, 60)), 'Give a subject without wildcards and without a dot at its end, such as JS.hub.API.'),
+        (c.domain is null or c.api_prefix is null, 'domain and api_prefix exclude each other', 'Set one of them.')
+    ) as v (valid, problem, hint)
+    where v.valid is not true limit 1;
+    if problem is not null then
+        raise exception 'connection "%": %', c.name, problem using errcode = 'invalid_parameter_value', hint = hint;
+    end if;
+end
+$$;
+comment on function jetstream.connections_check(jetstream.connections) is 'Raises an ERROR if a connection cannot work as it is written';
+
 -- A restored dump brings its own "default" row: the one of create extension gives way as long as nobody changed it.
 create function jetstream.connections_before_write() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- What a dump holds is restored as it is; the worker reports what cannot work.
+    if not jetstream.capture_restoring() then
+        perform jetstream.connections_check(new);
+    end if;
     if tg_op = 'INSERT' then
         delete from jetstream.connections c where c.name = new.name and c.name = 'default' and c.updated_at is null;
     else
@@ -131,7 +226,9 @@ begin
     return new;
 end
 $$;
-comment on function jetstream.connections_before_write() is 'Keeps connections.updated_at; lets a restored "default" row replace the untouched one';
+comment on function jetstream.connections_before_write() is 'Refuses a connection that cannot work, keeps connections.updated_at, and lets a restored "default" row replace the untouched one';
+
+insert into jetstream.connections (name) values ('default');
 
 create trigger connections_before_write before insert or update on jetstream.connections
     for each row execute function jetstream.connections_before_write();

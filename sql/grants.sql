@@ -78,7 +78,8 @@ grant execute on function
 -- jetstream_reader: look, without bodies, headers or secrets.
 grant select (id, name, url, cluster_urls, auth_type, username, credentials_file, tls_required, tls_ca_file, tls_cert_file,
     tls_key_file, connection_timeout_ms, reconnect_delay_ms, max_reconnect_attempts, max_connections, default_stream,
-    subject_prefix, webhook_stream, webhook_prefix, jetstream_enabled, enabled, description, created_at, updated_at)
+    subject_prefix, domain, api_prefix, tls_handshake_first, webhook_stream, webhook_prefix, jetstream_enabled, enabled,
+    description, created_at, updated_at)
     on jetstream.connections to jetstream_reader, jetstream_admin;
 grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, webhook, traceparent, attempts,
     last_error, failed_at, unsure_since, created_at, due_at) on jetstream.outbox to jetstream_reader;
@@ -112,7 +113,7 @@ grant execute on function
 -- jetstream_worker: what the worker may do, secrets included. It has these rights and no others, unless pg_jetstream.role
 -- names another role, to which this one is granted.
 grant select on jetstream.connections, jetstream.streams, jetstream.control, jetstream.outbox to jetstream_worker;
-grant update (synced_at, sync_error) on jetstream.streams to jetstream_worker;
+grant update (synced_at, sync_error, origin, applied) on jetstream.streams to jetstream_worker;
 grant update, delete on jetstream.outbox to jetstream_worker;
 grant select on sequence jetstream.outbox_id_seq to jetstream_worker;
 grant select, insert on jetstream.history, jetstream.dead_letters to jetstream_worker;

@@ -34,7 +34,7 @@ comment on column jetstream.outbox.subject is 'NATS subject: tokens of printable
 comment on column jetstream.outbox.payload is 'Body as JSON; either this or raw';
 comment on column jetstream.outbox.raw is 'Body as bytes; either this or payload';
 comment on column jetstream.outbox.headers is 'Object of header names to a string, number, boolean, or an array of these';
-comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes, random by default';
+comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes without white space at the ends, random by default';
 comment on column jetstream.outbox.key is 'Messages with the same key arrive in insert order; null: no order asked for';
 comment on column jetstream.outbox.deliver_at is 'Not before this time; also set by the worker to the time of the next attempt';
 comment on column jetstream.outbox.ttl is 'How long the stream keeps it (Nats-TTL, whole seconds); the stream must allow it';

@@ -2,7 +2,7 @@
 
 create function jetstream.rule_nats_configure(
     p_config_name text default 'default',
-    p_nats_url text default 'nats://localhost:4222',
+    p_nats_url text default null,
     p_auth_type text default null,
     p_jetstream_enabled boolean default null,
     p_stream_name text default null,
@@ -25,13 +25,11 @@ create function jetstream.rule_nats_configure(
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    reason text;
 begin
     insert into jetstream.connections (name) select p_config_name
     where not exists (select from jetstream.connections c where c.name = p_config_name);
     update jetstream.connections c
-    set url = p_nats_url, cluster_urls = coalesce(p_nats_cluster_urls, c.cluster_urls),
+    set url = coalesce(p_nats_url, c.url), cluster_urls = coalesce(p_nats_cluster_urls, c.cluster_urls),
         token = coalesce(p_auth_token, c.token), username = coalesce(p_auth_username, c.username),
         password = coalesce(p_auth_password, c.password), nkey_seed = coalesce(p_auth_nkey_seed, c.nkey_seed),
         credentials_file = coalesce(p_auth_credentials_file, c.credentials_file),
@@ -47,18 +45,11 @@ begin
         max_reconnect_attempts = coalesce(p_max_reconnect_attempts, c.max_reconnect_attempts)
     where c.name = p_config_name;
     return true;
-exception when check_violation or not_null_violation then
-    -- Without its detail, which would show the row, credentials included.
-    get stacked diagnostics reason = message_text;
-    raise exception '%', reason
-        using errcode = 'check_violation', hint = case when reason like '%auth%' then
-            'Each auth_type needs its own: p_auth_token; p_auth_username and p_auth_password; p_auth_credentials_file; '
-            'p_auth_nkey_seed.' else 'See the comments on the columns of jetstream.connections.' end;
 end
 $$;
 comment on function jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text,
     text[], boolean, text, text, text, integer, integer, integer, integer) is
-    'Makes or changes a configuration; what is left out stays as it is, but for the url. Takes effect at commit
+    'Makes or changes a configuration; what is left out (null) stays as it is. Takes effect at commit
 p_auth_token: Secret: token for auth_type token
 p_auth_username: User for auth_type password
 p_auth_password: Secret: password for auth_type password
@@ -68,26 +59,29 @@ Arguments as the columns of jetstream.rule_nats_config';
 
 create function jetstream.rule_nats_stream_create(
     p_stream_name text,
-    p_subjects text[],
+    p_subjects text[] default null,
     p_config_name text default 'default',
     p_description text default null,
-    p_retention_policy text default 'limits',
-    p_max_age_seconds bigint default 604800,
-    p_storage_type text default 'file',
-    p_max_messages bigint default -1,
-    p_max_bytes bigint default -1,
-    p_replicas integer default 1,
-    p_duplicate_window_seconds integer default 120
+    p_retention_policy text default null,
+    p_max_age_seconds bigint default null,
+    p_storage_type text default null,
+    p_max_messages bigint default null,
+    p_max_bytes bigint default null,
+    p_replicas integer default null,
+    p_duplicate_window_seconds integer default null
 ) returns integer
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select jetstream.create_stream(name => $1, subjects => $2, storage => $7, retention => $5, max_messages => $8,
-        max_bytes => $9, max_age => make_interval(secs => $6), replicas => $10,
+        max_bytes => $9, replicas => $10,
+        -- A new one keeps messages for a week, as the rule engine has it.
+        max_age => coalesce(make_interval(secs => $6),
+            case when not exists (select from jetstream.streams s where s.connection = $3 and s.name = $1) then interval '7 days' end),
         duplicate_window => make_interval(secs => $11), connection => $3, description => $4)
 $$;
 comment on function jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer,
-    integer) is 'Asks for a stream; returns rule_nats_streams.stream_id, whose row says whether the server has it
+    integer) is 'Asks for a stream, or for a change of it: what is left out (null) then stays as it is. Returns rule_nats_streams.stream_id, whose row says whether the server has it
 p_config_name: Configuration the stream lives on
 Arguments as the columns of jetstream.rule_nats_streams';
 

@@ -160,16 +160,16 @@ p_secret_name: Name, as in {{secret:NAME}}';
 create function jetstream.rule_webhook_enable_nats(
     p_webhook_id integer,
     p_nats_subject text default null,
-    p_publish_mode text default 'both',
-    p_config_name text default 'default'
+    p_publish_mode text default null,
+    p_config_name text default null
 ) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     update jetstream.webhooks w
-    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = p_publish_mode,
-        connection = p_config_name
+    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
+        connection = coalesce(p_config_name, w.connection)
     where w.id = p_webhook_id;
     if not found then
         raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
@@ -179,7 +179,7 @@ begin
 end
 $$;
 comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
-    'Lets a webhook be published to NATS; takes effect with the next call
+    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
 p_config_name: Configuration its messages go to
 Arguments as the columns of jetstream.rule_webhooks';
 

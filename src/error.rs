@@ -103,19 +103,15 @@ pub enum RelayError {
 impl RelayError {
     /// The class that decides what happens.
     ///
-    /// JetStream error numbers are those of nats-server's `server/errors.json`: 10054 message too large,
-    /// 10097 headers too large, 10060 expected stream does not match, 10070 wrong last message id, 10071 wrong
-    /// last sequence, 10164 wrong last sequence for the subject, 10165 and 10166 bad or disabled message TTL.
+    /// JetStream error numbers are those of nats-server's `server/errors.json`; see [`is_final`].
     pub fn class(&self) -> Class {
         match self {
             RelayError::AckTimeout { .. }
             | RelayError::NoStream { .. }
             | RelayError::Denied { .. }
             | RelayError::NotLookedUp(_) => Class::Transient,
-            RelayError::Refused { err_code, .. } => match err_code {
-                10054 | 10060 | 10070 | 10071 | 10097 | 10164 | 10165 | 10166 => Class::PermanentForMessage,
-                _ => Class::Transient,
-            },
+            RelayError::Refused { err_code, .. } if is_final(*err_code) => Class::PermanentForMessage,
+            RelayError::Refused { .. } => Class::Transient,
             RelayError::TooLargeForServer { .. }
             | RelayError::TooLargeForStream { .. }
             | RelayError::Unsendable(_)
@@ -129,7 +125,79 @@ impl RelayError {
         match self {
             RelayError::AckTimeout { .. } | RelayError::NotLookedUp(_) => true,
             RelayError::Denied { maybe_stored, .. } => *maybe_stored,
+            RelayError::Refused { err_code, .. } => *err_code == DUPLICATE_IN_PROCESS,
             _ => false,
         }
+    }
+}
+
+/// JetStream's error number for a message whose id another one has that is just being stored: ours, sent before, perhaps.
+const DUPLICATE_IN_PROCESS: u64 = 10158;
+
+/// Whether JetStream refuses the message for what it is, so that it would refuse it again. Any other number, also one that
+/// is not known here, says something about the stream, the account or the cluster, which may change: full (10077),
+/// sealed (10109), a broken counter (10172), out of resources (10002, 10023, 10047), too many requests (10167, 10210,
+/// 10211), no leader (10009), offline (10118, 10194).
+fn is_final(err_code: u64) -> bool {
+    matches!(
+        err_code,
+        // Size of the message and of its headers.
+        10054 | 10097
+        // Nats-Expected-Stream, -Last-Msg-Id, -Last-Sequence, -Last-Subject-Sequence.
+        | 10060 | 10070 | 10071 | 10164 | 10193
+        // Nats-Rollup.
+        | 10111
+        // Nats-TTL.
+        | 10165 | 10166
+        // Nats-Incr: counters.
+        | 10168..=10171
+        // Nats-Batch-*: atomic batches, and fast ones.
+        | 10174..=10177 | 10179 | 10199..=10201 | 10205..=10208
+        // Nats-Schedule*.
+        | 10188..=10192 | 10203 | 10212
+        // Nats-Stream-Source.
+        | 10227
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every error with which nats-server 2.10 to 2.15 answers a publish.
+    #[test]
+    fn each_refusal_is_final_passing_or_in_doubt() {
+        let refused = |err_code| RelayError::Refused {
+            code: 400,
+            err_code,
+            description: String::new(),
+        };
+        let last = [
+            10054, 10060, 10070, 10071, 10097, 10111, 10164, 10165, 10166, 10168, 10169, 10170, 10171, 10174, 10175,
+            10176, 10177, 10179, 10188, 10189, 10190, 10191, 10192, 10193, 10199, 10200, 10201, 10203, 10205, 10206,
+            10207, 10208, 10212, 10227,
+        ];
+        let passing = [
+            0, 10002, 10009, 10023, 10028, 10039, 10047, 10063, 10076, 10077, 10109, 10118, 10163, 10167, 10172, 10194,
+            10210, 10211, 19999,
+        ];
+        for code in last {
+            assert_eq!(
+                (refused(code).class(), refused(code).is_unsure()),
+                (Class::PermanentForMessage, false),
+                "{code}"
+            );
+        }
+        for code in passing {
+            assert_eq!(
+                (refused(code).class(), refused(code).is_unsure()),
+                (Class::Transient, false),
+                "{code}"
+            );
+        }
+        assert_eq!(
+            (refused(10158).class(), refused(10158).is_unsure()),
+            (Class::Transient, true)
+        );
     }
 }

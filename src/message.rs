@@ -149,6 +149,23 @@ pub struct ConnectionSpec {
     pub subject_prefix: Option<String>,
     /// Stream that must exist: its absence is reported with the state.
     pub default_stream: Option<String>,
+    /// JetStream domain whose API is asked; the server's own if there is none.
+    pub domain: Option<String>,
+    /// What begins the subjects of API requests, where an account imports the API of another under its own name.
+    pub api_prefix: Option<String>,
+    /// Begin TLS before the server has said anything.
+    pub handshake_first: bool,
+}
+
+impl ConnectionSpec {
+    /// What begins the subjects of requests to the JetStream API.
+    pub fn api_prefix(&self) -> String {
+        match (&self.api_prefix, &self.domain) {
+            (Some(prefix), _) => prefix.trim_end_matches('.').to_owned(),
+            (None, Some(domain)) => format!("$JS.{domain}.API"),
+            (None, None) => "$JS.API".to_owned(),
+        }
+    }
 }
 
 /// State of a connection as `status()` shows it.
@@ -165,6 +182,15 @@ pub enum LinkState {
     Failed = 3,
     /// `connections.enabled` is false.
     Disabled = 4,
+}
+
+/// Who made a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The worker, on behalf of the row of `jetstream.streams`.
+    Created,
+    /// It existed already: it is used as it is.
+    Found,
 }
 
 /// One row of `jetstream.streams`: a stream that should exist, and how.
@@ -204,6 +230,27 @@ pub struct StreamSpec {
     pub allow_atomic: bool,
     /// Free text.
     pub description: Option<String>,
+    /// A stream of another name that takes the subjects will do.
+    pub accept_other: bool,
+    /// Who made it, as far as is known.
+    pub origin: Option<Origin>,
+    /// What the server was given last, in its own names.
+    pub applied: Option<serde_json::Value>,
+    /// Tells this row from all others: written into the stream that is made for it.
+    pub mark: String,
+}
+
+/// What the relay found out about a row of `jetstream.streams`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StreamSynced {
+    /// `streams.id`.
+    pub id: i64,
+    /// Why the server does not have it as asked; none if it does.
+    pub error: Option<String>,
+    /// Who made it, if that is known now.
+    pub origin: Option<Origin>,
+    /// What the server was given, if it was.
+    pub applied: Option<serde_json::Value>,
 }
 
 /// Why headers or a message id are refused.
@@ -233,6 +280,9 @@ pub enum HeaderError {
     /// Message id with a line break or NUL.
     #[error("message id {0:?} contains a control character")]
     MessageIdCharacter(String),
+    /// Message id that begins or ends with white space.
+    #[error("message id \"{0}\" begins or ends with white space")]
+    MessageIdSpace(String),
 }
 
 impl HeaderError {
@@ -249,6 +299,9 @@ impl HeaderError {
             HeaderError::MessageIdEmpty => "Leave message_id out to get a random one.",
             HeaderError::MessageIdLength(..) => "A message id has at most 255 bytes.",
             HeaderError::MessageIdCharacter(_) => "A message id holds no control characters.",
+            HeaderError::MessageIdSpace(_) => {
+                "NATS removes white space around a header's value, so that two ids would become one. Use trim(), or to_char() with FM."
+            }
         }
     }
 }
@@ -332,7 +385,8 @@ fn is_traceparent(value: &str) -> bool {
         && !parts[1..3].iter().any(|id| id.bytes().all(|b| b == b'0'))
 }
 
-/// Checks a `Nats-Msg-Id`: 1 to [`MAX_MESSAGE_ID_BYTES`] bytes without control characters.
+/// Checks a `Nats-Msg-Id`: 1 to [`MAX_MESSAGE_ID_BYTES`] bytes without control characters, and without white space at
+/// its ends, which servers and clients remove each in its own way: such an id is not what comes back from the stream.
 pub fn check_message_id(id: &str) -> Result<(), HeaderError> {
     if id.is_empty() {
         return Err(HeaderError::MessageIdEmpty);
@@ -342,6 +396,9 @@ pub fn check_message_id(id: &str) -> Result<(), HeaderError> {
     }
     if id.bytes().any(|b| b.is_ascii_control()) {
         return Err(HeaderError::MessageIdCharacter(id.into()));
+    }
+    if id.trim() != id {
+        return Err(HeaderError::MessageIdSpace(id.into()));
     }
     Ok(())
 }
@@ -445,5 +502,24 @@ mod tests {
             check_message_id("a\nb"),
             Err(HeaderError::MessageIdCharacter(_))
         ));
+        for id in [" a", "a ", " ", "\u{a0}a", "a\u{2003}", "\u{85}a", "a\u{3000}"] {
+            assert_eq!(
+                check_message_id(id),
+                Err(HeaderError::MessageIdSpace(id.into())),
+                "{id:?}"
+            );
+        }
+        for id in [
+            "a b",
+            "a\u{a0}b",
+            "a: b",
+            ":",
+            "\"a\"",
+            "\u{200b}a",
+            "Nats-Msg-Id: a",
+            "%20a",
+        ] {
+            assert_eq!(check_message_id(id), Ok(()), "{id:?}");
+        }
     }
 }

@@ -100,6 +100,23 @@ pub fn matches(subject: &str, pattern: &str) -> bool {
     tokens.next().is_none()
 }
 
+/// Whether everything that `inner` matches is matched by `outer`.
+pub fn covers(outer: &str, inner: &str) -> bool {
+    let mut tokens = inner.split('.');
+    let mut wanted = outer.split('.').peekable();
+    while let Some(want) = wanted.next() {
+        let token = tokens.next();
+        if want == ">" && wanted.peek().is_none() {
+            return token.is_some();
+        }
+        match token {
+            Some(token) if token != ">" && (want == token || want == "*") => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +150,30 @@ mod tests {
             check("$JS.API.STREAM.DELETE.X"),
             Err(SubjectError::Reserved(_, "$JS"))
         ));
+    }
+
+    #[test]
+    fn covers_what_it_matches() {
+        for (outer, inner) in [
+            ("a.>", "a.b"),
+            ("a.>", "a.>"),
+            ("a.>", "a.*.c"),
+            ("a.*", "a.*"),
+            ("a.*", "a.b"),
+            (">", "a.>"),
+        ] {
+            assert!(covers(outer, inner), "{outer} {inner}");
+        }
+        for (outer, inner) in [
+            ("a.*", "a.>"),
+            ("a.b", "a.*"),
+            ("a.>", "a"),
+            ("a.*", "a.b.c"),
+            ("a.>", ">"),
+            ("a.b", "a.b.c"),
+        ] {
+            assert!(!covers(outer, inner), "{outer} {inner}");
+        }
     }
 
     #[test]

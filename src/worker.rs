@@ -385,7 +385,7 @@ impl Worker {
                     state,
                     detail,
                 }) => self.link_changed(&connection, state, detail),
-                Ok(Report::StreamSynced { id, error }) => self.stream_synced(id, error),
+                Ok(Report::StreamSynced(synced)) => self.stream_synced(synced),
                 Err(crossbeam_channel::TryRecvError::Empty) => break,
                 Err(crossbeam_channel::TryRecvError::Disconnected) => pg::fatal(
                     PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,

@@ -51,6 +51,8 @@ pub struct NatsBuilder {
     monitor_port: Option<u16>,
     dir: Option<PathBuf>,
     without_jetstream: bool,
+    domain: Option<String>,
+    silent: bool,
     run_as: Option<(u32, u32)>,
 }
 
@@ -84,6 +86,18 @@ impl NatsBuilder {
     /// Starts the server without JetStream.
     pub fn without_jetstream(mut self) -> Self {
         self.without_jetstream = true;
+        self
+    }
+
+    /// The server says nothing before the client does (`handshake_first`).
+    pub fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    /// JetStream's domain.
+    pub fn domain(mut self, domain: &str) -> Self {
+        self.domain = Some(domain.to_owned());
         self
     }
 
@@ -266,8 +280,12 @@ impl NatsServer {
         if !self.builder.without_jetstream {
             let store = self.dir.join("store");
             text.push_str(&format!(
-                "jetstream {{ store_dir: {:?}, max_file_store: {MAX_FILE_STORE} }}\n",
-                store.to_string_lossy()
+                "jetstream {{ store_dir: {:?}, max_file_store: {MAX_FILE_STORE}{} }}\n",
+                store.to_string_lossy(),
+                match &self.builder.domain {
+                    Some(domain) => format!(", domain: {domain}"),
+                    None => String::new(),
+                }
             ));
         }
         text.push_str(&self.builder.extra);
@@ -315,7 +333,9 @@ impl NatsServer {
                 };
                 return Err(io::Error::new(kind, format!("nats-server ended with {status}: {log}")));
             }
-            if greets(self.port) && self.monitor("/healthz").is_ok_and(|body| body.contains("\"ok\"")) {
+            if (self.builder.silent || greets(self.port))
+                && self.monitor("/healthz").is_ok_and(|body| body.contains("\"ok\""))
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {

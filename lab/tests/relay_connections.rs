@@ -191,6 +191,44 @@ fn tls_with_a_ca_of_ones_own() {
     refused(with_ca(certificates.path("server.key")), "ca file", &[]);
 }
 
+/// A server with `handshake_first` says nothing before TLS: the reason says what to set, and that works.
+#[test]
+fn tls_before_the_server_has_said_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = Certificates::write(dir.path());
+    let tls = Tls {
+        ca_file: Some(certificates.path("ca.pem")),
+        ..Tls::default()
+    };
+    let in_order = NatsServer::builder()
+        .extra(certificates.server_block(""))
+        .start()
+        .unwrap();
+    let silent = NatsServer::builder()
+        .silent()
+        .extra(certificates.server_block("handshake_first: true"))
+        .start()
+        .unwrap();
+    let with = |server: &NatsServer, handshake_first| ConnectionSpec {
+        handshake_first,
+        tls: tls.clone(),
+        connect_timeout: Duration::from_secs(1),
+        ..spec(&server.url())
+    };
+    let mut rig = Rig::new(limits());
+    rig.connect(with(&silent, false));
+    rig.wait_detail("set connections.tls_handshake_first");
+    rig.connect(with(&silent, true));
+    rig.wait_state(LinkState::Connected);
+    rig.connect(with(&in_order, true));
+    assert!(
+        rig.wait_state(LinkState::Failed)
+            .contains("reset connections.tls_handshake_first"),
+        "{:?}",
+        rig.links
+    );
+}
+
 #[test]
 fn tls_with_a_client_certificate() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
 use lab::error::RelayError;
-use lab::message::{LinkState, Outcome, StreamSpec};
+use lab::message::{LinkState, Origin, Outcome, StreamSpec};
 use lab::nats::NatsServer;
 use lab::relay::Command;
 use relay_support::{Admin, Rig, api_requests, limits, message, spec, stream_spec};
@@ -79,6 +79,7 @@ fn changed_where_different_keeping_what_is_not_managed() {
     rig.publish([message(1, "s.a")]);
     rig.wait_settled(1);
     let mut wanted = stream_spec("S", "s.>,u.>");
+    wanted.origin = Some(Origin::Created);
     wanted.max_age = Duration::from_secs(86_400);
     assert_eq!(set(&mut rig, vec![wanted.clone()]), [(1, None)]);
     let config = admin.config("S").unwrap();
@@ -104,11 +105,13 @@ fn what_cannot_be_changed_is_an_error_with_both_values_and_nothing_is_lost() {
     rig.wait_settled(1);
     let storage = StreamSpec {
         storage: "memory".to_owned(),
+        origin: Some(Origin::Created),
         ..stream_spec("S", "s.>")
     };
     let retention = StreamSpec {
         id: 2,
         retention: "workqueue".to_owned(),
+        origin: Some(Origin::Created),
         ..stream_spec("W", "w.>")
     };
     let overlap = StreamSpec {
@@ -205,4 +208,100 @@ fn a_message_that_the_changed_stream_takes_is_not_refused_for_good_before_it_is_
         *limit, 10_000,
         "the limit it is refused by is that of the changed stream"
     );
+}
+
+/// What others have made is used as it is; what is ours and was changed by others is named and left; what is gone comes back.
+#[test]
+fn streams_of_others_are_left_alone_and_what_others_did_to_ours_is_named() {
+    let server = NatsServer::start().unwrap();
+    let admin = Admin::new(&server.url());
+    let week = Duration::from_secs(7 * 86_400);
+    admin.create_with("THEIRS", "theirs.>", |config| {
+        config.max_messages = 10_000_000;
+        config.max_age = week;
+    });
+    let mut rig = Rig::connected(limits(), spec(&server.url()));
+    let with_limits = |id: i64, name: &str, subjects: &str| StreamSpec {
+        id,
+        mark: format!("{id}.1"),
+        max_messages: 1_000_000,
+        ..stream_spec(name, subjects)
+    };
+    let theirs = with_limits(1, "THEIRS", "theirs.a.*");
+    let ours = with_limits(2, "OURS", "ours.>");
+    let other_name = StreamSpec {
+        accept_other: true,
+        ..with_limits(3, "theirs_replication", "theirs.>")
+    };
+    let not_taken = with_limits(4, "THEIRS", "elsewhere.>");
+    let synced = set(&mut rig, vec![theirs, ours.clone(), other_name, not_taken]);
+    let error = |id: i64| {
+        synced
+            .iter()
+            .rfind(|one| one.0 == id)
+            .unwrap()
+            .1
+            .clone()
+            .unwrap_or_default()
+    };
+    assert_eq!((error(1), error(2), error(3)), Default::default());
+    assert!(
+        error(4).contains("\"elsewhere.>\"") && error(4).contains("not created by"),
+        "{}",
+        error(4)
+    );
+    let origin = |rig: &Rig, id: i64| rig.reports.iter().rfind(|one| one.id == id).unwrap().origin;
+    assert_eq!(
+        [1, 2, 3].map(|id| origin(&rig, id)),
+        [Some(Origin::Found), Some(Origin::Created), Some(Origin::Found)]
+    );
+    let config = admin.config("THEIRS").unwrap();
+    assert_eq!((config.max_messages, config.max_age), (10_000_000, week));
+    assert!(admin.config("theirs_replication").is_none());
+
+    // A worker that did not live to write down that it made the stream knows it by its mark.
+    let mut again = set(&mut rig, vec![ours.clone()]);
+    assert_eq!(again.remove(0), (2, None));
+    assert_eq!(origin(&rig, 2), Some(Origin::Created));
+
+    // Others change it: named within a minute, not undone, also not by a change of something else.
+    let mut edited = admin.config("OURS").unwrap();
+    edited.max_messages = 5;
+    edited.max_age = week;
+    admin.runtime.block_on(admin.js.update_stream(&edited)).unwrap();
+    rig.synced.clear();
+    rig.until("the drift", |rig| !rig.synced.is_empty());
+    let drift = rig.synced[0].1.clone().unwrap();
+    assert!(drift.contains("max_messages is 5 there and 1000000 here"), "{drift}");
+    assert!(drift.contains("max_age is 604800 s there and 0 s here"), "{drift}");
+    let applied = rig.reports.iter().rfind(|one| one.id == 2).unwrap().applied.clone();
+    let wanted = StreamSpec {
+        subjects: vec!["ours.>".to_owned(), "more.>".to_owned()],
+        origin: Some(Origin::Created),
+        applied,
+        ..ours
+    };
+    set(&mut rig, vec![wanted]);
+    let config = admin.config("OURS").unwrap();
+    assert_eq!(config.subjects, ["ours.>", "more.>"]);
+    assert_eq!((config.max_messages, config.max_age), (5, week));
+
+    // Deleted: a message that finds no stream brings it back, and is stored.
+    admin.delete("OURS");
+    rig.publish([message(1, "ours.a"), message(2, "more.a")]);
+    rig.wait_settled(2);
+    assert!(
+        rig.settled
+            .iter()
+            .all(|one| matches!(one.outcome, Outcome::Stored { .. })),
+        "{:?}",
+        rig.settled
+    );
+    assert_eq!(admin.config("OURS").unwrap().max_messages, 1_000_000);
+    // Without a message too.
+    admin.delete("OURS");
+    lab::wait_until(Duration::from_secs(60), "the stream is back", || {
+        Ok(admin.config("OURS").is_some())
+    })
+    .unwrap();
 }

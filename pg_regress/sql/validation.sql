@@ -28,7 +28,8 @@ cross join unnest(array['{"a": 1e400, "b": -1e-400, "c": 12345678901234567890123
 delete from jetstream.webhooks;
 -- Message ids
 select failure(format('select jetstream.publish(''a'', ''1'', %L)', i))
-from unnest(array['', repeat('i', 256), E'a\nb', E'a\x01']) with ordinality as t (i, n) order by n;
+from unnest(array['', repeat('i', 256), E'a\nb', E'a\x01', to_char(7, '999'), 'trail ', U&'\00A0i', U&'i\2003'])
+     with ordinality as t (i, n) order by n;
 select failure(format('select jetstream.publish(''a'', ''1'', %L)', repeat('i', 255)));
 select failure('insert into jetstream.outbox (subject, payload, message_id) values (''a'', ''1'', null)');
 -- Nulls, and keys that no index has room for

@@ -88,15 +88,14 @@ impl Serving<'_> {
                 stream,
                 sequence,
                 duplicate,
-                elsewhere,
+                domain,
             } => {
                 let ack = Ack {
                     sequence,
                     duplicate,
-                    elsewhere,
                     at: now,
                 };
-                self.acknowledged(token, &stream, ack);
+                self.acknowledged(token, &stream, domain.as_deref(), ack);
             }
             Answer::NoStream => {
                 if let Some(slot) = self.window.take(token) {
@@ -144,7 +143,7 @@ impl Serving<'_> {
             outcome,
         });
         self.link.queue.stored(&message);
-        self.link.proved = true;
+        self.proved();
     }
 
     fn no_stream(&mut self, message: Arc<Message>) {
@@ -152,6 +151,9 @@ impl Serving<'_> {
             Some(early) => early.push(message),
             None => {
                 let subject = self.subject_of(&message);
+                if self.look_at_streams(&subject) {
+                    return self.early.get_or_insert_default().push(message);
+                }
                 let unmade = self.unmade_for(&subject);
                 self.fail(&message, RelayError::NoStream { subject, unmade });
             }
@@ -326,9 +328,9 @@ impl Serving<'_> {
         if waiting.len() > 1 {
             return;
         }
-        let (client, note) = (self.session.client.clone(), self.note.clone());
+        let (api, note) = (self.session.api.clone(), self.note.clone());
         self.helpers.spawn(async move {
-            let config = jsapi::stream_config(&client, &stream).await.ok().flatten();
+            let config = jsapi::stream_config(&api, &stream).await.ok().flatten();
             let limit = config.and_then(|config| config.get("max_msg_size").and_then(Value::as_i64));
             let _ = note.send(Note::StreamLimit { stream, limit });
         });

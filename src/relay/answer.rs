@@ -20,8 +20,8 @@ pub(super) enum Answer<'a> {
         stream: Cow<'a, str>,
         sequence: u64,
         duplicate: bool,
-        /// In another JetStream domain.
-        elsewhere: bool,
+        /// JetStream domain of the stream; none if it has no name.
+        domain: Option<Cow<'a, str>>,
     },
     /// JetStream refused it.
     Refused {
@@ -100,7 +100,7 @@ fn read(payload: &[u8]) -> Answer<'_> {
                 stream: ack.stream,
                 sequence: ack.seq,
                 duplicate: ack.duplicate,
-                elsewhere: !ack.domain.is_empty(),
+                domain: Some(ack.domain).filter(|domain| !domain.is_empty()),
             }
         }
         _ => Answer::Foreign,
@@ -119,20 +119,20 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_is_read() {
-        let stored = |stream: &'static str, sequence, duplicate| Answer::Stored {
+        let stored = |stream: &'static str, sequence, domain: Option<&'static str>| Answer::Stored {
             stream: stream.into(),
             sequence,
-            duplicate,
-            elsewhere: duplicate,
+            duplicate: domain.is_some(),
+            domain: domain.map(Into::into),
         };
-        assert_eq!(read(br#"{"stream":"S","seq":7}"#), stored("S", 7, false));
+        assert_eq!(read(br#"{"stream":"S","seq":7}"#), stored("S", 7, None));
         assert_eq!(
             read(br#"{"stream":"S","domain":"hub","seq":7,"duplicate":true,"batch":"x","count":3}"#),
-            stored("S", 7, true)
+            stored("S", 7, Some("hub"))
         );
         assert_eq!(
             read(br#"{"stream":"S","seq":9223372036854775807}"#),
-            stored("S", u64::MAX / 2, false)
+            stored("S", u64::MAX / 2, None)
         );
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tracing::debug;
 
 use super::answer::{Answer, answer};
-use super::jsapi;
+use super::jsapi::{self, Api};
 use crate::subject;
 
 /// How long the leader may take to show what it has accepted.
@@ -29,14 +29,14 @@ const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// Waits until the leader shows all it has accepted; returns the description of the stream from then on.
 ///
 /// Errors: there is no majority, or it takes too long: nothing may be sent again.
-pub(super) async fn pass(client: &Client, name: &str, info: Value, subjects: &[String]) -> Result<Value, String> {
+pub(super) async fn pass(api: &Api, name: &str, info: Value, subjects: &[String]) -> Result<Value, String> {
     if !has_majority(&info) {
         return Err("its leader has no majority".to_owned());
     }
     let Some(subject) = subject_of(&info, subjects) else {
         return Ok(info);
     };
-    let Some(accepted) = accepted(client, &subject).await? else {
+    let Some(accepted) = accepted(&api.client, &subject).await? else {
         return Ok(info);
     };
     let deadline = Instant::now() + PATIENCE;
@@ -50,7 +50,7 @@ pub(super) async fn pass(client: &Client, name: &str, info: Value, subjects: &[S
             ));
         }
         tokio::time::sleep(STEP).await;
-        info = jsapi::call(client, &format!("STREAM.INFO.{name}"), &Value::Null)
+        info = jsapi::call(api, &format!("STREAM.INFO.{name}"), &Value::Null)
             .await
             .map_err(|error| error.to_string())?;
     }

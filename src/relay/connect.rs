@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::address::Server;
 use super::files::{self, Files};
-use super::jsapi::{self, ApiError, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT};
+use super::jsapi::{self, Api, ApiError, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT};
 use super::said::shortened;
 use super::wire;
 use crate::error::RelayError;
@@ -39,6 +39,13 @@ const NOWHERE: &str = "nats://127.0.0.1:0";
 /// A connected client and what comes from it.
 pub(super) struct Session {
     pub(super) client: Client,
+    /// The JetStream API that the connection asks.
+    pub(super) api: Api,
+    /// Why that API cannot be used, if so: streams are neither made nor looked into, and what is published may still be
+    /// stored, in another account or domain.
+    pub(super) without_api: Option<String>,
+    /// JetStream's domain there.
+    pub(super) domain: Option<String>,
     /// Everything sent to `<inbox><token>`.
     pub(super) acks: Subscriber,
     /// Beginning of the reply subjects, with the last dot.
@@ -110,8 +117,8 @@ async fn connect_to(spec: &ConnectionSpec, url: &str, files: &Files) -> Result<S
     // The client's own limit leaves out the name lookup, and counts for each address of the name.
     let client = match tokio::time::timeout(spec.connect_timeout, options.connect(&server.address)).await {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) => return Err(refusal(&label, &error)),
-        Err(_) => return Err(Refusal::Passing(format!("{label}: timed out"))),
+        Ok(Err(error)) => return Err(handshake_order(spec, refusal(&label, &error))),
+        Err(_) => return Err(handshake_order(spec, Refusal::Passing(format!("{label}: timed out")))),
     };
     let broken = |error: &dyn Error| Refusal::Passing(format!("{label}: {error}"));
     client.set_server_pool(NOWHERE).await.map_err(|error| broken(&error))?;
@@ -129,7 +136,8 @@ async fn connect_to(spec: &ConnectionSpec, url: &str, files: &Files) -> Result<S
         );
         return Err(lasting(reason));
     }
-    check_jetstream(&client, &mut events, &label, info.jetstream).await?;
+    let api = Api::new(client.clone(), &spec.api_prefix());
+    let found = check_jetstream(&api, &mut events, &label, info.jetstream).await?;
     let (name, version) = (
         shortened(&info.server_name, MAX_NAME),
         shortened(&info.version, MAX_NAME),
@@ -137,6 +145,9 @@ async fn connect_to(spec: &ConnectionSpec, url: &str, files: &Files) -> Result<S
     let server = format!("{name} (nats-server {version}) at {label}");
     Ok(Session {
         client,
+        api,
+        without_api: found.reason,
+        domain: found.domain,
         acks,
         inbox,
         events,
@@ -158,6 +169,9 @@ fn options(spec: &ConnectionSpec, server: &Server, files: &Files) -> Result<Conn
         .require_tls(spec.tls.required)
         // The subjects are checked before, and more strictly.
         .skip_subject_validation(true);
+    if spec.handshake_first {
+        options = options.tls_first();
+    }
     if let Some(tls) = &files.tls {
         options = options.tls_client_config(tls.clone());
     }
@@ -184,31 +198,49 @@ fn is_too_old(version: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < OLDEST_SERVER)
 }
 
-/// Asks for the account's JetStream. An account that may not ask may still publish.
+/// What was found of the account's JetStream.
+#[derive(Default)]
+struct Found {
+    /// Why its API cannot be used.
+    reason: Option<String>,
+    domain: Option<String>,
+}
+
+/// Asks for the account's JetStream. An account that may not ask, or has none of its own, may still publish.
 async fn check_jetstream(
-    client: &Client,
+    api: &Api,
     events: &mut UnboundedReceiver<Event>,
     label: &str,
     has_jetstream: bool,
-) -> Result<(), Refusal> {
+) -> Result<Found, Refusal> {
     let answer = tokio::select! {
-        answer = jsapi::call(client, "INFO", &Value::Null) => answer,
-        refusal = trouble(events, label, |subject| subject == "$JS.API.INFO") => return refusal,
+        answer = jsapi::call(api, "INFO", &Value::Null) => answer,
+        refusal = trouble(events, label, |subject| api.request(subject) == Some("INFO")) =>
+            return refusal.map(|()| Found::default()),
     };
     match answer {
-        Ok(_) => Ok(()),
-        Err(error @ ApiError::NoResponders) if has_jetstream => Err(Refusal::Passing(format!("{label}: {error}"))),
-        Err(ApiError::NoResponders)
-        | Err(ApiError::Refused {
+        Ok(info) => Ok(Found {
+            reason: None,
+            domain: info["domain"].as_str().map(str::to_owned),
+        }),
+        Err(error @ ApiError::NoResponders) if has_jetstream && api.is_local() => {
+            Err(Refusal::Passing(format!("{label}: {error}")))
+        }
+        Err(ApiError::Refused {
             err_code: NOT_ENABLED | NOT_ENABLED_FOR_ACCOUNT,
             ..
-        }) => Err(lasting(format!(
-            "{label}: JetStream is not enabled on the server, or not for this account"
-        ))),
+        })
+        | Err(ApiError::NoResponders) => Ok(Found {
+            reason: Some(match api.is_local() {
+                true => "JetStream is not enabled on the server, or not for this account".to_owned(),
+                false => format!("nothing answers at {}", api.prefix()),
+            }),
+            domain: None,
+        }),
         Err(error @ ApiError::Refused { .. }) => Err(Refusal::Passing(format!("{label}: {error}"))),
         Err(error) => {
             debug!(target: "pg_jetstream", server = label, %error, "JetStream's account information is not to be had");
-            Ok(())
+            Ok(Found::default())
         }
     }
 }
@@ -236,6 +268,20 @@ pub(super) async fn trouble(
             }
             Some(_) => {}
         }
+    }
+}
+
+/// Says what to do where server and connection may expect TLS in a different order: a server that waits for TLS says
+/// nothing, and one that does not begins with a text that is no TLS.
+fn handshake_order(spec: &ConnectionSpec, refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::Passing(reason) if !spec.handshake_first && reason.contains("timed out") => Refusal::Passing(format!(
+            "{reason}; if the server has handshake_first, set connections.tls_handshake_first"
+        )),
+        Refusal::Lasting(RelayError::Connection(reason)) if spec.handshake_first && reason.contains("TLS") => lasting(
+            format!("{reason}; if the server does not have handshake_first, reset connections.tls_handshake_first"),
+        ),
+        refusal => refusal,
     }
 }
 

@@ -5,11 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::Client;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::jsapi;
+use super::jsapi::{self, Api};
 use super::publish::{Note, Serving};
 use super::recover;
 use crate::error::RelayError;
@@ -24,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Most streams remembered.
 const MAX_TAKERS: usize = 10_000;
+
+/// Most JetStream domains remembered.
+const MAX_DOMAINS: usize = 16;
 
 /// Most acknowledgements that wait for one stream: more than the window has messages.
 const MAX_WAITING: usize = 20_000;
@@ -45,8 +47,6 @@ pub(super) struct Taking {
 pub(super) struct Ack {
     pub(super) sequence: u64,
     pub(super) duplicate: bool,
-    /// The stream is in another JetStream domain, where it cannot be asked.
-    pub(super) elsewhere: bool,
     pub(super) at: SystemTime,
 }
 
@@ -86,12 +86,21 @@ enum Verdict {
     Unknown,
 }
 
+/// Acknowledgements of a stream that is being asked for its subjects.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The stream's domain if it is not the server's own.
+    domain: Option<String>,
+    /// Each with the token of its message.
+    acks: Vec<(u64, Ack)>,
+}
+
 /// What is known and what is being asked.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     takers: HashMap<String, Taker>,
-    /// Acknowledgements, by token, of streams that are being asked for their subjects.
-    waiting: HashMap<String, Vec<(u64, Ack)>>,
+    /// By the stream that is being asked for its subjects.
+    waiting: HashMap<String, Waiting>,
     /// Not answered by JetStream in time, but by another program.
     unanswered: Vec<(Arc<Message>, RelayError)>,
     /// Streams may not be asked for: every acknowledgement is believed.
@@ -146,27 +155,33 @@ impl Doubts {
 impl Serving<'_> {
     /// Settles an acknowledged message if the stream takes its subject. Otherwise it stays on the wire: the
     /// acknowledgement is not JetStream's, whose own may still come.
-    pub(super) fn acknowledged(&mut self, token: u64, stream: &str, ack: Ack) {
+    pub(super) fn acknowledged(&mut self, token: u64, stream: &str, domain: Option<&str>, ack: Ack) {
         let Some(slot) = self.window.get_mut(token) else { return };
         let message = slot.message.clone();
         let on_wire = super::wire::subject(self.link.spec.subject_prefix.as_deref(), &message.subject);
         match self.doubts.judge(stream, &on_wire) {
             Verdict::Yes(name) => self.stored(token, name, ack),
             Verdict::No => self.foreign(token),
-            Verdict::Unknown if ack.elsewhere || self.doubts.blind => {
+            Verdict::Unknown if self.doubts.blind => {
                 self.doubts.know(stream, &on_wire, Taking::default());
                 self.stored(token, stream.into(), ack);
             }
             Verdict::Unknown => {
                 let waiting = self.doubts.waiting.entry(stream.to_owned()).or_default();
-                if waiting.len() >= MAX_WAITING {
+                if waiting.acks.len() >= MAX_WAITING {
                     return;
                 }
-                waiting.push((token, ack));
-                if waiting.len() > 1 {
+                waiting.acks.push((token, ack));
+                if waiting.acks.len() > 1 {
                     return;
                 }
-                let (client, note) = (self.session.client.clone(), self.note.clone());
+                let domain = domain.filter(|domain| self.session.domain.as_deref() != Some(domain));
+                waiting.domain = domain.map(str::to_owned);
+                let own = &self.session.api;
+                let (api, note) = (
+                    domain.map_or(own.clone(), |domain| own.of_domain(domain)),
+                    self.note.clone(),
+                );
                 let stream = stream.to_owned();
                 let mine = Mine {
                     subject: on_wire.into_owned(),
@@ -175,7 +190,7 @@ impl Serving<'_> {
                 };
                 let patience = PATIENCE.min(self.link.limits.ack_timeout / 2);
                 self.helpers.spawn(async move {
-                    let taking = tokio::time::timeout(patience, taking(&client, &stream, &mine)).await;
+                    let taking = tokio::time::timeout(patience, taking(&api, &stream, &mine)).await;
                     let _ = note.send(Note::Takes {
                         stream,
                         subject: mine.subject,
@@ -188,12 +203,19 @@ impl Serving<'_> {
 
     /// Takes up the acknowledgements that waited for this.
     pub(super) fn takes(&mut self, stream: &str, subject: &str, taking: Taking) {
-        let Some(waiting) = self.doubts.waiting.remove(stream) else {
+        let Some(Waiting { domain, acks }) = self.doubts.waiting.remove(stream) else {
             return;
         };
+        // What is in doubt later is looked up there too.
+        if let Some(domain) = &domain
+            && taking.patterns.as_ref().is_some_and(|patterns| !patterns.is_empty())
+            && self.link.domains.len() < MAX_DOMAINS
+        {
+            self.link.domains.insert(domain.clone());
+        }
         self.doubts.know(stream, subject, taking);
-        for (token, ack) in waiting {
-            self.acknowledged(token, stream, ack);
+        for (token, ack) in acks {
+            self.acknowledged(token, stream, domain.as_deref(), ack);
         }
     }
 
@@ -220,9 +242,9 @@ impl Serving<'_> {
         if asked || self.doubts.unanswered.is_empty() {
             return;
         }
-        let (client, note) = (self.session.client.clone(), self.note.clone());
+        let (apis, note) = (self.link.apis(&self.session), self.note.clone());
         self.helpers.spawn(async move {
-            let _ = note.send(Note::Taken(recover::all_patterns(&client).await.ok()));
+            let _ = note.send(Note::Taken(recover::all_patterns(&apis).await.ok()));
         });
     }
 
@@ -252,12 +274,12 @@ struct Mine {
 
 /// What a stream takes. A stream that the account does not have takes nothing if another one takes the subject; otherwise
 /// it may be one of another account, whose subjects are imported.
-async fn taking(client: &Client, stream: &str, mine: &Mine) -> Taking {
+async fn taking(api: &Api, stream: &str, mine: &Mine) -> Taking {
     let subject = &mine.subject;
-    let patterns = match jsapi::stream_config(client, stream).await {
+    let patterns = match jsapi::stream_config(api, stream).await {
         Ok(Some(config)) => Some(texts(&config["subjects"])),
         Ok(None) => {
-            let names = jsapi::call(client, "STREAM.NAMES", &json!({ "subject": subject })).await;
+            let names = jsapi::call(api, "STREAM.NAMES", &json!({ "subject": subject })).await;
             let taken = names.is_ok_and(|names| names["streams"].as_array().is_some_and(|names| !names.is_empty()));
             taken.then(Vec::new)
         }
@@ -265,7 +287,7 @@ async fn taking(client: &Client, stream: &str, mine: &Mine) -> Taking {
     };
     let listed = |patterns: &Vec<String>| patterns.iter().any(|pattern| subject::matches(subject, pattern));
     let mapped = match &patterns {
-        Some(patterns) if !listed(patterns) => recover::holds(client, stream, mine.sequence, &mine.message_id).await,
+        Some(patterns) if !listed(patterns) => recover::holds(api, stream, mine.sequence, &mine.message_id).await,
         _ => false,
     };
     Taking { patterns, mapped }

@@ -1,6 +1,6 @@
 //! One connection's life: connect, publish until it is lost, connect again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -89,6 +89,10 @@ pub(super) struct Link {
     pub(super) blind: bool,
     /// The present session has stored something.
     pub(super) proved: bool,
+    /// Something was stored in a session without JetStream's API.
+    pub(super) stored_without_api: bool,
+    /// JetStream domains other than the server's own that have stored something of ours.
+    pub(super) domains: BTreeSet<String>,
     /// The state is not reported any more.
     retired: Arc<AtomicBool>,
     shown: Option<(LinkState, String)>,
@@ -120,6 +124,8 @@ impl Link {
             reporter,
             blind: false,
             proved: false,
+            stored_without_api: false,
+            domains: BTreeSet::new(),
             retired,
             shown: None,
         }

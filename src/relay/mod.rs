@@ -46,7 +46,7 @@ use tracing::{Dispatch, dispatcher, error};
 pub use positions::{Plan, Position};
 pub use said::clean;
 
-use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec};
+use crate::message::{ConnectionSpec, LinkState, Message, Settled, StreamSpec, StreamSynced};
 use wake::{Reporter, Wake};
 
 /// Threads for what has no asynchronous form: name lookups and file reads.
@@ -107,13 +107,8 @@ pub enum Report {
         /// Server's name and version where connected, otherwise the reason; empty if there is none.
         detail: String,
     },
-    /// A stream of [`Command::Streams`] was created, updated or found as asked (`error` none), or could not be.
-    StreamSynced {
-        /// `streams.id`.
-        id: i64,
-        /// Why not.
-        error: Option<String>,
-    },
+    /// What became of a stream of [`Command::Streams`].
+    StreamSynced(StreamSynced),
 }
 
 /// Handle of the relay thread, held by the main thread.

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_nats::client::PublishErrorKind;
 use async_nats::{Event, ServerError};
 use futures_util::StreamExt;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -24,13 +25,17 @@ use super::unsure::LookedUp;
 use super::window::Window;
 use super::{Report, streams, wire};
 use crate::error::RelayError;
-use crate::message::{LinkState, Message};
+use crate::message::{LinkState, Message, StreamSpec, StreamSynced};
+use crate::subject;
 
 /// Most messages sent after one whose ack is missing: bounds the memory of the window.
 const MAX_SPAN: usize = 1_000_000;
 
 /// Fewest and most messages in a window; older servers drop what goes beyond 10,000.
 const WINDOW: (usize, usize) = (1, 9_999);
+
+/// How long it is believed that the streams are as they were seen after a subject had found none.
+const MISSED_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub(super) enum Note {
         unmade: HashMap<i64, String>,
         /// The connection names a default stream, which does not exist.
         default_missing: bool,
+        /// It is not what was seen before.
+        changed: bool,
     },
     /// What was found of the messages looked for, or why they could not be.
     LookedFor(Vec<LookedUp>),
@@ -84,8 +91,15 @@ pub(super) struct Serving<'a> {
     pub(super) note: UnboundedSender<Note>,
     notes: UnboundedReceiver<Note>,
     keeper: Option<AbortHandle>,
+    /// Makes the keeper look at the streams now.
+    missed: Arc<Notify>,
+    /// When it was last asked to.
+    missed_at: Option<Instant>,
     /// Found no stream, or were refused for good, while the streams were being made or changed.
     pub(super) early: Option<Vec<Arc<Message>>>,
+    /// Why JetStream's API cannot be used, until something is stored all the same: then streams are in another account or
+    /// behind a leaf node. Meanwhile what finds no stream waits in `early`.
+    pub(super) unproved: Option<String>,
     /// Why streams could not be made or changed, by `streams.id`.
     pub(super) unmade: HashMap<i64, String>,
     last_error: Option<String>,
@@ -111,13 +125,21 @@ pub(super) async fn serve(link: &mut Link, session: Session) -> End {
         note,
         notes,
         keeper: None,
+        missed: Arc::new(Notify::new()),
+        missed_at: None,
         early: None,
+        unproved: None,
         unmade: HashMap::new(),
         last_error: None,
         looked_for: Vec::new(),
         denials_to_come: HashMap::new(),
     };
-    serving.link.show(LinkState::Connected, serving.session.server.clone());
+    if !serving.link.stored_without_api {
+        serving.unproved = serving.session.without_api.clone();
+        serving.early = serving.unproved.as_ref().map(|_| Vec::new());
+    }
+    let detail = serving.detail();
+    serving.link.show(LinkState::Connected, detail);
     serving.keep_streams();
     let end = caught(serving.run())
         .await
@@ -134,6 +156,9 @@ impl Serving<'_> {
                 return end;
             }
             self.link.flush();
+            if let Some(end) = self.no_jetstream() {
+                return end;
+            }
             if self.link.closing.is_some()
                 && self.window.len() == 0
                 && self.oversized.is_empty()
@@ -250,10 +275,10 @@ impl Serving<'_> {
 
     fn server_error(&mut self, text: String) -> Result<(), End> {
         if let Some(subject) = wire::denied(&text, "Publish") {
-            if recover::needs(&subject) && !self.looked_for.is_empty() {
-                self.link.blinded();
-            }
-            if recover::needs(&subject) {
+            if recover::needs(&self.link.apis(&self.session), &subject) {
+                if !self.looked_for.is_empty() {
+                    self.link.blinded();
+                }
                 self.cannot_ask();
             }
             self.publish_denied(&subject, &text);
@@ -276,16 +301,29 @@ impl Serving<'_> {
         if let Some(keeper) = self.keeper.take() {
             keeper.abort();
         }
+        if let Some(reason) = &self.session.without_api {
+            let error = format!("streams cannot be managed through this connection: {reason}");
+            for spec in &self.link.streams {
+                self.unmade.insert(spec.id, error.clone());
+                self.link.reporter.send(Report::StreamSynced(StreamSynced {
+                    id: spec.id,
+                    error: Some(error.clone()),
+                    ..StreamSynced::default()
+                }));
+            }
+            return;
+        }
         if self.link.streams.is_empty() && self.link.spec.default_stream.is_none() {
             return self.release_early();
         }
         self.early.get_or_insert_default();
         let keeper = streams::Keeper {
-            client: self.session.client.clone(),
+            api: self.session.api.clone(),
             specs: self.link.streams.clone(),
             default_stream: self.link.spec.default_stream.clone(),
             reporter: self.link.reporter.clone(),
             note: self.note.clone(),
+            missed: self.missed.clone(),
         };
         let (reporter, note) = (self.link.reporter.clone(), self.note.clone());
         let ids: Vec<i64> = self.link.streams.iter().map(|spec| spec.id).collect();
@@ -293,16 +331,65 @@ impl Serving<'_> {
             let Err(panic) = caught(keeper.run()).await else { return };
             let reason = format!("internal error: {panic}");
             for id in &ids {
-                reporter.send(Report::StreamSynced {
+                reporter.send(Report::StreamSynced(StreamSynced {
                     id: *id,
                     error: Some(reason.clone()),
-                });
+                    ..StreamSynced::default()
+                }));
             }
             let _ = note.send(Note::StreamsSeen {
                 unmade: ids.into_iter().map(|id| (id, reason.clone())).collect(),
                 default_missing: false,
+                changed: true,
             });
         }));
+    }
+
+    /// What is said of the session: the server, and what cannot be done there.
+    fn detail(&self) -> String {
+        let server = &self.session.server;
+        match &self.session.without_api {
+            Some(reason) => {
+                format!(
+                    "{server}; streams cannot be managed and messages not be looked up before they are sent again: {reason}"
+                )
+            }
+            None => server.clone(),
+        }
+    }
+
+    /// Ends a session in which JetStream's API cannot be used and everything that was sent found no stream.
+    fn no_jetstream(&self) -> Option<End> {
+        let reason = self.unproved.as_ref()?;
+        let waits = self.early.as_ref().is_some_and(|early| !early.is_empty());
+        (waits && self.window.len() == 0).then(|| End::Refused(RelayError::Connection(reason.clone())))
+    }
+
+    /// Something was stored though JetStream's API cannot be used: what found no stream found none.
+    pub(super) fn proved(&mut self) {
+        self.link.proved = true;
+        if self.unproved.take().is_some() {
+            self.link.stored_without_api = true;
+            for message in self.early.take().unwrap_or_default() {
+                let subject = self.subject_of(&message);
+                let unmade = self.unmade_for(&subject);
+                self.fail(&message, RelayError::NoStream { subject, unmade });
+            }
+        }
+    }
+
+    /// A subject found no stream: if a stream that we keep should take it, it may be gone. The message waits until the
+    /// streams have been seen; false if they have been seen a moment ago.
+    pub(super) fn look_at_streams(&mut self, subject: &str) -> bool {
+        let takes = |spec: &StreamSpec| spec.subjects.iter().any(|pattern| subject::matches(subject, pattern));
+        let seen = self.missed_at.is_some_and(|at| at.elapsed() < MISSED_AGAIN);
+        if seen || self.keeper.is_none() || !self.link.streams.iter().any(takes) {
+            return false;
+        }
+        self.missed_at = Some(Instant::now());
+        self.missed.notify_one();
+        self.early.get_or_insert_default();
+        true
     }
 
     fn take_note(&mut self, note: Note) {
@@ -318,10 +405,14 @@ impl Serving<'_> {
             Note::StreamsSeen {
                 unmade,
                 default_missing,
+                changed,
             } => {
                 self.unmade = unmade;
                 self.release_early();
-                let mut detail = self.session.server.clone();
+                if !changed {
+                    return;
+                }
+                let mut detail = self.detail();
                 if default_missing && let Some(stream) = &self.link.spec.default_stream {
                     let _ = write!(detail, "; stream \"{stream}\" does not exist");
                 }

@@ -19,10 +19,11 @@ use tracing::debug;
 
 use super::barrier;
 use super::doubt::texts;
-use super::jsapi::{self, ApiError};
+use super::jsapi::{self, Api, ApiError};
 use super::positions::{Plan, first, silent, start, text};
 use super::wire;
 use crate::message::Message;
+use crate::subject;
 
 /// How long the next message of a tail may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub(super) struct Tail {
     up_to: i64,
     /// See [`Plan::message_ids`].
     wanted: Option<Arc<HashSet<String>>>,
+    /// Subjects asked for that no stream takes, with the prefix.
+    untaken: HashSet<String>,
 }
 
 impl Tail {
@@ -51,7 +54,12 @@ impl Tail {
         if self.found.is_empty() || id > self.up_to {
             return None;
         }
-        self.found.remove(&hash(message_id))
+        self.found.remove(&hash(message_id.trim()))
+    }
+
+    /// Whether no stream takes the subject, so that nothing is known of what was sent there.
+    pub(super) fn is_untaken(&self, subject: &str) -> bool {
+        self.untaken.contains(subject)
     }
 
     /// Number of message ids.
@@ -59,6 +67,8 @@ impl Tail {
         self.found.len()
     }
 
+    /// `message_id` is as the client reads it: without white space around it. Messages of earlier versions may have ids
+    /// with some.
     fn insert(&mut self, message_id: &str, stream: &Arc<str>, sequence: u64) {
         if self.wanted.as_ref().is_some_and(|wanted| !wanted.contains(message_id)) {
             return;
@@ -85,7 +95,7 @@ fn hash(message_id: &str) -> u128 {
 }
 
 /// Whether a request with this subject is one without which tails cannot be read.
-pub(super) fn needs(subject: &str) -> bool {
+pub(super) fn needs(apis: &[Api], subject: &str) -> bool {
     const REQUESTS: [&str; 5] = [
         "STREAM.LIST",
         "STREAM.INFO.",
@@ -93,9 +103,9 @@ pub(super) fn needs(subject: &str) -> bool {
         "CONSUMER.CREATE.",
         "CONSUMER.MSG.NEXT.",
     ];
-    subject
-        .strip_prefix("$JS.API.")
-        .is_some_and(|request| REQUESTS.iter().any(|needed| request.starts_with(needed)))
+    apis.iter()
+        .filter_map(|api| api.request(subject))
+        .any(|request| REQUESTS.iter().any(|needed| request.starts_with(needed)))
 }
 
 /// The subjects of messages, each once.
@@ -106,25 +116,33 @@ pub(super) fn subjects(messages: &[Arc<Message>]) -> Vec<String> {
 
 /// The ids of messages.
 pub(super) fn message_ids(messages: &[Arc<Message>]) -> Option<Arc<HashSet<String>>> {
-    let ids = messages.iter().map(|message| message.message_id.clone());
+    let ids = messages.iter().map(|message| message.message_id.trim().to_owned());
     Some(Arc::new(ids.collect()))
 }
 
-/// Reads the tails that `plan` asks for.
+/// Reads the tails that `plan` asks for, in all these domains.
 ///
 /// Errors: the server's reason; nothing may then be sent again, or it might be stored twice.
-pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> Result<Tail, String> {
+pub(super) async fn read(apis: &[Api], prefix: Option<&str>, plan: &Plan) -> Result<Tail, String> {
     let mut plan = plan.clone();
     for subject in &mut plan.subjects {
         *subject = wire::subject(prefix, subject).into_owned();
     }
-    let plan = &plan;
     let mut tail = Tail {
         found: HashMap::new(),
         up_to: plan.up_to,
         wanted: plan.message_ids.clone(),
+        untaken: plan.subjects.iter().cloned().collect(),
     };
-    for info in streams(client, plan)
+    for api in apis {
+        read_domain(api, &plan, &mut tail).await?;
+    }
+    tail.wanted = None;
+    Ok(tail)
+}
+
+async fn read_domain(api: &Api, plan: &Plan, tail: &mut Tail) -> Result<(), String> {
+    for info in streams(api, plan)
         .await
         .map_err(|error| format!("streams cannot be listed: {error}"))?
     {
@@ -133,30 +151,29 @@ pub(super) async fn read(client: &Client, prefix: Option<&str>, plan: &Plan) -> 
         let mut info = info;
         let ours = plan.positions.contains_key(&name) || start(plan, &name, &info).is_some();
         if ours && replicated(&info) {
-            info = barrier::pass(client, &name, info, &plan.subjects)
-                .await
-                .map_err(unread)?;
+            info = barrier::pass(api, &name, info, &plan.subjects).await.map_err(unread)?;
+        }
+        let patterns = info["config"]["subjects"].as_array().into_iter().flatten();
+        for pattern in patterns.filter_map(Value::as_str) {
+            tail.untaken.retain(|subject| !subject::matches(subject, pattern));
         }
         if let Some(from) = start(plan, &name, &info) {
             let before = tail.len();
-            read_stream(client, &name, &info, from, plan, &mut tail)
-                .await
-                .map_err(unread)?;
+            read_stream(api, &name, &info, from, plan, tail).await.map_err(unread)?;
             debug!(target: "pg_jetstream", stream = &*name, found = tail.len() - before, "tail read");
         }
     }
-    tail.wanted = None;
-    Ok(tail)
+    Ok(())
 }
 
 /// All streams of the account, as the server describes them.
 ///
 /// In a cluster the list leaves out streams whose leader does not answer, and names them. That is an error if we have
 /// published to one of them: what it holds is not known.
-async fn streams(client: &Client, plan: &Plan) -> Result<Vec<Value>, ApiError> {
+async fn streams(api: &Api, plan: &Plan) -> Result<Vec<Value>, ApiError> {
     let mut all = Vec::new();
     for _ in 0..MAX_PAGES {
-        let mut page = jsapi::call(client, "STREAM.LIST", &json!({ "offset": all.len() })).await?;
+        let mut page = jsapi::call(api, "STREAM.LIST", &json!({ "offset": all.len() })).await?;
         if let Some(silent) = silent(plan, &page) {
             return Err(ApiError::Other(format!("stream \"{silent}\" does not answer")));
         }
@@ -193,24 +210,29 @@ fn essence(info: &Value) -> Value {
     })
 }
 
-/// Patterns of the subjects that the account's streams take.
-pub(super) async fn all_patterns(client: &Client) -> Result<Vec<String>, ApiError> {
-    let streams = streams(client, &Plan::default()).await?;
-    Ok(streams
-        .iter()
-        .flat_map(|info| texts(&info["config"]["subjects"]))
-        .collect())
+/// Patterns of the subjects that the streams of all these domains take.
+pub(super) async fn all_patterns(apis: &[Api]) -> Result<Vec<String>, ApiError> {
+    if apis.is_empty() {
+        return Err(ApiError::NoResponders);
+    }
+    let mut patterns = Vec::new();
+    for api in apis {
+        for info in streams(api, &Plan::default()).await? {
+            patterns.extend(texts(&info["config"]["subjects"]));
+        }
+    }
+    Ok(patterns)
 }
 
 /// Whether the stream has a message with this id there.
-pub(super) async fn holds(client: &Client, stream: &str, sequence: u64, message_id: &str) -> bool {
-    let Ok(stream) = jetstream::new(client.clone()).get_stream(stream).await else {
+pub(super) async fn holds(api: &Api, stream: &str, sequence: u64, message_id: &str) -> bool {
+    let Ok(stream) = api.context().get_stream(stream).await else {
         return false;
     };
     let message = stream.get_raw_message(sequence).await;
     message.is_ok_and(|message| {
         let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID);
-        id.is_some_and(|id| id.as_str() == message_id)
+        id.is_some_and(|id| id.as_str() == message_id.trim())
     })
 }
 
@@ -220,7 +242,7 @@ fn replicated(info: &Value) -> bool {
 }
 
 async fn read_stream(
-    client: &Client,
+    api: &Api,
     name: &Arc<str>,
     info: &Value,
     from: DeliverPolicy,
@@ -229,9 +251,10 @@ async fn read_stream(
 ) -> Result<(), String> {
     // A consumer on any other kind of stream would take part in its retention.
     if text(&info["config"]["retention"]) != "limits" {
-        return read_one_by_one(client, name, info, from, tail).await;
+        return read_one_by_one(api, name, info, from, tail).await;
     }
-    let stream = jetstream::new(client.clone())
+    let stream = api
+        .context()
         .get_stream(&**name)
         .await
         .map_err(|error| error.to_string())?;
@@ -285,18 +308,19 @@ async fn read_stream(
     let begin = (reached + 1)
         .max(first(info, &from))
         .max(last.saturating_sub(FAR_BEHIND));
-    read_range(client, &stream, name, begin..=last, None, tail).await
+    read_range(&api.client, &stream, name, begin..=last, None, tail).await
 }
 
 /// Reads messages by sequence, which takes nothing from a work queue. What was consumed already cannot be found.
 async fn read_one_by_one(
-    client: &Client,
+    api: &Api,
     name: &Arc<str>,
     info: &Value,
     from: DeliverPolicy,
     tail: &mut Tail,
 ) -> Result<(), String> {
-    let stream = jetstream::new(client.clone())
+    let stream = api
+        .context()
         .get_stream(&**name)
         .await
         .map_err(|error| error.to_string())?;
@@ -305,7 +329,7 @@ async fn read_one_by_one(
         DeliverPolicy::ByStartTime { start_time } => Some(*start_time),
         _ => None,
     };
-    read_range(client, &stream, name, first(info, &from)..=last, since, tail).await
+    read_range(&api.client, &stream, name, first(info, &from)..=last, since, tail).await
 }
 
 /// Single messages read at the same time: they come whole, and may be as large as the server takes them.
@@ -351,12 +375,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_matters_if_it_is_for_reading() {
-        assert!(needs("$JS.API.STREAM.LIST") && needs("$JS.API.CONSUMER.CREATE.S.name.s.>"));
-        assert!(!needs("$JS.API.STREAM.UPDATE.S") && !needs("$JS.API.CONSUMER.DELETE.S.name") && !needs("s.a"));
-    }
-
-    #[test]
     fn an_id_is_found_once_and_only_for_older_messages() {
         let mut tail = Tail {
             up_to: 5,
@@ -369,6 +387,9 @@ mod tests {
         assert_eq!(tail.take(5, "other"), None);
         assert_eq!(tail.take(5, "m"), Some(("S".into(), 3)));
         assert_eq!(tail.take(5, "m"), None);
+        // An id of an earlier version, and as it comes back.
+        tail.insert("42", &"S".into(), 7);
+        assert_eq!(tail.take(5, " 42"), Some(("S".into(), 7)));
     }
 
     #[test]

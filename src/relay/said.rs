@@ -1,6 +1,7 @@
 //! What a server says, made harmless before it reaches tables, status and the log: without control characters, and short.
 
 use super::Report;
+use crate::message::StreamSynced;
 use crate::error::RelayError;
 use crate::message::{Outcome, Settled};
 
@@ -49,10 +50,10 @@ impl Report {
                 state,
                 detail: clean(detail),
             },
-            Report::StreamSynced { id, error } => Report::StreamSynced {
-                id,
-                error: error.map(clean),
-            },
+            Report::StreamSynced(synced) => Report::StreamSynced(StreamSynced {
+                error: synced.error.map(clean),
+                ..synced
+            }),
         }
     }
 }

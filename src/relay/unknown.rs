@@ -5,10 +5,14 @@ use std::pin::pin;
 use tracing::{info, warn};
 
 use super::connect::{Refusal, Session, trouble};
+use super::jsapi::Api;
 use super::link::{Link, Todo};
 use super::positions::Plan;
 use super::publish::End;
 use super::recover::{self, Tail};
+use super::wire;
+use crate::error::RelayError;
+use crate::message::{Message, Outcome, Settled};
 
 impl Link {
     /// Before anything is published on a new session: settles what is stored already of the messages whose outcome is
@@ -52,7 +56,15 @@ impl Link {
                     self.queue.stored(&message);
                     self.found(&message, stream, sequence);
                 }
-                None => again.push(message),
+                None => match self.elsewhere(session, &tail, &message) {
+                    Some(error) => {
+                        let held = self.queue.failed(&message);
+                        let held = held.iter().map(|held| (held.id, Outcome::HeldBack));
+                        let all = std::iter::once((message.id, Outcome::Failed(error))).chain(held);
+                        self.settled.extend(all.map(|(id, outcome)| Settled { id, outcome }));
+                    }
+                    None => again.push(message),
+                },
             }
         }
         info!(
@@ -70,14 +82,18 @@ impl Link {
     /// Reads the tails of streams. An account that may not read them gets none: its messages are published again, and
     /// dropped by the stream as long as its duplicate window lasts.
     async fn read_tail(&mut self, session: &mut Session, plan: &Plan) -> Result<Tail, End> {
-        let client = session.client.clone();
+        let apis = self.apis(session);
+        if apis.is_empty() {
+            self.blinded();
+            return Ok(Tail::default());
+        }
         let label = session.server.clone();
         let prefix = self.spec.subject_prefix.clone();
         let events = &mut session.events;
         let reading = async {
             tokio::select! {
-                tail = recover::read(&client, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
-                refusal = trouble(events, &label, recover::needs) => match refusal {
+                tail = recover::read(&apis, prefix.as_deref(), plan) => tail.map(Some).map_err(End::Lost),
+                refusal = trouble(events, &label, |subject| recover::needs(&apis, subject)) => match refusal {
                     Ok(()) => Ok(None),
                     Err(Refusal::Passing(reason)) => Err(End::Lost(reason)),
                     Err(Refusal::Lasting(error)) => Err(End::Refused(error)),
@@ -114,6 +130,24 @@ impl Link {
             plan.since = None;
         }
         End::Lost(format!("internal error: {panic}"))
+    }
+
+    /// The APIs of all domains in which messages of ours may be stored.
+    pub(super) fn apis(&self, session: &Session) -> Vec<Api> {
+        let own = session.without_api.is_none().then(|| session.api.clone());
+        let others = self.domains.iter().map(|domain| session.api.of_domain(domain));
+        own.into_iter().chain(others).collect()
+    }
+
+    /// Why a message that was not found may be stored all the same: in a domain that we do not know.
+    pub(super) fn elsewhere(&self, session: &Session, tail: &Tail, message: &Message) -> Option<RelayError> {
+        let domain = session.domain.as_ref()?;
+        let subject = wire::subject(self.spec.subject_prefix.as_deref(), &message.subject);
+        tail.is_untaken(&subject).then(|| {
+            RelayError::NotLookedUp(format!(
+                "no stream of JetStream domain \"{domain}\" takes subject \"{subject}\"; if one of another domain does, name it in connections.domain"
+            ))
+        })
     }
 
     /// What was owed when the connection was opened is settled: what was found for it is of no use, and what has not been

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use async_nats::Client;
 use tracing::trace;
 
+use super::jsapi::Api;
 use super::panics::caught;
 use super::positions::Plan;
 use super::publish::{Note, Serving};
@@ -36,10 +36,10 @@ impl Serving<'_> {
             return;
         }
         self.looked_for = std::mem::take(&mut self.link.unsure);
-        let (client, note) = (self.session.client.clone(), self.note.clone());
+        let (apis, note) = (self.link.apis(&self.session), self.note.clone());
         let (prefix, messages) = (self.link.spec.subject_prefix.clone(), self.looked_for.clone());
         self.helpers.spawn(async move {
-            let _ = note.send(Note::LookedFor(look_up(&client, prefix.as_deref(), messages).await));
+            let _ = note.send(Note::LookedFor(look_up(&apis, prefix.as_deref(), messages).await));
         });
     }
 
@@ -52,7 +52,10 @@ impl Serving<'_> {
                     for message in messages {
                         match tail.take(message.id, &message.message_id) {
                             Some((stream, sequence)) => self.link.found(&message, stream, sequence),
-                            None => self.link.enqueue(message),
+                            None => match self.link.elsewhere(&self.session, &tail, &message) {
+                                Some(error) => self.fail(&message, error),
+                                None => self.link.enqueue(message),
+                            },
                         }
                     }
                 }
@@ -73,7 +76,7 @@ impl Serving<'_> {
 
 /// Looks messages up, all together. If that panics, the halves are looked up each on its own, until the message that is
 /// the reason stands alone.
-async fn look_up(client: &Client, prefix: Option<&str>, messages: Vec<Arc<Message>>) -> Vec<LookedUp> {
+async fn look_up(apis: &[Api], prefix: Option<&str>, messages: Vec<Arc<Message>>) -> Vec<LookedUp> {
     let mut done = Vec::new();
     let mut left = vec![messages];
     while let Some(mut messages) = left.pop() {
@@ -82,7 +85,7 @@ async fn look_up(client: &Client, prefix: Option<&str>, messages: Vec<Arc<Messag
             for message in &messages {
                 trace!(target: "pg_jetstream", id = message.id, "message is looked up");
             }
-            recover::read(client, prefix, &plan).await
+            recover::read(apis, prefix, &plan).await
         };
         let found = match caught(reading).await {
             Ok(found) => found.map_err(RelayError::NotLookedUp),

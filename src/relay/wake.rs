@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        Report::StreamSynced { id: 1, error: None }
+        Report::StreamSynced(Default::default())
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
 
-use crate::message::{Auth, ConnectionSpec, StreamSpec, Tls};
+use crate::message::{Auth, ConnectionSpec, Origin, StreamSpec, StreamSynced, Tls};
 use crate::micros;
 use crate::order::Key;
 use crate::relay::{Plan, Position};
@@ -37,7 +37,7 @@ fn millis(row: &SpiHeapTupleData<'_>, name: &str) -> SpiResult<Duration> {
 pub fn connections() -> SpiResult<Vec<(ConnectionSpec, bool)>> {
     const SQL: &str = "select name, url, cluster_urls, auth_type, token, username, password, credentials_file, \
         nkey_seed, tls_required, tls_ca_file, tls_cert_file, tls_key_file, connection_timeout_ms::bigint, \
-        reconnect_delay_ms::bigint, max_reconnect_attempts::bigint, default_stream, subject_prefix, enabled \
+        reconnect_delay_ms::bigint, max_reconnect_attempts::bigint, default_stream, subject_prefix, domain, api_prefix, tls_handshake_first, enabled \
         from jetstream.connections order by name";
     Spi::connect(|client| client.select(SQL, None, &[])?.map(|row| connection(&row)).collect())
 }
@@ -76,6 +76,9 @@ fn connection(row: &SpiHeapTupleData<'_>) -> SpiResult<(ConnectionSpec, bool)> {
         max_reconnects: u32::try_from(number(row, "max_reconnect_attempts")?).ok(),
         subject_prefix: text(row, "subject_prefix")?,
         default_stream: text(row, "default_stream")?,
+        domain: text(row, "domain")?,
+        api_prefix: text(row, "api_prefix")?,
+        handshake_first: flag(row, "tls_handshake_first")?,
     };
     Ok((spec, flag(row, "enabled")?))
 }
@@ -86,7 +89,8 @@ pub fn streams() -> SpiResult<Vec<StreamSpec>> {
         s.max_messages, s.max_messages_per_subject, s.max_bytes, \
         (extract(epoch from least(s.max_age, interval '290 years')) * 1000)::bigint as max_age, s.max_message_size::bigint, s.replicas::bigint, \
         (extract(epoch from least(s.duplicate_window, interval '290 years')) * 1000)::bigint as duplicate_window, s.allow_message_ttl, \
-        s.allow_atomic, s.description \
+        s.allow_atomic, s.description, s.accept_other, s.origin, s.applied, \
+        s.id || '.' || extract(epoch from s.created_at) as mark \
         from jetstream.streams s join jetstream.connections c on c.name = s.connection and c.enabled order by s.id";
     Spi::connect(|client| client.select(SQL, None, &[])?.map(|row| stream(&row)).collect())
 }
@@ -112,20 +116,38 @@ fn stream(row: &SpiHeapTupleData<'_>) -> SpiResult<StreamSpec> {
         allow_message_ttl: flag(row, "allow_message_ttl")?,
         allow_atomic: flag(row, "allow_atomic")?,
         description: text(row, "description")?,
+        accept_other: flag(row, "accept_other")?,
+        origin: match text(row, "origin")?.as_deref() {
+            Some("created") => Some(Origin::Created),
+            Some("found") => Some(Origin::Found),
+            _ => None,
+        },
+        applied: row.get_by_name::<pgrx::JsonB, _>("applied")?.map(|json| json.0),
+        mark: word("mark")?,
     })
 }
 
-/// Writes whether a stream is as asked; false if somebody holds the row, so that it has to be written later.
-pub fn stream_synced(id: i64, error: Option<&str>) -> SpiResult<bool> {
-    let held: Option<bool> = Spi::get_one_with_args(
+/// Writes whether a stream is as asked; false if another session has locked the row, so that it has to be written later.
+pub fn stream_synced(synced: &StreamSynced) -> SpiResult<bool> {
+    let origin = synced.origin.map(|origin| match origin {
+        Origin::Created => "created",
+        Origin::Found => "found",
+    });
+    let locked: Option<bool> = Spi::get_one_with_args(
         "with free as (select s.id from jetstream.streams s where s.id = $1 for update skip locked), \
          written as (update jetstream.streams s set sync_error = $2, \
-             synced_at = case when $2 is null then clock_timestamp() else s.synced_at end \
+             synced_at = case when $2 is null then clock_timestamp() else s.synced_at end, \
+             origin = coalesce($3, s.origin), applied = coalesce($4, s.applied) \
              from free where s.id = free.id) \
          select exists (select from jetstream.streams s where s.id = $1) and not exists (select from free)",
-        &[id.into(), error.into()],
+        &[
+            synced.id.into(),
+            synced.error.as_deref().into(),
+            origin.into(),
+            synced.applied.clone().map(pgrx::JsonB).into(),
+        ],
     )?;
-    Ok(held != Some(true))
+    Ok(locked != Some(true))
 }
 
 /// Keyed messages that have failed and will be tried again: their keys are held.
@@ -217,7 +239,8 @@ pub fn recovery_plan(connection: &str) -> SpiResult<Option<Plan>> {
             .first();
         let ids = ids.get_one::<Vec<String>>()?.unwrap_or_default();
         Ok(Some(Plan {
-            message_ids: (ids.len() <= MOST_NAMED).then(|| Arc::new(ids.into_iter().collect())),
+            message_ids: (ids.len() <= MOST_NAMED)
+                .then(|| Arc::new(ids.iter().map(|id| id.trim().to_owned()).collect())),
             positions,
             subjects,
             since: since.map(|at| micros::to_time(at.into())),

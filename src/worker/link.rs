@@ -7,7 +7,7 @@ use pgrx::spi::SpiResult;
 
 use super::Worker;
 use super::claim::lanes_for;
-use crate::message::{ConnectionSpec, LinkState, StreamSpec};
+use crate::message::{ConnectionSpec, LinkState, StreamSpec, StreamSynced};
 use crate::relay::Command;
 use crate::store::config;
 use crate::{pg, status};
@@ -41,9 +41,9 @@ pub(super) struct Links {
     /// The tables have been read once.
     known: bool,
     /// Results of stream requests, not written yet.
-    pub(super) synced: Vec<(i64, Option<String>)>,
+    pub(super) synced: Vec<StreamSynced>,
     /// Of these, those that stay so once the transaction has committed: somebody holds their row.
-    pub(super) unwritten: Vec<(i64, Option<String>)>,
+    pub(super) unwritten: Vec<StreamSynced>,
     /// Why no connection at all is up.
     pub(super) problem: Option<String>,
     /// The tables are to be read again.
@@ -117,9 +117,14 @@ impl Worker {
     /// Reads the tables again if they changed, and writes what the relay found out about streams.
     pub(super) fn apply_changes(&mut self) -> SpiResult<()> {
         self.links.unwritten.clear();
-        for (id, error) in &self.links.synced {
-            if !config::stream_synced(*id, error.as_deref())? {
-                self.links.unwritten.push((*id, error.clone()));
+        for synced in &self.links.synced {
+            if !config::stream_synced(synced)? {
+                self.links.unwritten.push(synced.clone());
+            }
+            // The relay knows already: that the table says so too is no change.
+            if let Some(spec) = self.links.streams.iter_mut().find(|spec| spec.id == synced.id) {
+                spec.origin = synced.origin.or(spec.origin);
+                spec.applied = synced.applied.clone().or(spec.applied.take());
             }
         }
         if !self.links.stale {
@@ -188,15 +193,15 @@ impl Worker {
     }
 
     /// Takes note of what became of a stream that was asked for.
-    pub(super) fn stream_synced(&mut self, id: i64, error: Option<String>) {
-        if error.is_some() {
-            self.links.unsynced.insert(id);
-        } else if self.links.unsynced.remove(&id)
-            && let Some(stream) = self.links.streams.iter().find(|stream| stream.id == id)
+    pub(super) fn stream_synced(&mut self, synced: StreamSynced) {
+        if synced.error.is_some() {
+            self.links.unsynced.insert(synced.id);
+        } else if self.links.unsynced.remove(&synced.id)
+            && let Some(stream) = self.links.streams.iter().find(|stream| stream.id == synced.id)
         {
             self.hurry.changed(&stream.connection);
         }
-        self.links.synced.push((id, error));
+        self.links.synced.push(synced);
     }
 
     /// Takes note of a connection's new state, and says so in the log.

@@ -193,10 +193,8 @@ fn stored_by(report: Report) -> io::Result<usize> {
 
 fn wait_for_stream(relay: &Relay) -> io::Result<()> {
     loop {
-        match relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)? {
-            Report::StreamSynced { error: None, .. } => return Ok(()),
-            Report::StreamSynced { error: Some(error), .. } => return Err(io::Error::other(error)),
-            _ => {}
+        if let Report::StreamSynced(synced) = relay.reports().recv_timeout(PATIENCE).map_err(io::Error::other)? {
+            return synced.error.map_or(Ok(()), |error| Err(io::Error::other(error)));
         }
     }
 }
@@ -243,6 +241,9 @@ fn connection(url: &str) -> ConnectionSpec {
         max_reconnects: None,
         subject_prefix: None,
         default_stream: None,
+        domain: None,
+        api_prefix: None,
+        handshake_first: false,
     }
 }
 
@@ -265,5 +266,9 @@ fn stream() -> StreamSpec {
         allow_message_ttl: false,
         allow_atomic: false,
         description: None,
+        accept_other: false,
+        origin: None,
+        applied: None,
+        mark: "1.0".to_owned(),
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn refusals() -> Vec<(String, &'static str)> {
         json!({"Nats-Msg-Id": "x"}),
     ];
     let headers = headers.map(|bad| message::headers(&bad.to_string()).err());
-    let ids = ["", &long, "a\nb"].map(|bad| message::check_message_id(bad).err());
+    let ids = ["", &long, "a\nb", " 42"].map(|bad| message::check_message_id(bad).err());
     let others = headers.into_iter().chain(ids).flatten();
     let others = others.map(|error| (error.to_string(), error.hint()));
     subjects.into_iter().flatten().chain(others).collect()
@@ -154,7 +154,7 @@ pub(super) fn sqlstate(condition: &str) -> Option<&str> {
 
 #[test]
 fn every_kind_of_failure_has_a_row() {
-    assert_eq!(refusals().len(), 14);
+    assert_eq!(refusals().len(), 15);
     let classes: Vec<_> = reasons().into_iter().map(|(_, then, _)| then).collect();
     assert_eq!(classes.len(), 11);
     assert!(classes.contains(&"a dead letter at once"));

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream;
 use async_nats::{Client, ConnectOptions, HeaderMap, jetstream};
 use futures_util::StreamExt;
 use lab::chaos::proxy::Proxy;
-use lab::message::{Auth, ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec, Tls};
+use lab::message::{Auth, ConnectionSpec, LinkState, Message, Outcome, Settled, StreamSpec, StreamSynced, Tls};
 use lab::nats::NatsServer;
 use lab::relay::{Command, Limits, Relay, Report};
 use tokio::runtime::Runtime;
@@ -35,6 +35,9 @@ pub fn spec(url: &str) -> ConnectionSpec {
         max_reconnects: None,
         subject_prefix: None,
         default_stream: None,
+        domain: None,
+        api_prefix: None,
+        handshake_first: false,
     }
 }
 
@@ -57,6 +60,10 @@ pub fn stream_spec(name: &str, subjects: &str) -> StreamSpec {
         allow_message_ttl: false,
         allow_atomic: false,
         description: None,
+        accept_other: false,
+        origin: None,
+        applied: None,
+        mark: "1.0".to_owned(),
     }
 }
 
@@ -110,6 +117,8 @@ pub struct Rig {
     pub links: Vec<(String, LinkState, String)>,
     /// Streams in the order reported.
     pub synced: Vec<(i64, Option<String>)>,
+    /// The same with all that is known.
+    pub reports: Vec<StreamSynced>,
 }
 
 impl Rig {
@@ -132,6 +141,7 @@ impl Rig {
             settled: Vec::new(),
             links: Vec::new(),
             synced: Vec::new(),
+            reports: Vec::new(),
         }
     }
 
@@ -171,7 +181,10 @@ impl Rig {
                 state,
                 detail,
             } => self.links.push((connection.to_string(), state, detail)),
-            Report::StreamSynced { id, error } => self.synced.push((id, error)),
+            Report::StreamSynced(synced) => {
+                self.synced.push((synced.id, synced.error.clone()));
+                self.reports.push(synced);
+            }
         }
     }
 
