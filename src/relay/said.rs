@@ -1,8 +1,8 @@
 //! What a server says, made harmless before it reaches tables, status and the log: without control characters, and short.
 
 use super::Report;
-use crate::message::StreamSynced;
 use crate::error::RelayError;
+use crate::message::StreamSynced;
 use crate::message::{Outcome, Settled};
 
 /// Most characters kept of anything a server says.

@@ -156,6 +156,6 @@ pub(super) fn sqlstate(condition: &str) -> Option<&str> {
 fn every_kind_of_failure_has_a_row() {
     assert_eq!(refusals().len(), 15);
     let classes: Vec<_> = reasons().into_iter().map(|(_, then, _)| then).collect();
-    assert_eq!(classes.len(), 11);
+    assert_eq!(classes.len(), 12);
     assert!(classes.contains(&"a dead letter at once"));
 }
