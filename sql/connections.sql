@@ -207,7 +207,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- What a dump holds is restored as it is; the worker reports what cannot work.
-    if not jetstream.capture_restoring() then
+    if not (tg_op = 'INSERT' and coalesce(jetstream.is_restored(new.created_at), false)) then
         perform jetstream.connections_check(new);
     end if;
     if tg_op = 'INSERT' then

@@ -140,7 +140,7 @@ declare
     hint text;
 begin
     -- What a dump holds is restored as it is; the worker reports what the server refuses.
-    if jetstream.capture_restoring() then
+    if tg_op = 'INSERT' and jetstream.is_restored(new.created_at) then
         return new;
     end if;
     perform jetstream.check_stream_name(new.name);
