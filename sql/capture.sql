@@ -444,8 +444,9 @@ begin
                   hint = 'Give jetstream.capture the name of another stream, or add the subject to jetstream.streams.';
     end if;
     -- One stream of a prefix for all: what does not fit takes the oldest away. One that exists is used as it is.
-    insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description)
-    values (stream, connection, array[prefix || '.>'], 1000000, 1073741824, 'Table changes captured by pg_jetstream');
+    insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description, accept_other)
+    values (stream, connection, array[prefix || '.>'], 1000000, 1073741824, 'Table changes captured by pg_jetstream',
+            asked is null);
 end
 $$;
 comment on function jetstream.capture_stream(regclass) is
