@@ -4,7 +4,6 @@
 mod capture_support;
 mod e2e_support;
 
-use async_nats::jetstream::stream::Config;
 use capture_support::{capture_lab, settled};
 use e2e_support::SOON;
 use lab::Lab;
