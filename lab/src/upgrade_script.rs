@@ -28,8 +28,20 @@ pub fn write(paths: &Paths) -> Result<Option<PathBuf>> {
     let Some((file, script)) = make(paths)? else {
         return Ok(None);
     };
-    fs::write(&file, script)?;
+    if !same(&fs::read_to_string(&file).unwrap_or_default(), &script) {
+        fs::write(&file, script)?;
+    }
     Ok(Some(file))
+}
+
+/// Whether two scripts have the same statements. pgrx puts those that do not depend on each other in any order.
+pub fn same(one: &str, other: &str) -> bool {
+    let sorted = |script| {
+        let mut texts: Vec<_> = statements(script).iter().map(|statement| statement.text).collect();
+        texts.sort_unstable();
+        texts.join(";\n")
+    };
+    sorted(one) == sorted(other)
 }
 
 /// The script as it should be, and where it belongs. The extension must be installed.
@@ -156,6 +168,13 @@ fn mentions(text: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_of_statements_is_no_difference() {
+        assert!(same("select 1;\nselect 2;", "-- why\nselect 2;\n\nselect 1;"));
+        assert!(!same("select 1;\nselect 2;", "select 1;"));
+        assert!(!same("select 1;", "select 1; select 1;"));
+    }
 
     #[test]
     fn takes_what_differs_and_can_be_replaced() {

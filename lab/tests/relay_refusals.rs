@@ -8,6 +8,9 @@ use lab::message::{Message, Outcome};
 use lab::nats::NatsServer;
 use relay_support::{Admin, Rig, limits, message, spec};
 
+/// A subject, headers, and the number of JetStream's error.
+type Refused = (&'static str, &'static [(&'static str, &'static str)], u64);
+
 #[test]
 fn headers_that_the_stream_does_not_take_are_refused_for_good() {
     let server = NatsServer::start().unwrap();
@@ -19,11 +22,11 @@ fn headers_that_the_stream_does_not_take_are_refused_for_good() {
         config.max_messages = 1;
         config.discard = async_nats::jetstream::stream::DiscardPolicy::New;
     });
-    let schedule: &[(&str, &str)] = &[
+    const SCHEDULE: &[(&str, &str)] = &[
         ("Nats-Schedule", "@at 2100-01-01T00:00:00Z"),
         ("Nats-Schedule-Target", "s.b"),
     ];
-    let cases: &[(&str, &[(&str, &str)], u64)] = &[
+    let cases: &[Refused] = &[
         ("s.a", &[("Nats-Rollup", "sub")], 10111),
         ("s.a", &[("Nats-Incr", "+1")], 10168),
         ("counter.a", &[], 10169),
@@ -46,7 +49,7 @@ fn headers_that_the_stream_does_not_take_are_refused_for_good() {
             ],
             10176,
         ),
-        ("s.a", schedule, 10188),
+        ("s.a", SCHEDULE, 10188),
         ("s.a", &[("Nats-TTL", "1h")], 10166),
         ("s.a", &[("Nats-Expected-Stream", "T")], 10060),
         ("s.a", &[("Nats-Expected-Last-Sequence", "9")], 10071),

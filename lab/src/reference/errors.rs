@@ -131,6 +131,7 @@ pub(super) fn sqlstate(condition: &str) -> Option<&str> {
     }
     let known = [
         ("check_violation", "23514"),
+        ("dependent_objects_still_exist", "2BP01"),
         ("duplicate_object", "42710"),
         ("feature_not_supported", "0A000"),
         ("foreign_key_violation", "23503"),

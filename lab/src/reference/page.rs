@@ -242,8 +242,8 @@ fn rights(page: &mut String, grants: &[Grant]) -> Result<()> {
 
 fn settings(page: &mut String, settings: &[Setting]) -> Result<()> {
     page.push_str(
-        "\n## Settings\n\nThose named `pg_jetstream.…` stand in `postgresql.conf` or are set by `alter system`, and take effect \
-         on reload. `jetstream.traceparent`\nis set by a session or a transaction.\n\n| Setting | Default | Range | |\n|---|---|---|---|\n",
+        "\n## Settings\n\nSet those named `pg_jetstream.…` in `postgresql.conf` or by `alter system`. They take effect on reload, except \
+         `pg_jetstream.max_databases`,\nwhich needs a restart. `jetstream.traceparent` is set by a session or a transaction.\n\n| Setting | Default | Range | |\n|---|---|---|---|\n",
     );
     for setting in settings {
         let unit = setting.unit.as_deref();
@@ -257,8 +257,9 @@ fn settings(page: &mut String, settings: &[Setting]) -> Result<()> {
             value => code(value),
         };
         anyhow::ensure!(
-            matches!(setting.context.as_str(), "sighup" | "user"),
-            "{}",
+            matches!(setting.context.as_str(), "postmaster" | "sighup" | "user"),
+            "the page does not say when setting {} of context {} takes effect",
+            setting.name,
             setting.context
         );
         writeln!(
