@@ -58,4 +58,8 @@ begin
 end
 $$;
 comment on function jetstream.capture_epoch(bigint, integer, bigint, integer) is
-    'The epoch of changes that a cluster has captured; the worker calls it, and records its own cluster thereby';
+    'The epoch of changes that a cluster captured. The worker calls it, which also records the worker''s own cluster
+system_identifier: System identifier of the cluster that captured the changes
+timeline: Timeline of that cluster
+current_system: System identifier of this cluster
+current_timeline: Timeline of this cluster';

@@ -305,6 +305,60 @@ $$;
 
 comment on function jetstream.connections_before_write() is 'Refuses a connection that cannot work, keeps connections.updated_at, and lets a restored "default" row replace the untouched one';
 
+comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes without white space at the ends, random by default';
+
+comment on column jetstream.outbox.due_at is 'When it was due for the first time; set by the worker as soon as deliver_at says something else, null until then';
+
+comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key, and whether a key has a failing one';
+
+comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
+
+comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
+
+comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
+
+create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '500ms'
+as $$
+declare
+    today date := (now() at time zone 'UTC')::date;
+    day date;
+    partition text;
+    changed integer := 0;
+begin
+    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
+        partition := 'history_' || to_char(day, 'YYYYMMDD');
+        continue when to_regclass('jetstream.' || partition) is not null;
+        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
+        execute format('alter table jetstream.%I replica identity full', partition);
+        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
+            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
+        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
+        changed := changed + 1;
+    end loop;
+    begin
+        for partition in
+            select c.relname
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = 'jetstream.history'::regclass
+              and c.relname ~ '^history_[0-9]{8}$'
+              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
+        loop
+            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
+            execute format('drop table jetstream.%I', partition);
+            changed := changed + 1;
+        end loop;
+    exception when lock_not_available then
+        -- A reader holds the oldest day; the next round drops it.
+        null;
+    end;
+    return changed;
+end
+$$;
+
 create or replace function jetstream.check_stream_name(name text) returns boolean
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -519,59 +573,583 @@ comment on function jetstream.create_stream(text, text[], text, text, text, bigi
     'Asks for a stream, or for a change of it, once the transaction commits; returns streams.id. Of a stream asked for before, what is left out (null) stays as it is. See streams.synced_at and sync_error for the result
 Arguments as the columns of jetstream.streams';
 
-comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes without white space at the ends, random by default';
+create or replace function jetstream.check_webhook_url(url text) returns boolean
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Without what may be a password or a token.
+    shown text := left(regexp_replace(regexp_replace(url, '[?#].*$', '?…'), '^([a-z][a-z0-9+.-]*://)?.*@', '\1', 'i'), 200);
+begin
+    if url !~* '^https?://' then
+        raise exception 'webhook url "%" is not http or https', shown
+            using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
+    elsif url ~* '^https?://[^/?#]*@' then
+        raise exception 'webhook url "%" contains credentials', shown
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Put them into a secret and refer to it in a header as {{secret:NAME}}.';
+    elsif url !~* '^https?://[^/?#\s:]+(:[0-9]{1,5})?([/?#]\S*)?$' and url !~* '^https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?([/?#]\S*)?$' then
+        raise exception 'webhook url "%" is not valid', shown
+            using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
+    end if;
+    return true;
+end
+$$;
 
-comment on column jetstream.outbox.due_at is 'When it was due for the first time; set by the worker as soon as deliver_at says something else, null until then';
+create or replace function jetstream.webhooks_before_write() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+begin
+    -- Constraints would refuse the same, but would say it with the whole row.
+    select e.key into missing
+    from jsonb_each(to_jsonb(new)) e
+    where e.value = 'null' and e.key not in ('description', 'subject', 'id')
+    order by e.key limit 1;
+    if found then
+        raise exception 'webhook%has no %', coalesce(' "' || left(new.name, 100) || '" ', ' '), missing
+            using errcode = 'null_value_not_allowed', hint = 'Give a value, or leave the column out for its default.';
+    elsif btrim(new.name) = '' or octet_length(new.name) > 255 then
+        raise exception 'webhook name "%" of % bytes is not valid', left(new.name, 100), octet_length(new.name)
+            using errcode = 'invalid_parameter_value', hint = 'A name has 1 to 255 bytes and is not blank.';
+    end if;
+    perform jetstream.check_webhook_url(new.url), jetstream.check_headers(new.headers);
+    if new.method not in ('GET', 'POST', 'PUT', 'PATCH', 'DELETE') then
+        raise exception 'method "%" of webhook "%" is not known', left(new.method, 100), new.name
+            using errcode = 'invalid_parameter_value', hint = 'Use GET, POST, PUT, PATCH or DELETE.';
+    elsif new.publish_mode not in ('queue', 'nats', 'both') then
+        raise exception 'publish mode "%" of webhook "%" is not known', left(new.publish_mode, 100), new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
+    elsif new.timeout_ms not between 1 and 3600000 then
+        raise exception 'timeout_ms % of webhook "%" is out of range', new.timeout_ms, new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 3600000 milliseconds.';
+    elsif new.max_attempts not between 1 and 1000 then
+        raise exception 'max_attempts % of webhook "%" is out of range', new.max_attempts, new.name
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It is 1 to 1000, the first attempt included (one more than max_retries).';
+    elsif new.retry_base_ms not between 1 and 86400000 or new.retry_max_ms not between 1 and 86400000 then
+        raise exception 'retry_base_ms % or retry_max_ms % of webhook "%" is out of range', new.retry_base_ms,
+                new.retry_max_ms, new.name
+            using errcode = 'invalid_parameter_value', hint = 'Both are 1 to 86400000 milliseconds.';
+    elsif new.retry_multiplier not between 1 and 100 then
+        raise exception 'retry_multiplier % of webhook "%" is out of range', new.retry_multiplier, new.name
+            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 100.';
+    end if;
+    if tg_op = 'UPDATE' then
+        new.updated_at := now();
+        if old.nats_enabled and not new.nats_enabled and new.publish_mode = old.publish_mode then
+            new.publish_mode := 'queue';
+        end if;
+    end if;
+    new.nats_enabled := new.nats_enabled or new.publish_mode <> 'queue';
+    -- Also the one that is made of the name.
+    if new.nats_enabled or new.subject is not null then
+        perform jetstream.check_subject(jetstream.webhook_subject(new));
+    end if;
+    return new;
+end
+$$;
 
-comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key, and whether a key has a failing one';
+comment on function jetstream.webhooks_before_write() is
+    'Refuses a webhook that could not be called, and keeps updated_at, and nats_enabled in line with publish_mode';
 
-comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
+create or replace function jetstream.check_call_status(status text) returns boolean
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if status not in ('pending', 'claimed', 'succeeded', 'failed', 'dead') then
+        raise exception 'status "%" of a webhook call is not known', left(status, 100)
+            using errcode = 'invalid_parameter_value', hint = 'It is pending, claimed, succeeded, failed or dead.';
+    end if;
+    return true;
+end
+$$;
 
-comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
+comment on function jetstream.check_call_status(text) is 'True for a status a call may have; an ERROR for any other
+status: The status';
 
-comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
+create or replace function jetstream.webhook_subject(webhook jetstream.webhooks) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(webhook.subject,
+        (select c.webhook_prefix from jetstream.connections c where c.name = webhook.connection)
+            || '.' || regexp_replace(lower(webhook.name), '[^a-z0-9_-]+', '_', 'g'));
+end
+$$;
 
-create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
+create or replace function jetstream.webhook_call(
+    webhook integer,
+    payload jsonb,
+    message_id text default null,
+    scheduled_at timestamptz default null,
+    publish_mode text default null,
+    key text default null
+) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w jetstream.webhooks;
+    mode text;
+    id text := coalesce(webhook_call.message_id, gen_random_uuid()::text);
+    call_id bigint;
+    outbox_id bigint;
+begin
+    select k.* into w from jetstream.webhooks k where k.id = webhook_call.webhook;
+    if not found or not w.enabled then
+        w := jetstream.webhook_by_id(webhook_call.webhook);
+    end if;
+    mode := coalesce(webhook_call.publish_mode, w.publish_mode);
+    if mode not in ('queue', 'nats', 'both') then
+        raise exception 'publish mode "%" is not known', mode
+            using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
+    elsif mode <> 'queue' and not w.nats_enabled then
+        raise exception 'webhook "%" is not enabled for NATS', w.name
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = format('update jetstream.webhooks set nats_enabled = true where id = %s;', w.id);
+    end if;
+    if mode in ('queue', 'both') then
+        insert into jetstream.webhook_calls as c (webhook, message_id, url, method, headers, payload, timeout_ms,
+            max_attempts, scheduled_at)
+        values (w.id, id, w.url, w.method, w.headers, webhook_call.payload, w.timeout_ms, w.max_attempts,
+            coalesce(webhook_call.scheduled_at, clock_timestamp()))
+        returning c.id into call_id;
+    end if;
+    if mode in ('nats', 'both') then
+        insert into jetstream.outbox as o (connection, subject, payload, message_id, deliver_at, key, webhook)
+        values (w.connection, coalesce(w.subject, jetstream.webhook_subject(w)),
+            -- The message on the wire; secrets appear by name only.
+            jsonb_build_object('webhook_url', w.url, 'data', webhook_call.payload, 'headers', w.headers, 'method', w.method,
+                'timeout_ms', w.timeout_ms, 'webhook_id', w.id, 'webhook_name', w.name),
+            id, webhook_call.scheduled_at, webhook_call.key, w.id)
+        returning o.id into outbox_id;
+    end if;
+    return jsonb_strip_nulls(jsonb_build_object(
+        'success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name, 'publish_mode', mode,
+        'message_id', id, 'call_id', call_id, 'outbox_id', outbox_id));
+end
+$$;
+
+create or replace function jetstream.webhook_resolve(
+    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    header record;
+    rest text;
+    done text;
+    part text[];
+    secret text;
+begin
+    resolved := coalesce(webhook_resolve.headers, '{}');
+    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
+    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
+        select from jetstream.webhooks w
+        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
+    if elsewhere then
+        resolved := null;
+        return;
+    end if;
+    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
+                  where strpos(h.value::text, '{{secret:') > 0 loop
+        -- One pass from the left, so that what a secret holds is never taken for a reference.
+        rest := header.value;
+        done := '';
+        loop
+            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
+            exit when part is null;
+            select s.value into secret from jetstream.webhook_secrets s
+            where s.webhook = webhook_resolve.webhook and s.name = part[2];
+            if not found then
+                missing := part[2];
+                resolved := null;
+                return;
+            end if;
+            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
+            rest := part[3];
+        end loop;
+        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
+    end loop;
+end
+$$;
+
+comment on function jetstream.webhook_resolve(integer, jsonb, text) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
+
+create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r record;
+begin
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
+    if r.elsewhere then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
+    if r.missing is not null then
+        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
+            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
+    end if;
+    return r.resolved;
+end
+$$;
+
+create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
+returns table (
+    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
+    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    c jetstream.webhook_calls;
+    r record;
+begin
+    if coalesce(btrim(webhook_claim.worker), '') = '' then
+        raise exception 'worker name is empty'
+            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
+    end if;
+    perform jetstream.webhook_reclaim();
+    for c in
+        with due as (
+            select k.id from jetstream.webhook_calls k
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
+            order by k.scheduled_at, k.id
+            limit webhook_claim.n
+            for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
+        )
+        select * from claimed k order by k.scheduled_at, k.id
+    loop
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
+        if r.elsewhere or r.missing is not null then
+            -- One call that cannot be made must not keep the others from the worker.
+            update jetstream.webhook_calls k
+            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
+                error = case when r.elsewhere
+                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
+                                'webhooks.url alone', c.webhook, left(c.url, 200))
+                    else format('secret "%s" does not exist', r.missing) end
+            where k.id = c.id;
+            continue;
+        end if;
+        return query
+            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
+                   c.max_attempts, c.lease_until
+            from jetstream.webhooks w where w.id = c.webhook;
+    end loop;
+end
+$$;
+
+create or replace function jetstream.webhook_dead_letter(
+    stream text,
+    sequence bigint,
+    message_id text,
+    subject text,
+    webhook integer,
+    worker text,
+    attempts integer,
+    reason text,
+    status integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
+        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
+            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
+    elsif octet_length($1) not between 1 and 255 then
+        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
+            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    end if;
+    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
+        status)
+    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
+    on conflict on constraint webhook_dead_letters_key do nothing;
+    return found;
+end
+$$;
+
+create or replace function jetstream.is_restored(created_at timestamptz) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select created_at not between now() and clock_timestamp()
+$$;
+
+comment on function jetstream.is_restored(timestamptz) is
+    'Whether a row was created before this transaction, so that a dump or another server brings it
+created_at: Its time, by default that of the insert';
+
+create or replace function jetstream.connection_must_exist() returns trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '500ms'
 as $$
-declare
-    today date := (now() at time zone 'UTC')::date;
-    day date;
-    partition text;
-    changed integer := 0;
 begin
-    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
-        partition := 'history_' || to_char(day, 'YYYYMMDD');
-        continue when to_regclass('jetstream.' || partition) is not null;
-        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
-        execute format('alter table jetstream.%I replica identity full', partition);
-        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
-            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
-        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
-        changed := changed + 1;
-    end loop;
-    begin
-        for partition in
-            select c.relname
-            from pg_inherits i join pg_class c on c.oid = i.inhrelid
-            where i.inhparent = 'jetstream.history'::regclass
-              and c.relname ~ '^history_[0-9]{8}$'
-              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
-        loop
-            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
-            execute format('drop table jetstream.%I', partition);
-            changed := changed + 1;
-        end loop;
-    exception when lock_not_available then
-        -- A reader holds the oldest day; the next round drops it.
-        null;
-    end;
-    return changed;
+    if new.connection is null or tg_op = 'UPDATE' and new.connection is not distinct from old.connection
+        or tg_op = 'INSERT' and jetstream.is_restored(new.created_at) then
+        return new;
+    end if;
+    -- Locked, so that a transaction that removes or renames it waits for this one.
+    perform from jetstream.connections c where c.name = new.connection for key share;
+    if not found then
+        raise exception 'connection "%" does not exist', new.connection
+            using errcode = 'foreign_key_violation', table = tg_table_name, schema = tg_table_schema, column = 'connection',
+                  hint = 'Insert it into jetstream.connections first, or leave connection out to use "default".';
+    end if;
+    return new;
 end
 $$;
+
+comment on function jetstream.connection_must_exist() is 'Refuses a connection that does not exist, except in a row that a dump brings';
+
+create or replace function jetstream.connections_after_write() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        raise exception 'connection "default" cannot be removed'
+            using errcode = 'foreign_key_violation', hint = 'Delete the others: delete from jetstream.connections where name <> ''default''.';
+    elsif tg_op = 'UPDATE' then
+        if new.name <> old.name then
+            update jetstream.streams s set connection = new.name where s.connection = old.name;
+            update jetstream.webhooks w set connection = new.name where w.connection = old.name;
+        end if;
+    -- A restored "default" replaces the one of create extension.
+    elsif old.name <> 'default' then
+        if exists (select from jetstream.streams s where s.connection = old.name) then
+            raise exception 'connection "%" still has streams', old.name
+                using errcode = 'foreign_key_violation', hint = 'Remove them from jetstream.streams first.';
+        elsif exists (select from jetstream.webhooks w where w.connection = old.name) then
+            raise exception 'connection "%" still has webhooks', old.name
+                using errcode = 'foreign_key_violation', hint = 'Give them another connection in jetstream.webhooks first.';
+        end if;
+    end if;
+    return null;
+end
+$$;
+
+comment on function jetstream.connections_after_write() is
+    'Renames a connection where streams and webhooks name it; refuses to remove one that they name';
+
+create or replace function jetstream.webhook_must_exist() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.webhook is null or tg_op = 'UPDATE' and new.webhook is not distinct from old.webhook
+        or tg_op = 'INSERT' and jetstream.is_restored(new.created_at) then
+        return new;
+    end if;
+    perform from jetstream.webhooks w where w.id = new.webhook for key share;
+    if not found then
+        raise exception 'webhook % does not exist', new.webhook
+            using errcode = 'foreign_key_violation', table = tg_table_name, schema = tg_table_schema, column = 'webhook',
+                  hint = 'See jetstream.webhooks for those there are.';
+    end if;
+    return new;
+end
+$$;
+
+comment on function jetstream.webhook_must_exist() is 'Refuses a webhook that does not exist, except in a row that a dump brings';
+
+create or replace function jetstream.webhooks_after_write() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        truncate jetstream.webhook_secrets, jetstream.webhook_calls;
+    elsif tg_op = 'DELETE' then
+        delete from jetstream.webhook_secrets s where s.webhook = old.id;
+        delete from jetstream.webhook_calls c where c.webhook = old.id;
+    elsif new.id <> old.id and (exists (select from jetstream.webhook_secrets s where s.webhook = old.id)
+                                or exists (select from jetstream.webhook_calls c where c.webhook = old.id)) then
+        raise exception 'webhook % has secrets or calls', old.id
+            using errcode = 'foreign_key_violation', hint = 'Register a webhook of the new number instead.';
+    end if;
+    return null;
+end
+$$;
+
+comment on function jetstream.webhooks_after_write() is
+    'Removes the secrets and calls of a removed webhook; refuses to change the number of one that has some';
+
+create or replace function jetstream.triggers_switched("table" name, enabled boolean) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not enabled then
+        if "table" = 'connections' then
+            delete from jetstream.connections c where c.name = 'default' and c.updated_at is null;
+        end if;
+        return;
+    end if;
+    case "table"
+        when 'connections' then
+            insert into jetstream.connections (name)
+            select 'default' where not exists (select from jetstream.connections c where c.name = 'default');
+            -- What the triggers of statements do.
+            update jetstream.connections set name = name where false;
+        when 'streams' then
+            update jetstream.streams set name = name where false;
+        when 'control' then
+            update jetstream.control set paused = paused where false;
+        when 'outbox' then
+            alter table jetstream.outbox enable always trigger outbox_check;
+            update jetstream.outbox set attempts = attempts where false;
+        when 'capture_schemas' then
+            perform jetstream.capture_watch();
+        else
+    end case;
+end
+$$;
+
+comment on function jetstream.triggers_switched(name, boolean) is
+    'Does what triggers would have done, before and after pg_restore --disable-triggers
+table: A table of this schema
+enabled: Whether all its triggers were enabled just now, or disabled';
+
+create or replace function jetstream.consumers_before_write() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.stream is null or new.consumer is null or octet_length(new.stream) not between 1 and 255
+        or octet_length(new.consumer) not between 1 and 255 then
+        raise exception 'consumer "%" of stream "%" is not a valid name', left(new.consumer, 100), left(new.stream, 100)
+            using errcode = 'invalid_parameter_value', hint = 'Both names have 1 to 255 bytes.';
+    elsif least(new.delivered, new.acknowledged, new.redelivered, new.pending, new.timed) < 0 or new.processing_ms < 0
+        or new.avg_processing_ms < 0 then
+        raise exception 'a figure of consumer "%" is below zero', new.consumer
+            using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
+    end if;
+    if tg_op = 'UPDATE' then
+        new.updated_at := now();
+    end if;
+    if new.avg_processing_ms is not null and new.timed = 0
+        or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
+        new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;
+        new.processing_ms := coalesce(new.avg_processing_ms, 0) * new.timed;
+    end if;
+    new.avg_processing_ms := case when new.timed > 0 then round((new.processing_ms / new.timed)::numeric, 2) end;
+    return new;
+end
+$$;
+
+comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
+
+create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    at timestamptz := coalesce(new.published_at, now());
+begin
+    if new.subject is null or new.success is null then
+        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
+            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
+    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
+        raise exception 'the history has no day for published_at %', at
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
+    end if;
+    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
+        sequence, success, duplicate, error, latency_ms, attempts, connection)
+    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
+        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
+        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
+        coalesce(new.attempts, 1),
+        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
+    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
+    return new;
+end
+$$;
+
+create or replace function jetstream.rule_webhook_enable_nats(
+    p_webhook_id integer,
+    p_nats_subject text default null,
+    p_publish_mode text default null,
+    p_config_name text default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update jetstream.webhooks w
+    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
+        connection = coalesce(p_config_name, w.connection)
+    where w.id = p_webhook_id;
+    if not found then
+        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
+            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
+    end if;
+    return true;
+end
+$$;
+
+comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
+    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
+p_config_name: Configuration its messages go to
+Arguments as the columns of jetstream.rule_webhooks';
+
+create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
+returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
+
+create or replace function jetstream.rule_webhook_call_unified(
+    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
+) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
+
+create or replace function jetstream.rule_webhook_enqueue(
+    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
+) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
+
+create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
 
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids, and the same for all changes of a statement: 12 digits; behind it the cluster that wrote it, system identifier and timeline in hexadecimal';
 
@@ -808,1163 +1386,6 @@ $$;
 
 comment on function jetstream.capture_stream(regclass) is
     'Asks for the stream that a capture names, else for {prefix}_replication, unless one in jetstream.streams takes the subjects';
-
-create or replace function jetstream.capture_as(relation regclass, options jsonb) returns text
-language sql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    select jetstream.capture(relation,
-        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
-        options ->> 'format', connection => options ->> 'connection',
-        transactions => (options ->> 'transactions')::boolean, stream => options ->> 'stream')
-$$;
-
-comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
-relation: The table
-options: What capture_schema was given: operations, prefix, format, connection, transactions, stream';
-
-create or replace function jetstream.capture_may_restore() returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c
-    where c.oid = 'jetstream.capture_schemas'::regclass
-$$;
-
-comment on function jetstream.capture_may_restore() is
-    'Whether the current user may add a schema or a connection later than what names it, as a restore does: it has the rights of the extension''s owner';
-
-create or replace function jetstream.capture_schemas_check() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op <> 'INSERT' then
-        -- One that is gone has no owner.
-        perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = old.schema;
-    end if;
-    if tg_op = 'DELETE' then
-        return old;
-    end if;
-    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = new.schema;
-    if not found and not jetstream.capture_may_restore() then
-        raise exception 'schema "%" does not exist', new.schema using errcode = 'invalid_schema_name';
-    end if;
-    if tg_op = 'INSERT' or new.options <> old.options then
-        perform jetstream.capture_check_options(
-            array(select pg_catalog.jsonb_array_elements_text(new.options -> 'operations')), new.options ->> 'prefix',
-            new.options ->> 'format', case when not jetstream.capture_may_restore() then new.options ->> 'connection'
-                                           else 'default' end);
-        perform (new.options ->> 'transactions')::boolean;
-    end if;
-    return new;
-end
-$$;
-
-create or replace function jetstream.capture_new_table(relation regclass) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    options jsonb;
-    schema name;
-    owned boolean;
-begin
-    -- Schema public has the role pg_database_owner for its owner from PostgreSQL 15 on.
-    select s.options, s.schema, pg_catalog.pg_has_role(case r.rolname when 'pg_database_owner' then d.datdba else r.oid end,
-                                                       c.relowner, 'USAGE')
-    into options, schema, owned
-    from jetstream.capture_schemas s
-    join pg_catalog.pg_namespace n on n.nspname = s.schema
-    join pg_catalog.pg_roles r on r.oid = n.nspowner
-    join pg_catalog.pg_class c on c.relnamespace = n.oid
-    join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
-    where c.oid = relation and not c.relispartition;
-    if owned then
-        perform jetstream.capture_as(relation, options);
-    elsif found then
-        raise warning 'table % is not captured: the owner of schema "%" does not have the rights of its owner', relation, schema
-            using errcode = 'insufficient_privilege', hint = 'The table''s owner can capture it with jetstream.capture.';
-    end if;
-end
-$$;
-
-create or replace function jetstream.capture_schema(
-    schema regnamespace,
-    operations text[] default '{insert,update,delete,truncate}',
-    subject_prefix text default 'postgres',
-    format text default 'pgoutput',
-    connection text default 'default',
-    transactions boolean default false,
-    stream text default null
-) returns setof text
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
-        'connection', connection, 'transactions', transactions, 'stream', stream);
-begin
-    perform jetstream.capture_must_own_schema(capture_schema.schema);
-    for relation in
-        select c.oid from pg_catalog.pg_class c
-        where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
-    loop
-        return next jetstream.capture_as(relation, options);
-    end loop;
-    insert into jetstream.capture_schemas as s (schema, options)
-    select n.nspname, options
-    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
-    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
-end
-$$;
-
-comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text) is
-    'Captures all tables of a schema, and those that are created in it later; returns their subjects
-schema: The schema
-subject_prefix: First tokens of the subject
-Arguments as the columns of jetstream.captures';
-
-create or replace function jetstream.uncapture_schema(schema regnamespace) returns integer
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    ended integer := 0;
-begin
-    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
-    for relation in
-        select c.oid from pg_catalog.pg_class c
-        where c.relnamespace = uncapture_schema.schema and c.relkind in ('r', 'p') and jetstream.capture_is_root(c.oid)
-    loop
-        perform jetstream.uncapture(relation);
-        ended := ended + 1;
-    end loop;
-    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
-    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
-    return ended;
-end
-$$;
-
-create or replace function jetstream.check_webhook_url(url text) returns boolean
-language plpgsql immutable strict parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    -- Without what may be a password or a token.
-    shown text := left(regexp_replace(regexp_replace(url, '[?#].*$', '?…'), '^([a-z][a-z0-9+.-]*://)?.*@', '\1', 'i'), 200);
-begin
-    if url !~* '^https?://' then
-        raise exception 'webhook url "%" is not http or https', shown
-            using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
-    elsif url ~* '^https?://[^/?#]*@' then
-        raise exception 'webhook url "%" contains credentials', shown
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Put them into a secret and refer to it in a header as {{secret:NAME}}.';
-    elsif url !~* '^https?://[^/?#\s:]+(:[0-9]{1,5})?([/?#]\S*)?$' and url !~* '^https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?([/?#]\S*)?$' then
-        raise exception 'webhook url "%" is not valid', shown
-            using errcode = 'invalid_parameter_value', hint = 'Write https://host/path.';
-    end if;
-    return true;
-end
-$$;
-
-create or replace function jetstream.webhooks_before_write() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    missing text;
-begin
-    -- Constraints would refuse the same, but would say it with the whole row.
-    select e.key into missing
-    from jsonb_each(to_jsonb(new)) e
-    where e.value = 'null' and e.key not in ('description', 'subject', 'id')
-    order by e.key limit 1;
-    if found then
-        raise exception 'webhook%has no %', coalesce(' "' || left(new.name, 100) || '" ', ' '), missing
-            using errcode = 'null_value_not_allowed', hint = 'Give a value, or leave the column out for its default.';
-    elsif btrim(new.name) = '' or octet_length(new.name) > 255 then
-        raise exception 'webhook name "%" of % bytes is not valid', left(new.name, 100), octet_length(new.name)
-            using errcode = 'invalid_parameter_value', hint = 'A name has 1 to 255 bytes and is not blank.';
-    end if;
-    perform jetstream.check_webhook_url(new.url), jetstream.check_headers(new.headers);
-    if new.method not in ('GET', 'POST', 'PUT', 'PATCH', 'DELETE') then
-        raise exception 'method "%" of webhook "%" is not known', left(new.method, 100), new.name
-            using errcode = 'invalid_parameter_value', hint = 'Use GET, POST, PUT, PATCH or DELETE.';
-    elsif new.publish_mode not in ('queue', 'nats', 'both') then
-        raise exception 'publish mode "%" of webhook "%" is not known', left(new.publish_mode, 100), new.name
-            using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
-    elsif new.timeout_ms not between 1 and 3600000 then
-        raise exception 'timeout_ms % of webhook "%" is out of range', new.timeout_ms, new.name
-            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 3600000 milliseconds.';
-    elsif new.max_attempts not between 1 and 1000 then
-        raise exception 'max_attempts % of webhook "%" is out of range', new.max_attempts, new.name
-            using errcode = 'invalid_parameter_value',
-                  hint = 'It is 1 to 1000, the first attempt included (one more than max_retries).';
-    elsif new.retry_base_ms not between 1 and 86400000 or new.retry_max_ms not between 1 and 86400000 then
-        raise exception 'retry_base_ms % or retry_max_ms % of webhook "%" is out of range', new.retry_base_ms,
-                new.retry_max_ms, new.name
-            using errcode = 'invalid_parameter_value', hint = 'Both are 1 to 86400000 milliseconds.';
-    elsif new.retry_multiplier not between 1 and 100 then
-        raise exception 'retry_multiplier % of webhook "%" is out of range', new.retry_multiplier, new.name
-            using errcode = 'invalid_parameter_value', hint = 'It is 1 to 100.';
-    end if;
-    if tg_op = 'UPDATE' then
-        new.updated_at := now();
-        if old.nats_enabled and not new.nats_enabled and new.publish_mode = old.publish_mode then
-            new.publish_mode := 'queue';
-        end if;
-    end if;
-    new.nats_enabled := new.nats_enabled or new.publish_mode <> 'queue';
-    -- Also the one that is made of the name.
-    if new.nats_enabled or new.subject is not null then
-        perform jetstream.check_subject(jetstream.webhook_subject(new));
-    end if;
-    return new;
-end
-$$;
-
-comment on function jetstream.webhooks_before_write() is
-    'Refuses a webhook that could not be called, and keeps updated_at, and nats_enabled in line with publish_mode';
-
-create or replace function jetstream.check_call_status(status text) returns boolean
-language plpgsql immutable strict parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if status not in ('pending', 'claimed', 'succeeded', 'failed', 'dead') then
-        raise exception 'status "%" of a webhook call is not known', left(status, 100)
-            using errcode = 'invalid_parameter_value', hint = 'It is pending, claimed, succeeded, failed or dead.';
-    end if;
-    return true;
-end
-$$;
-
-comment on function jetstream.check_call_status(text) is 'True for a status a call may have; an ERROR for any other
-status: The status';
-
-create or replace function jetstream.webhook_subject(webhook jetstream.webhooks) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return coalesce(webhook.subject,
-        (select c.webhook_prefix from jetstream.connections c where c.name = webhook.connection)
-            || '.' || regexp_replace(lower(webhook.name), '[^a-z0-9_-]+', '_', 'g'));
-end
-$$;
-
-create or replace function jetstream.webhook_call(
-    webhook integer,
-    payload jsonb,
-    message_id text default null,
-    scheduled_at timestamptz default null,
-    publish_mode text default null,
-    key text default null
-) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    w jetstream.webhooks;
-    mode text;
-    id text := coalesce(webhook_call.message_id, gen_random_uuid()::text);
-    call_id bigint;
-    outbox_id bigint;
-begin
-    select k.* into w from jetstream.webhooks k where k.id = webhook_call.webhook;
-    if not found or not w.enabled then
-        w := jetstream.webhook_by_id(webhook_call.webhook);
-    end if;
-    mode := coalesce(webhook_call.publish_mode, w.publish_mode);
-    if mode not in ('queue', 'nats', 'both') then
-        raise exception 'publish mode "%" is not known', mode
-            using errcode = 'invalid_parameter_value', hint = 'It is queue, nats or both.';
-    elsif mode <> 'queue' and not w.nats_enabled then
-        raise exception 'webhook "%" is not enabled for NATS', w.name
-            using errcode = 'object_not_in_prerequisite_state',
-                  hint = format('update jetstream.webhooks set nats_enabled = true where id = %s;', w.id);
-    end if;
-    if mode in ('queue', 'both') then
-        insert into jetstream.webhook_calls as c (webhook, message_id, url, method, headers, payload, timeout_ms,
-            max_attempts, scheduled_at)
-        values (w.id, id, w.url, w.method, w.headers, webhook_call.payload, w.timeout_ms, w.max_attempts,
-            coalesce(webhook_call.scheduled_at, clock_timestamp()))
-        returning c.id into call_id;
-    end if;
-    if mode in ('nats', 'both') then
-        insert into jetstream.outbox as o (connection, subject, payload, message_id, deliver_at, key, webhook)
-        values (w.connection, coalesce(w.subject, jetstream.webhook_subject(w)),
-            -- The message on the wire; secrets appear by name only.
-            jsonb_build_object('webhook_url', w.url, 'data', webhook_call.payload, 'headers', w.headers, 'method', w.method,
-                'timeout_ms', w.timeout_ms, 'webhook_id', w.id, 'webhook_name', w.name),
-            id, webhook_call.scheduled_at, webhook_call.key, w.id)
-        returning o.id into outbox_id;
-    end if;
-    return jsonb_strip_nulls(jsonb_build_object(
-        'success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name, 'publish_mode', mode,
-        'message_id', id, 'call_id', call_id, 'outbox_id', outbox_id));
-end
-$$;
-
-create or replace function jetstream.consumers_before_write() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if new.stream is null or new.consumer is null or octet_length(new.stream) not between 1 and 255
-        or octet_length(new.consumer) not between 1 and 255 then
-        raise exception 'consumer "%" of stream "%" is not a valid name', left(new.consumer, 100), left(new.stream, 100)
-            using errcode = 'invalid_parameter_value', hint = 'Both names have 1 to 255 bytes.';
-    elsif least(new.delivered, new.acknowledged, new.redelivered, new.pending, new.timed) < 0 or new.processing_ms < 0
-        or new.avg_processing_ms < 0 then
-        raise exception 'a figure of consumer "%" is below zero', new.consumer
-            using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
-    end if;
-    if tg_op = 'UPDATE' then
-        new.updated_at := now();
-    end if;
-    if new.avg_processing_ms is not null and new.timed = 0
-        or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
-        new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;
-        new.processing_ms := coalesce(new.avg_processing_ms, 0) * new.timed;
-    end if;
-    new.avg_processing_ms := case when new.timed > 0 then round((new.processing_ms / new.timed)::numeric, 2) end;
-    return new;
-end
-$$;
-
-comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
-
-create or replace function jetstream.webhook_resolve(
-    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
-)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    header record;
-    rest text;
-    done text;
-    part text[];
-    secret text;
-begin
-    resolved := coalesce(webhook_resolve.headers, '{}');
-    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
-    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
-        select from jetstream.webhooks w
-        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
-    if elsewhere then
-        resolved := null;
-        return;
-    end if;
-    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
-                  where strpos(h.value::text, '{{secret:') > 0 loop
-        -- One pass from the left, so that what a secret holds is never taken for a reference.
-        rest := header.value;
-        done := '';
-        loop
-            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
-            exit when part is null;
-            select s.value into secret from jetstream.webhook_secrets s
-            where s.webhook = webhook_resolve.webhook and s.name = part[2];
-            if not found then
-                missing := part[2];
-                resolved := null;
-                return;
-            end if;
-            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
-            rest := part[3];
-        end loop;
-        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
-    end loop;
-end
-$$;
-
-comment on function jetstream.webhook_resolve(integer, jsonb, text) is
-    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
-
-create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    r record;
-begin
-    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
-    if r.elsewhere then
-        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
-                coalesce(webhook_headers.url, 'null')
-            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
-    end if;
-    if r.missing is not null then
-        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
-            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
-    end if;
-    return r.resolved;
-end
-$$;
-
-create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
-returns table (
-    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
-    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
-)
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-#variable_conflict use_column
-declare
-    c jetstream.webhook_calls;
-    r record;
-begin
-    if coalesce(btrim(webhook_claim.worker), '') = '' then
-        raise exception 'worker name is empty'
-            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
-    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
-        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
-    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
-        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
-    end if;
-    perform jetstream.webhook_reclaim();
-    for c in
-        with due as (
-            select k.id from jetstream.webhook_calls k
-            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
-            order by k.scheduled_at, k.id
-            limit webhook_claim.n
-            for update skip locked
-        ), claimed as (
-            update jetstream.webhook_calls k
-            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
-                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
-            from due d where k.id = d.id
-            returning k.*
-        )
-        select * from claimed k order by k.scheduled_at, k.id
-    loop
-        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
-        if r.elsewhere or r.missing is not null then
-            -- One call that cannot be made must not keep the others from the worker.
-            update jetstream.webhook_calls k
-            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
-                error = case when r.elsewhere
-                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
-                                'webhooks.url alone', c.webhook, left(c.url, 200))
-                    else format('secret "%s" does not exist', r.missing) end
-            where k.id = c.id;
-            continue;
-        end if;
-        return query
-            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
-                   c.max_attempts, c.lease_until
-            from jetstream.webhooks w where w.id = c.webhook;
-    end loop;
-end
-$$;
-
-create or replace function jetstream.webhook_dead_letter(
-    stream text,
-    sequence bigint,
-    message_id text,
-    subject text,
-    webhook integer,
-    worker text,
-    attempts integer,
-    reason text,
-    status integer default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
-        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
-            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
-    elsif octet_length($1) not between 1 and 255 then
-        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
-            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
-    end if;
-    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
-        status)
-    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
-    on conflict on constraint webhook_dead_letters_key do nothing;
-    return found;
-end
-$$;
-
-create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    at timestamptz := coalesce(new.published_at, now());
-begin
-    if new.subject is null or new.success is null then
-        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
-            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
-    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
-        raise exception 'the history has no day for published_at %', at
-            using errcode = 'invalid_parameter_value',
-                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
-    end if;
-    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
-        sequence, success, duplicate, error, latency_ms, attempts, connection)
-    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
-        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
-        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
-        coalesce(new.attempts, 1),
-        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
-    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
-    return new;
-end
-$$;
-
-create or replace function jetstream.rule_webhook_enable_nats(
-    p_webhook_id integer,
-    p_nats_subject text default null,
-    p_publish_mode text default null,
-    p_config_name text default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update jetstream.webhooks w
-    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
-        connection = coalesce(p_config_name, w.connection)
-    where w.id = p_webhook_id;
-    if not found then
-        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
-            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
-    end if;
-    return true;
-end
-$$;
-
-comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
-    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
-p_config_name: Configuration its messages go to
-Arguments as the columns of jetstream.rule_webhooks';
-
-create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
-returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
-
-create or replace function jetstream.rule_webhook_call_unified(
-    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
-) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
-
-create or replace function jetstream.rule_webhook_enqueue(
-    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
-) returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
-
-create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
-
-create or replace function jetstream.is_restored(created_at timestamptz) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select created_at not between now() and clock_timestamp()
-$$;
-
-comment on function jetstream.is_restored(timestamptz) is
-    'Whether a row was created before this transaction, so that a dump or another server brings it
-created_at: Its time, by default that of the insert';
-
-create or replace function jetstream.connection_must_exist() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if new.connection is null or tg_op = 'UPDATE' and new.connection is not distinct from old.connection
-        or tg_op = 'INSERT' and jetstream.is_restored(new.created_at) then
-        return new;
-    end if;
-    -- Locked, so that a transaction that removes or renames it waits for this one.
-    perform from jetstream.connections c where c.name = new.connection for key share;
-    if not found then
-        raise exception 'connection "%" does not exist', new.connection
-            using errcode = 'foreign_key_violation', table = tg_table_name, schema = tg_table_schema, column = 'connection',
-                  hint = 'Insert it into jetstream.connections first, or leave connection out to use "default".';
-    end if;
-    return new;
-end
-$$;
-
-comment on function jetstream.connection_must_exist() is 'Refuses a connection that does not exist, except in a row that a dump brings';
-
-create or replace function jetstream.connections_after_write() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op = 'TRUNCATE' then
-        raise exception 'connection "default" cannot be removed'
-            using errcode = 'foreign_key_violation', hint = 'Delete the others: delete from jetstream.connections where name <> ''default''.';
-    elsif tg_op = 'UPDATE' then
-        if new.name <> old.name then
-            update jetstream.streams s set connection = new.name where s.connection = old.name;
-            update jetstream.webhooks w set connection = new.name where w.connection = old.name;
-        end if;
-    -- A restored "default" replaces the one of create extension.
-    elsif old.name <> 'default' then
-        if exists (select from jetstream.streams s where s.connection = old.name) then
-            raise exception 'connection "%" still has streams', old.name
-                using errcode = 'foreign_key_violation', hint = 'Remove them from jetstream.streams first.';
-        elsif exists (select from jetstream.webhooks w where w.connection = old.name) then
-            raise exception 'connection "%" still has webhooks', old.name
-                using errcode = 'foreign_key_violation', hint = 'Give them another connection in jetstream.webhooks first.';
-        end if;
-    end if;
-    return null;
-end
-$$;
-
-comment on function jetstream.connections_after_write() is
-    'Renames a connection where streams and webhooks name it; refuses to remove one that they name';
-
-create or replace function jetstream.webhook_must_exist() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if new.webhook is null or tg_op = 'UPDATE' and new.webhook is not distinct from old.webhook
-        or tg_op = 'INSERT' and jetstream.is_restored(new.created_at) then
-        return new;
-    end if;
-    perform from jetstream.webhooks w where w.id = new.webhook for key share;
-    if not found then
-        raise exception 'webhook % does not exist', new.webhook
-            using errcode = 'foreign_key_violation', table = tg_table_name, schema = tg_table_schema, column = 'webhook',
-                  hint = 'See jetstream.webhooks for those there are.';
-    end if;
-    return new;
-end
-$$;
-
-comment on function jetstream.webhook_must_exist() is 'Refuses a webhook that does not exist, except in a row that a dump brings';
-
-create or replace function jetstream.webhooks_after_write() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op = 'TRUNCATE' then
-        truncate jetstream.webhook_secrets, jetstream.webhook_calls;
-    elsif tg_op = 'DELETE' then
-        delete from jetstream.webhook_secrets s where s.webhook = old.id;
-        delete from jetstream.webhook_calls c where c.webhook = old.id;
-    elsif new.id <> old.id and (exists (select from jetstream.webhook_secrets s where s.webhook = old.id)
-                                or exists (select from jetstream.webhook_calls c where c.webhook = old.id)) then
-        raise exception 'webhook % has secrets or calls', old.id
-            using errcode = 'foreign_key_violation', hint = 'Register a webhook of the new number instead.';
-    end if;
-    return null;
-end
-$$;
-
-comment on function jetstream.webhooks_after_write() is
-    'Removes the secrets and calls of a removed webhook; refuses to change the number of one that has some';
-
-create or replace function jetstream.triggers_switched("table" name, enabled boolean) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if not enabled then
-        if "table" = 'connections' then
-            delete from jetstream.connections c where c.name = 'default' and c.updated_at is null;
-        end if;
-        return;
-    end if;
-    case "table"
-        when 'connections' then
-            insert into jetstream.connections (name)
-            select 'default' where not exists (select from jetstream.connections c where c.name = 'default');
-            -- What the triggers of statements do.
-            update jetstream.connections set name = name where false;
-        when 'streams' then
-            update jetstream.streams set name = name where false;
-        when 'control' then
-            update jetstream.control set paused = paused where false;
-        when 'outbox' then
-            alter table jetstream.outbox enable always trigger outbox_check;
-            update jetstream.outbox set attempts = attempts where false;
-        when 'capture_schemas' then
-            perform jetstream.capture_watch();
-        else
-    end case;
-end
-$$;
-
-comment on function jetstream.triggers_switched(name, boolean) is
-    'Does what triggers would have done, before and after pg_restore --disable-triggers
-table: A table of this schema
-enabled: Whether all its triggers were enabled just now, or disabled';
-
-comment on table jetstream.capture_epochs is
-    'Clusters that have captured changes of this database, by the epoch in their messages: a later one has a greater epoch';
-
-comment on column jetstream.capture_epochs.epoch is 'Seconds since 1970 when it captured its first change, or more: greater than every epoch before it';
-
-comment on column jetstream.capture_epochs.system_identifier is 'Its system identifier, as pg_control_system() shows it';
-
-comment on column jetstream.capture_epochs.timeline is 'Its timeline: a promoted standby has another than its primary';
-
-comment on column jetstream.capture_epochs.since is 'When it captured its first change';
-
-comment on column jetstream.capture_epochs.here is 'Whether this database recorded it; false in a row that a dump brings, as a copied cluster has the identifier of the other';
-
-create or replace function jetstream.capture_epochs_before_insert() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    new.here := not jetstream.is_restored(new.since);
-    return new;
-end
-$$;
-
-comment on function jetstream.capture_epochs_before_insert() is 'Notes whether a dump brings the row';
-
-create or replace function jetstream.capture_epoch(system_identifier bigint, timeline integer, current_system bigint, current_timeline integer)
-returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    latest jetstream.capture_epochs;
-begin
-    select e.* into latest from jetstream.capture_epochs e order by e.epoch desc limit 1;
-    if latest.epoch is null or not latest.here or (latest.system_identifier, latest.timeline) <> (current_system, current_timeline) then
-        insert into jetstream.capture_epochs (epoch, system_identifier, timeline)
-        values (greatest(latest.epoch + 1, extract(epoch from clock_timestamp())::bigint), current_system, current_timeline)
-        returning * into latest;
-    end if;
-    if (capture_epoch.system_identifier, capture_epoch.timeline) = (current_system, current_timeline) then
-        return latest.epoch;
-    end if;
-    -- Captured elsewhere, and restored here before it was a message. One that is not known comes before all others.
-    return coalesce(
-        (select max(e.epoch) from jetstream.capture_epochs e
-         where e.system_identifier = capture_epoch.system_identifier and e.timeline = capture_epoch.timeline),
-        (select min(e.epoch) - 1 from jetstream.capture_epochs e));
-end
-$$;
-
-comment on function jetstream.capture_epoch(bigint, integer, bigint, integer) is
-    'The epoch of changes that a cluster has captured; the worker calls it, and records its own cluster thereby';
-
-create or replace function jetstream.capture_shape(root regclass) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select md5(concat_ws(' ', c.relnamespace, c.relname, c.relowner, c.relispartition, (
-        select string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.atttypmod), ', ' order by a.attnum)
-        from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped)))
-    from pg_class c where c.oid = root
-$$;
-
-comment on function jetstream.capture_shape(regclass) is 'What a condition and the names of columns depend on in a table''s definition, as a digest';
-
-create or replace function jetstream.capture_partitions(root regclass) returns oid[]
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select array(select p.relid::oid from pg_partition_tree(root) p where p.level > 0 order by p.relid::oid)
-$$;
-
-comment on function jetstream.capture_partitions(regclass) is 'The partitions of a table, those of partitions too';
-
-create or replace function jetstream.capture_describe(root regclass, argument jsonb) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-    known jetstream.capture_relations := (select r from jetstream.capture_relations r where r.relation = root);
-    described text := jetstream.capture_relation(root, argument::text, known.described);
-    numbers jsonb := (select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}') from pg_attribute a
-                      where a.attrelid = root and a.attnum > 0 and not a.attisdropped);
-    shape text := jetstream.capture_shape(root);
-    partitions oid[] := jetstream.capture_partitions(root);
-begin
-    if (described, numbers, shape, partitions)
-        is distinct from (known.described, known.numbers, known.shape, known.partitions) then
-        insert into jetstream.capture_relations as r (relation, described, numbers, shape, partitions)
-        select root, described, numbers, shape, partitions
-        on conflict on constraint capture_relations_pkey
-            do update set described = excluded.described, numbers = excluded.numbers, shape = excluded.shape,
-                          partitions = excluded.partitions;
-    end if;
-end
-$$;
-
-comment on function jetstream.capture_describe(regclass, jsonb) is
-    'Publishes the columns of a captured table if they changed, and records its definition';
-
-create or replace function jetstream.capture_members(root regclass) returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    member regclass;
-    argument jsonb;
-    operations text[];
-    members oid[] := jetstream.capture_partitions(root);
-begin
-    select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname)
-    into argument, operations
-    from pg_catalog.pg_trigger t
-    where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-    group by t.tgargs limit 1;
-    argument := argument || '{"partition": true}';
-    for member in
-        -- Foreign tables have no such triggers.
-        select c.oid from pg_catalog.pg_class c
-        where c.oid = any (members) and c.relkind <> 'f' and operations is distinct from (
-            select pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname) from pg_catalog.pg_trigger t
-            where t.tgrelid = c.oid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-              and jetstream.capture_argument(t.tgargs) = argument)
-    loop
-        perform jetstream.capture_triggers(member, operations, argument);
-    end loop;
-    -- Partitions that were detached are captured no more, unless they are in another table that is captured.
-    for member in
-        select c.oid from jetstream.capture_relations r
-        join pg_catalog.pg_class c on c.oid = any (r.partitions) and c.oid <> all (members)
-        where r.relation = root and not exists (
-            select from pg_catalog.pg_partition_ancestors(c.oid) as a (relid) where jetstream.capture_is_root(a.relid))
-    loop
-        perform jetstream.capture_drop_triggers(member);
-    end loop;
-end
-$$;
-
-create or replace function jetstream.capture_concerned(touched oid[], tag text) returns table (root regclass, condition boolean)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tag = 'ALTER SCHEMA' then
-        -- Its tables, and what conditions find in it by name.
-        touched := touched || array(
-            select c.oid from pg_class c where c.relnamespace = any (touched) and c.relkind in ('r', 'p')
-            union select p.oid from pg_proc p where p.pronamespace = any (touched)
-            union select y.oid from pg_type y where y.typnamespace = any (touched)
-            union select o.oid from pg_operator o where o.oprnamespace = any (touched));
-    end if;
-    -- Each step by an index: nothing here grows with the number of captured tables.
-    return query
-    with recursive part (oid) as (
-        select unnest(touched)
-        union select i.indrelid from pg_index i where i.indexrelid = any (touched)
-        union select n.conrelid from pg_constraint n where n.oid = any (touched)
-    ),
-    below (oid) as (select p.oid from part p union select i.inhrelid from below b join pg_inherits i on i.inhparent = b.oid),
-    above (oid) as (select p.oid from part p union select i.inhparent from above a join pg_inherits i on i.inhrelid = a.oid),
-    concerned (oid, condition) as (
-        select b.oid, false from below b
-        union all select a.oid, false from above a
-        -- What a condition needs; see capture_depend.
-        union all select t.tgrelid, true from pg_depend d
-        join pg_trigger t on t.oid = d.objid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-        where d.classid = 'pg_trigger'::regclass and d.refobjid = any (touched) and d.refobjid <> t.tgrelid
-          and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
-    )
-    select c.oid::regclass, bool_or(c.condition) from concerned c where jetstream.capture_is_root(c.oid) group by c.oid;
-end
-$$;
-
-comment on function jetstream.capture_concerned(oid[], text) is
-    'Captured tables that a change of these objects may concern: tables, what is a table''s, schemas, and what conditions need; and whether it may concern their conditions';
-
-create or replace function jetstream.capture_follow(root regclass, condition boolean) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-    argument jsonb;
-    named jsonb;
-    operations text[];
-    known jetstream.capture_relations := (select r from jetstream.capture_relations r where r.relation = root);
-    above regclass := (select i.inhparent from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
-                       where i.inhrelid = root and c.relispartition);
-    -- What a restore does between the triggers of a dump, such as enabling one, changes neither.
-    reshaped boolean := known.shape is distinct from jetstream.capture_shape(root);
-    regrouped boolean := known.partitions is distinct from jetstream.capture_partitions(root);
-begin
-    if above is not null then
-        if exists (select from pg_catalog.pg_partition_ancestors(above) as a (relid) where jetstream.capture_is_root(a.relid)) then
-            -- That one's triggers take the place of its own.
-            return;
-        end if;
-        if reshaped then
-            raise warning 'table % is captured, but is a partition of %, which is not: what is written through that is not captured',
-                    root, above
-                using hint = 'Capture the table it is a partition of.';
-        end if;
-    end if;
-    for argument, operations in
-        select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
-        from pg_catalog.pg_trigger t
-        where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-          and not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean
-        group by t.tgargs
-    loop
-        if condition or reshaped then
-            perform jetstream.capture_check_condition(root, argument ->> 'condition');
-        end if;
-        named := argument;
-        if reshaped then
-            named := jetstream.capture_rename(root, operations, argument);
-        end if;
-        if regrouped or named <> argument then
-            perform jetstream.capture_members(root);
-        end if;
-        perform jetstream.capture_describe(root, named);
-    end loop;
-end
-$$;
-
-comment on function jetstream.capture_follow(regclass, boolean) is
-    'Keeps the capture of a table in step with its definition
-root: The table
-condition: Something that its condition needs may have changed';
-
-create or replace function jetstream.capture_created(trigger oid) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    root regclass;
-    argument jsonb;
-    restored boolean;
-begin
-    select t.tgrelid, jetstream.capture_argument(t.tgargs) into root, argument from pg_catalog.pg_trigger t
-    where t.oid = trigger;
-    if argument is null then
-        return;
-    end if;
-    -- The triggers of a dump are those of a table that had another object id. What they name may come after them.
-    restored := (argument ->> 'table')::oid <> root::oid;
-    if not jetstream.connection_exists(argument ->> 'connection') then
-        if not restored then
-            perform jetstream.capture_check_connection(argument ->> 'connection');
-        end if;
-        raise warning 'table % is captured for connection "%", which does not exist', root, argument ->> 'connection'
-            using hint = 'Its changes wait until it is inserted into jetstream.connections.';
-    end if;
-    if not (argument ->> 'partition')::boolean then
-        perform jetstream.capture_describe(root, argument);
-    end if;
-    if argument ->> 'condition' is not null then
-        begin
-            perform jetstream.capture_depend(root, argument ->> 'condition', trigger);
-        exception when others then
-            if not restored then
-                perform jetstream.capture_check_condition(root, argument ->> 'condition');
-                raise;
-            end if;
-            raise warning 'condition (%) of the capture of table % does not work: %', argument ->> 'condition', root, sqlerrm;
-        end;
-    end if;
-end
-$$;
-
-create or replace function jetstream.capture_watch() returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    needed boolean;
-    trigger name;
-begin
-    needed := exists (select from jetstream.capture_relations) or exists (select from jetstream.capture_schemas);
-    if needed = (select pg_catalog.bool_and(e.evtenabled = 'A') from pg_catalog.pg_event_trigger e
-                 where e.evtname in ('jetstream_capture_changed', 'jetstream_capture_dropped', 'jetstream_capture_renaming')) then
-        return;
-    end if;
-    if not needed then
-        -- Waits for transactions that have begun a capture.
-        lock table jetstream.capture_relations in share row exclusive mode;
-    end if;
-    lock table jetstream.capture_schemas in share row exclusive mode;
-    needed := exists (select from jetstream.capture_relations) or exists (select from jetstream.capture_schemas);
-    for trigger in
-        select e.evtname from pg_catalog.pg_event_trigger e
-        where e.evtname in ('jetstream_capture_changed', 'jetstream_capture_dropped', 'jetstream_capture_renaming')
-          and (e.evtenabled = 'A') <> needed
-    loop
-        execute pg_catalog.format('alter event trigger %I %s', trigger, case when needed then 'enable always' else 'disable' end);
-    end loop;
-end
-$$;
-
-comment on function jetstream.capture_watch() is
-    'Enables the event triggers that follow definitions while something is captured, and disables them otherwise: they cost every DDL statement';
-
-create or replace function jetstream.capture_schemas_watch() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform jetstream.capture_watch();
-    return null;
-end
-$$;
-
-comment on function jetstream.capture_schemas_watch() is 'Enables or disables the event triggers of captures';
-
-create or replace function jetstream.capture_began() returns event_trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    created oid[];
-begin
-    created := array(
-        select t.oid from pg_catalog.pg_event_trigger_ddl_commands() c
-        join pg_catalog.pg_trigger t on c.classid = 'pg_trigger'::regclass and t.oid = c.objid
-        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
-    if created <> '{}' then
-        perform jetstream.capture_created(t.oid) from pg_catalog.unnest(created) as t (oid);
-        -- After the rows that say so: see capture_watch.
-        perform jetstream.capture_watch();
-    end if;
-end
-$$;
-
-comment on function jetstream.capture_began() is 'Takes note of the triggers of a capture, those of a dump too';
-
-create or replace function jetstream.capture_changed() returns event_trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    touched oid[] := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
-begin
-    if tg_tag = 'ALTER SCHEMA' then
-        -- The one that is not there, as there was none before the command: see capture_renaming.
-        update jetstream.capture_schemas s set schema = n.nspname
-        from pg_catalog.pg_namespace n
-        where n.oid = any (touched) and not exists (select from pg_catalog.pg_namespace o where o.nspname = s.schema);
-    elsif tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE SCHEMA') then
-        perform jetstream.capture_new_table(c.oid) from pg_catalog.pg_class c
-        where c.oid = any (touched) and c.relkind in ('r', 'p')
-          and exists (select from jetstream.capture_schemas s
-                      join pg_catalog.pg_namespace n on n.nspname = s.schema where n.oid = c.relnamespace);
-        if not exists (select from pg_catalog.pg_class c where c.oid = any (touched) and c.relispartition) then
-            -- Nothing that is captured already.
-            return;
-        end if;
-    end if;
-    perform jetstream.capture_follow(t.root, t.condition) from jetstream.capture_concerned(touched, tg_tag) as t;
-end
-$$;
-
-create or replace function jetstream.capture_rename(relation regclass, operations text[], inout argument jsonb)
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-    list text;
-    -- The numbers in the argument are of this table unless it was restored, when it may have others.
-    numbers jsonb := case when (argument ->> 'table')::oid <> relation::oid
-        then (select r.numbers from jetstream.capture_relations r where r.relation = relation) end;
-    restored boolean := numbers is not null;
-    named jsonb := argument || jsonb_build_object('table', relation::oid::bigint);
-begin
-    foreach list in array '{columns,key}'::text[] loop
-        if argument -> list <> 'null' then
-            named := jsonb_set(named, array[list], (
-                select coalesce(jsonb_agg(jsonb_build_array(a.attname, a.attnum) order by e.n), '[]')
-                from jsonb_array_elements(argument -> list) with ordinality as e (v, n)
-                join pg_catalog.pg_attribute a on a.attrelid = relation and not a.attisdropped
-                    and a.attnum = (case when restored then numbers ->> (e.v ->> 0) else e.v ->> 1 end)::smallint));
-            if named -> list = '[]' and argument -> list <> '[]' then
-                raise exception 'the last column of the capture of table % would be gone (%)', relation, list
-                    using errcode = 'dependent_objects_still_exist',
-                          hint = 'Capture the table with other columns first, or end the capture with jetstream.uncapture.';
-            end if;
-        end if;
-    end loop;
-    if named <> argument then
-        perform jetstream.capture_triggers(relation, operations, named);
-        argument := named;
-    end if;
-end
-$$;
-
-create or replace function jetstream.capture_dropped() returns event_trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    touched oid[];
-    ended oid[];
-    schemas name[];
-begin
-    -- The extension itself may be what goes.
-    if pg_catalog.to_regproc('jetstream.capture_changes') is null then
-        return;
-    end if;
-    -- Columns that went with their type; tables; and tables whose triggers went.
-    select pg_catalog.array_agg(d.objid) filter (where d.object_type = 'table column'),
-           pg_catalog.array_agg(case d.object_type when 'trigger' then pg_catalog.to_regclass(
-               pg_catalog.format('%I.%I', d.address_names[1], d.address_names[2]))::oid else d.objid end)
-               filter (where d.object_type in ('table', 'trigger')),
-           pg_catalog.array_agg(d.object_name) filter (where d.object_type = 'schema')
-    into touched, ended, schemas
-    from pg_catalog.pg_event_trigger_dropped_objects() d;
-    if ended is not null then
-        delete from jetstream.capture_relations r
-        where r.relation = any (ended) and not exists (
-            select from pg_catalog.pg_trigger t
-            where t.tgrelid = r.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
-    end if;
-    if schemas is not null then
-        delete from jetstream.capture_schemas s where s.schema = any (schemas);
-    end if;
-    -- A capture that is changed drops its triggers and creates them again; capture_remove ends one.
-    if tg_tag <> 'DROP TRIGGER' and (ended is not null or schemas is not null) then
-        perform jetstream.capture_watch();
-    end if;
-    if touched is not null then
-        perform jetstream.capture_follow(t.root, t.condition) from jetstream.capture_concerned(touched, tg_tag) as t;
-    end if;
-end
-$$;
 
 create or replace view jetstream.outbox_summary as
 select connection, subject,
@@ -2720,6 +2141,589 @@ where a.value is not null
 $$;
 
 comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
+
+comment on table jetstream.capture_epochs is
+    'Clusters that have captured changes of this database, by the epoch in their messages: a later one has a greater epoch';
+
+comment on column jetstream.capture_epochs.epoch is 'Seconds since 1970 when it captured its first change, or more: greater than every epoch before it';
+
+comment on column jetstream.capture_epochs.system_identifier is 'Its system identifier, as pg_control_system() shows it';
+
+comment on column jetstream.capture_epochs.timeline is 'Its timeline: a promoted standby has another than its primary';
+
+comment on column jetstream.capture_epochs.since is 'When it captured its first change';
+
+comment on column jetstream.capture_epochs.here is 'Whether this database recorded it; false in a row that a dump brings, as a copied cluster has the identifier of the other';
+
+create or replace function jetstream.capture_epochs_before_insert() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.here := not jetstream.is_restored(new.since);
+    return new;
+end
+$$;
+
+comment on function jetstream.capture_epochs_before_insert() is 'Notes whether a dump brings the row';
+
+create or replace function jetstream.capture_epoch(system_identifier bigint, timeline integer, current_system bigint, current_timeline integer)
+returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    latest jetstream.capture_epochs;
+begin
+    select e.* into latest from jetstream.capture_epochs e order by e.epoch desc limit 1;
+    if latest.epoch is null or not latest.here or (latest.system_identifier, latest.timeline) <> (current_system, current_timeline) then
+        insert into jetstream.capture_epochs (epoch, system_identifier, timeline)
+        values (greatest(latest.epoch + 1, extract(epoch from clock_timestamp())::bigint), current_system, current_timeline)
+        returning * into latest;
+    end if;
+    if (capture_epoch.system_identifier, capture_epoch.timeline) = (current_system, current_timeline) then
+        return latest.epoch;
+    end if;
+    -- Captured elsewhere, and restored here before it was a message. One that is not known comes before all others.
+    return coalesce(
+        (select max(e.epoch) from jetstream.capture_epochs e
+         where e.system_identifier = capture_epoch.system_identifier and e.timeline = capture_epoch.timeline),
+        (select min(e.epoch) - 1 from jetstream.capture_epochs e));
+end
+$$;
+
+comment on function jetstream.capture_epoch(bigint, integer, bigint, integer) is
+    'The epoch of changes that a cluster captured. The worker calls it, which also records the worker''s own cluster
+system_identifier: System identifier of the cluster that captured the changes
+timeline: Timeline of that cluster
+current_system: System identifier of this cluster
+current_timeline: Timeline of this cluster';
+
+create or replace function jetstream.capture_as(relation regclass, options jsonb) returns text
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select jetstream.capture(relation,
+        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
+        options ->> 'format', connection => options ->> 'connection',
+        transactions => (options ->> 'transactions')::boolean, stream => options ->> 'stream')
+$$;
+
+comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
+relation: The table
+options: What capture_schema was given: operations, prefix, format, connection, transactions, stream';
+
+create or replace function jetstream.capture_may_restore() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c
+    where c.oid = 'jetstream.capture_schemas'::regclass
+$$;
+
+comment on function jetstream.capture_may_restore() is
+    'Whether the current user may add a schema or a connection later than what names it, as a restore does: it has the rights of the extension''s owner';
+
+create or replace function jetstream.capture_schemas_check() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        -- One that is gone has no owner.
+        perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = old.schema;
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = new.schema;
+    if not found and not jetstream.capture_may_restore() then
+        raise exception 'schema "%" does not exist', new.schema using errcode = 'invalid_schema_name';
+    end if;
+    if tg_op = 'INSERT' or new.options <> old.options then
+        perform jetstream.capture_check_options(
+            array(select pg_catalog.jsonb_array_elements_text(new.options -> 'operations')), new.options ->> 'prefix',
+            new.options ->> 'format', case when not jetstream.capture_may_restore() then new.options ->> 'connection'
+                                           else 'default' end);
+        perform (new.options ->> 'transactions')::boolean;
+    end if;
+    return new;
+end
+$$;
+
+create or replace function jetstream.capture_new_table(relation regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    options jsonb;
+    schema name;
+    owned boolean;
+begin
+    -- Schema public has the role pg_database_owner for its owner from PostgreSQL 15 on.
+    select s.options, s.schema, pg_catalog.pg_has_role(case r.rolname when 'pg_database_owner' then d.datdba else r.oid end,
+                                                       c.relowner, 'USAGE')
+    into options, schema, owned
+    from jetstream.capture_schemas s
+    join pg_catalog.pg_namespace n on n.nspname = s.schema
+    join pg_catalog.pg_roles r on r.oid = n.nspowner
+    join pg_catalog.pg_class c on c.relnamespace = n.oid
+    join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
+    where c.oid = relation and not c.relispartition;
+    if owned then
+        perform jetstream.capture_as(relation, options);
+    elsif found then
+        raise warning 'table % is not captured: the owner of schema "%" does not have the rights of its owner', relation, schema
+            using errcode = 'insufficient_privilege', hint = 'The table''s owner can capture it with jetstream.capture.';
+    end if;
+end
+$$;
+
+create or replace function jetstream.capture_schema(
+    schema regnamespace,
+    operations text[] default '{insert,update,delete,truncate}',
+    subject_prefix text default 'postgres',
+    format text default 'pgoutput',
+    connection text default 'default',
+    transactions boolean default false,
+    stream text default null
+) returns setof text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
+        'connection', connection, 'transactions', transactions, 'stream', stream);
+begin
+    perform jetstream.capture_must_own_schema(capture_schema.schema);
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
+    loop
+        return next jetstream.capture_as(relation, options);
+    end loop;
+    insert into jetstream.capture_schemas as s (schema, options)
+    select n.nspname, options
+    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
+    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
+end
+$$;
+
+comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text) is
+    'Captures all tables of a schema, and those that are created in it later; returns their subjects
+schema: The schema
+subject_prefix: First tokens of the subject
+Arguments as the columns of jetstream.captures';
+
+create or replace function jetstream.uncapture_schema(schema regnamespace) returns integer
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    ended integer := 0;
+begin
+    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = uncapture_schema.schema and c.relkind in ('r', 'p') and jetstream.capture_is_root(c.oid)
+    loop
+        perform jetstream.uncapture(relation);
+        ended := ended + 1;
+    end loop;
+    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
+    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
+    return ended;
+end
+$$;
+
+create or replace function jetstream.capture_shape(root regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select md5(concat_ws(' ', c.relnamespace, c.relname, c.relowner, c.relispartition, (
+        select string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.atttypmod), ', ' order by a.attnum)
+        from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped)))
+    from pg_class c where c.oid = root
+$$;
+
+comment on function jetstream.capture_shape(regclass) is 'What a condition and the names of columns depend on in a table''s definition, as a digest';
+
+create or replace function jetstream.capture_partitions(root regclass) returns oid[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(select p.relid::oid from pg_partition_tree(root) p where p.level > 0 order by p.relid::oid)
+$$;
+
+comment on function jetstream.capture_partitions(regclass) is 'The partitions of a table, those of partitions too';
+
+create or replace function jetstream.capture_describe(root regclass, argument jsonb) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    known jetstream.capture_relations := (select r from jetstream.capture_relations r where r.relation = root);
+    described text := jetstream.capture_relation(root, argument::text, known.described);
+    numbers jsonb := (select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}') from pg_attribute a
+                      where a.attrelid = root and a.attnum > 0 and not a.attisdropped);
+    shape text := jetstream.capture_shape(root);
+    partitions oid[] := jetstream.capture_partitions(root);
+begin
+    if (described, numbers, shape, partitions)
+        is distinct from (known.described, known.numbers, known.shape, known.partitions) then
+        insert into jetstream.capture_relations as r (relation, described, numbers, shape, partitions)
+        select root, described, numbers, shape, partitions
+        on conflict on constraint capture_relations_pkey
+            do update set described = excluded.described, numbers = excluded.numbers, shape = excluded.shape,
+                          partitions = excluded.partitions;
+    end if;
+end
+$$;
+
+comment on function jetstream.capture_describe(regclass, jsonb) is
+    'Publishes the columns of a captured table if they changed, and records its definition';
+
+create or replace function jetstream.capture_members(root regclass) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    member regclass;
+    argument jsonb;
+    operations text[];
+    members oid[] := jetstream.capture_partitions(root);
+begin
+    select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname)
+    into argument, operations
+    from pg_catalog.pg_trigger t
+    where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+    group by t.tgargs limit 1;
+    argument := argument || '{"partition": true}';
+    for member in
+        -- Foreign tables have no such triggers.
+        select c.oid from pg_catalog.pg_class c
+        where c.oid = any (members) and c.relkind <> 'f' and operations is distinct from (
+            select pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19) order by t.tgname) from pg_catalog.pg_trigger t
+            where t.tgrelid = c.oid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+              and jetstream.capture_argument(t.tgargs) = argument)
+    loop
+        perform jetstream.capture_triggers(member, operations, argument);
+    end loop;
+    -- Partitions that were detached are captured no more, unless they are in another table that is captured.
+    for member in
+        select c.oid from jetstream.capture_relations r
+        join pg_catalog.pg_class c on c.oid = any (r.partitions) and c.oid <> all (members)
+        where r.relation = root and not exists (
+            select from pg_catalog.pg_partition_ancestors(c.oid) as a (relid) where jetstream.capture_is_root(a.relid))
+    loop
+        perform jetstream.capture_drop_triggers(member);
+    end loop;
+end
+$$;
+
+create or replace function jetstream.capture_concerned(touched oid[], tag text) returns table (root regclass, condition boolean)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tag = 'ALTER SCHEMA' then
+        -- Its tables, and what conditions find in it by name.
+        touched := touched || array(
+            select c.oid from pg_class c where c.relnamespace = any (touched) and c.relkind in ('r', 'p')
+            union select p.oid from pg_proc p where p.pronamespace = any (touched)
+            union select y.oid from pg_type y where y.typnamespace = any (touched)
+            union select o.oid from pg_operator o where o.oprnamespace = any (touched));
+    end if;
+    -- Each step by an index: nothing here grows with the number of captured tables.
+    return query
+    with recursive part (oid) as (
+        select unnest(touched)
+        union select i.indrelid from pg_index i where i.indexrelid = any (touched)
+        union select n.conrelid from pg_constraint n where n.oid = any (touched)
+    ),
+    below (oid) as (select p.oid from part p union select i.inhrelid from below b join pg_inherits i on i.inhparent = b.oid),
+    above (oid) as (select p.oid from part p union select i.inhparent from above a join pg_inherits i on i.inhrelid = a.oid),
+    concerned (oid, condition) as (
+        select b.oid, false from below b
+        union all select a.oid, false from above a
+        -- What a condition needs; see capture_depend.
+        union all select t.tgrelid, true from pg_depend d
+        join pg_trigger t on t.oid = d.objid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+        where d.classid = 'pg_trigger'::regclass and d.refobjid = any (touched) and d.refobjid <> t.tgrelid
+          and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
+    )
+    select c.oid::regclass, bool_or(c.condition) from concerned c where jetstream.capture_is_root(c.oid) group by c.oid;
+end
+$$;
+
+comment on function jetstream.capture_concerned(oid[], text) is
+    'Captured tables that a change of these objects may concern: tables, what is a table''s, schemas, and what conditions need; and whether it may concern their conditions';
+
+create or replace function jetstream.capture_follow(root regclass, condition boolean) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    argument jsonb;
+    named jsonb;
+    operations text[];
+    known jetstream.capture_relations := (select r from jetstream.capture_relations r where r.relation = root);
+    above regclass := (select i.inhparent from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+                       where i.inhrelid = root and c.relispartition);
+    -- What a restore does between the triggers of a dump, such as enabling one, changes neither.
+    reshaped boolean := known.shape is distinct from jetstream.capture_shape(root);
+    regrouped boolean := known.partitions is distinct from jetstream.capture_partitions(root);
+begin
+    if above is not null then
+        if exists (select from pg_catalog.pg_partition_ancestors(above) as a (relid) where jetstream.capture_is_root(a.relid)) then
+            -- That one's triggers take the place of its own.
+            return;
+        end if;
+        if reshaped then
+            raise warning 'table % is captured, but is a partition of %, which is not: what is written through that is not captured',
+                    root, above
+                using hint = 'Capture the table it is a partition of.';
+        end if;
+    end if;
+    for argument, operations in
+        select jetstream.capture_argument(t.tgargs), pg_catalog.array_agg(pg_catalog.substr(t.tgname, 19))
+        from pg_catalog.pg_trigger t
+        where t.tgrelid = root and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+          and not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean
+        group by t.tgargs
+    loop
+        if condition or reshaped then
+            perform jetstream.capture_check_condition(root, argument ->> 'condition');
+        end if;
+        named := argument;
+        if reshaped then
+            named := jetstream.capture_rename(root, operations, argument);
+        end if;
+        if regrouped or named <> argument then
+            perform jetstream.capture_members(root);
+        end if;
+        perform jetstream.capture_describe(root, named);
+    end loop;
+end
+$$;
+
+comment on function jetstream.capture_follow(regclass, boolean) is
+    'Keeps the capture of a table in step with its definition
+root: The table
+condition: Something that its condition needs may have changed';
+
+create or replace function jetstream.capture_created(trigger oid) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    root regclass;
+    argument jsonb;
+    restored boolean;
+begin
+    select t.tgrelid, jetstream.capture_argument(t.tgargs) into root, argument from pg_catalog.pg_trigger t
+    where t.oid = trigger;
+    if argument is null then
+        return;
+    end if;
+    -- The triggers of a dump are those of a table that had another object id. What they name may come after them.
+    restored := (argument ->> 'table')::oid <> root::oid;
+    if not jetstream.connection_exists(argument ->> 'connection') then
+        if not restored then
+            perform jetstream.capture_check_connection(argument ->> 'connection');
+        end if;
+        raise warning 'table % is captured for connection "%", which does not exist', root, argument ->> 'connection'
+            using hint = 'Its changes wait until it is inserted into jetstream.connections.';
+    end if;
+    if not (argument ->> 'partition')::boolean then
+        perform jetstream.capture_describe(root, argument);
+    end if;
+    if argument ->> 'condition' is not null then
+        begin
+            perform jetstream.capture_depend(root, argument ->> 'condition', trigger);
+        exception when others then
+            if not restored then
+                perform jetstream.capture_check_condition(root, argument ->> 'condition');
+                raise;
+            end if;
+            raise warning 'condition (%) of the capture of table % does not work: %', argument ->> 'condition', root, sqlerrm;
+        end;
+    end if;
+end
+$$;
+
+create or replace function jetstream.capture_watch() returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    needed boolean;
+    trigger name;
+begin
+    needed := exists (select from jetstream.capture_relations) or exists (select from jetstream.capture_schemas);
+    if needed = (select pg_catalog.bool_and(e.evtenabled = 'A') from pg_catalog.pg_event_trigger e
+                 where e.evtname in ('jetstream_capture_changed', 'jetstream_capture_dropped', 'jetstream_capture_renaming')) then
+        return;
+    end if;
+    if not needed then
+        -- Waits for transactions that have begun a capture.
+        lock table jetstream.capture_relations in share row exclusive mode;
+    end if;
+    lock table jetstream.capture_schemas in share row exclusive mode;
+    needed := exists (select from jetstream.capture_relations) or exists (select from jetstream.capture_schemas);
+    for trigger in
+        select e.evtname from pg_catalog.pg_event_trigger e
+        where e.evtname in ('jetstream_capture_changed', 'jetstream_capture_dropped', 'jetstream_capture_renaming')
+          and (e.evtenabled = 'A') <> needed
+    loop
+        execute pg_catalog.format('alter event trigger %I %s', trigger, case when needed then 'enable always' else 'disable' end);
+    end loop;
+end
+$$;
+
+comment on function jetstream.capture_watch() is
+    'Enables the event triggers that follow definitions while something is captured, and disables them otherwise: they cost every DDL statement';
+
+create or replace function jetstream.capture_schemas_watch() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform jetstream.capture_watch();
+    return null;
+end
+$$;
+
+comment on function jetstream.capture_schemas_watch() is 'Enables or disables the event triggers of captures';
+
+create or replace function jetstream.capture_began() returns event_trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    created oid[];
+begin
+    created := array(
+        select t.oid from pg_catalog.pg_event_trigger_ddl_commands() c
+        join pg_catalog.pg_trigger t on c.classid = 'pg_trigger'::regclass and t.oid = c.objid
+        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
+    if created <> '{}' then
+        perform jetstream.capture_created(t.oid) from pg_catalog.unnest(created) as t (oid);
+        -- After the rows that say so: see capture_watch.
+        perform jetstream.capture_watch();
+    end if;
+end
+$$;
+
+comment on function jetstream.capture_began() is 'Takes note of the triggers of a capture, those of a dump too';
+
+create or replace function jetstream.capture_changed() returns event_trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    touched oid[] := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
+begin
+    if tg_tag = 'ALTER SCHEMA' then
+        -- The one that is not there, as there was none before the command: see capture_renaming.
+        update jetstream.capture_schemas s set schema = n.nspname
+        from pg_catalog.pg_namespace n
+        where n.oid = any (touched) and not exists (select from pg_catalog.pg_namespace o where o.nspname = s.schema);
+    elsif tg_tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE SCHEMA') then
+        perform jetstream.capture_new_table(c.oid) from pg_catalog.pg_class c
+        where c.oid = any (touched) and c.relkind in ('r', 'p')
+          and exists (select from jetstream.capture_schemas s
+                      join pg_catalog.pg_namespace n on n.nspname = s.schema where n.oid = c.relnamespace);
+        if not exists (select from pg_catalog.pg_class c where c.oid = any (touched) and c.relispartition) then
+            -- Nothing that is captured already.
+            return;
+        end if;
+    end if;
+    perform jetstream.capture_follow(t.root, t.condition) from jetstream.capture_concerned(touched, tg_tag) as t;
+end
+$$;
+
+create or replace function jetstream.capture_rename(relation regclass, operations text[], inout argument jsonb)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    list text;
+    -- The numbers in the argument are of this table unless it was restored, when it may have others.
+    numbers jsonb := case when (argument ->> 'table')::oid <> relation::oid
+        then (select r.numbers from jetstream.capture_relations r where r.relation = relation) end;
+    restored boolean := numbers is not null;
+    named jsonb := argument || jsonb_build_object('table', relation::oid::bigint);
+begin
+    foreach list in array '{columns,key}'::text[] loop
+        if argument -> list <> 'null' then
+            named := jsonb_set(named, array[list], (
+                select coalesce(jsonb_agg(jsonb_build_array(a.attname, a.attnum) order by e.n), '[]')
+                from jsonb_array_elements(argument -> list) with ordinality as e (v, n)
+                join pg_catalog.pg_attribute a on a.attrelid = relation and not a.attisdropped
+                    and a.attnum = (case when restored then numbers ->> (e.v ->> 0) else e.v ->> 1 end)::smallint));
+            if named -> list = '[]' and argument -> list <> '[]' then
+                raise exception 'the last column of the capture of table % would be gone (%)', relation, list
+                    using errcode = 'dependent_objects_still_exist',
+                          hint = 'Capture the table with other columns first, or end the capture with jetstream.uncapture.';
+            end if;
+        end if;
+    end loop;
+    if named <> argument then
+        perform jetstream.capture_triggers(relation, operations, named);
+        argument := named;
+    end if;
+end
+$$;
+
+create or replace function jetstream.capture_dropped() returns event_trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    touched oid[];
+    ended oid[];
+    schemas name[];
+begin
+    -- The extension itself may be what goes.
+    if pg_catalog.to_regproc('jetstream.capture_changes') is null then
+        return;
+    end if;
+    -- Columns that went with their type; tables; and tables whose triggers went.
+    select pg_catalog.array_agg(d.objid) filter (where d.object_type = 'table column'),
+           pg_catalog.array_agg(case d.object_type when 'trigger' then pg_catalog.to_regclass(
+               pg_catalog.format('%I.%I', d.address_names[1], d.address_names[2]))::oid else d.objid end)
+               filter (where d.object_type in ('table', 'trigger')),
+           pg_catalog.array_agg(d.object_name) filter (where d.object_type = 'schema')
+    into touched, ended, schemas
+    from pg_catalog.pg_event_trigger_dropped_objects() d;
+    if ended is not null then
+        delete from jetstream.capture_relations r
+        where r.relation = any (ended) and not exists (
+            select from pg_catalog.pg_trigger t
+            where t.tgrelid = r.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure);
+    end if;
+    if schemas is not null then
+        delete from jetstream.capture_schemas s where s.schema = any (schemas);
+    end if;
+    -- A capture that is changed drops its triggers and creates them again; capture_remove ends one.
+    if tg_tag <> 'DROP TRIGGER' and (ended is not null or schemas is not null) then
+        perform jetstream.capture_watch();
+    end if;
+    if touched is not null then
+        perform jetstream.capture_follow(t.root, t.condition) from jetstream.capture_concerned(touched, tg_tag) as t;
+    end if;
+end
+$$;
 
 comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
 
