@@ -109,7 +109,8 @@ fn disturbances_are_compared_with_a_run_that_wrote_as_much() {
 #[test]
 fn an_idle_worker_and_its_memory_are_measured() {
     let idle = measure("idle");
-    assert!(figure(&idle, "idle worker", "transactions a minute") > 0.0, "{idle}");
+    // A worker that polls with a transaction makes 60.
+    assert!(figure(&idle, "idle worker", "transactions a minute") < 31.0, "{idle}");
     let memory = measure("memory");
     let most = figure(&memory, "2,000", "most");
     assert!(most > 1.0 && most < 1000.0, "{memory}");
