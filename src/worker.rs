@@ -331,6 +331,7 @@ impl Worker {
             && self.links.unwritten.is_empty()
             && self.lanes.iter().all(|lane| lane.checkpoint.is_written())
             && !self.more_captured
+            && !self.captured.waits()
             && pg::own_xid().is_none();
         if !idle {
             return None;
@@ -456,7 +457,7 @@ impl Worker {
         } else if !self.flights.is_empty() {
             "publishing"
         } else if self.links.is_partial() {
-            "degraded: a connection is down"
+            "a connection is down"
         } else {
             "idle"
         };

@@ -9,7 +9,6 @@ import os
 import sys
 
 import nats
-from nats.errors import TimeoutError
 
 SERVER = "nats://localhost:4222"
 STREAM = "postgres_replication"
@@ -22,7 +21,7 @@ async def main(path):
         while True:
             try:
                 batch = await messages.fetch(100, timeout=1)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # nats.errors.TimeoutError is one too
                 break
             for message in batch:
                 [(kind, change)] = json.loads(message.data).items()

@@ -164,8 +164,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Folders that hold no documents of this repository: built things, and what others have written, as data of a test.
-const NO_DOCUMENTS: [&str; 3] = ["target", "node_modules", "data"];
+/// Folders that hold no documents of this repository: built things, and what others have written.
+const NO_DOCUMENTS: [&str; 4] = ["target", "node_modules", "data", "vendor"];
 
 /// The Markdown files of a folder and those below it.
 fn markdown(folder: &Path, found: &mut BTreeSet<String>) {

@@ -173,7 +173,8 @@ fn go() {
     consumer.says(
         &lab,
         &[
-            "Received: map[Insert:map[new_tuple:map[email:alice@example.com id:1 name:Alice]",
+            "Received: map[Insert:map[",
+            " new_tuple:map[email:alice@example.com id:1 name:Alice]",
             "map[Update:map[",
             "map[Delete:map[",
         ],

@@ -126,7 +126,7 @@ fn a_large_transaction_is_unpacked_without_reading_it_again_and_again() {
     let read = read().unwrap();
     assert!(read < rows * 2, "{read} rows of a queue of {rows} were read");
     let unordered = "select count(*) from (
-            select split_part(message_id, '-', 2)::int as n, lag(split_part(message_id, '-', 2)::int) over (order by id) as before
+            select split_part(message_id, '-', 3)::int as n, lag(split_part(message_id, '-', 3)::int) over (order by id) as before
             from jetstream.outbox) o where n <> before + 1";
     assert_eq!(lab.value(unordered).unwrap(), "0");
 }

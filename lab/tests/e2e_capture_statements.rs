@@ -255,6 +255,7 @@ fn what_others_have_added_to_the_outbox_sees_captured_changes() {
     let lab = capture_lab();
     lab.sql(
         "create table t (id int primary key); select jetstream.capture('t'); create table seen (subject text);
+         grant insert on seen to jetstream_worker;
          create function note() returns trigger language plpgsql as
              $$ begin insert into public.seen values (new.subject); return new; end $$",
     )

@@ -154,6 +154,11 @@ fn values(kind: &str) -> &'static [&'static str] {
             "(select w from jetstream.webhooks w order by id limit 1)",
             "row(null, null)",
         ],
+        "jetstream.connections" => &[
+            "(select c from jetstream.connections c order by id limit 1)",
+            "row(null, null)",
+        ],
+        "jetstream.streams" => &["(select s from jetstream.streams s order by id limit 1)"],
         "jetstream.webhook_calls" => &["(select c from jetstream.webhook_calls c order by id limit 1)"],
         other => panic!("no values of type {other}: add some"),
     }

@@ -190,6 +190,11 @@ impl Seen {
         })
     }
 
+    /// Whether changes wait for a connection to be inserted, which wakes nobody.
+    pub fn waits(&self) -> bool {
+        self.stray.is_some()
+    }
+
     /// The connection that changes name and that does not exist, once for each.
     pub fn stray(&mut self) -> Option<&str> {
         let stray = self.stray.as_mut()?;

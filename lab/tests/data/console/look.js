@@ -12,7 +12,7 @@ async function figuresAndTables(page) {
   await shows(page, "#stored", "120 since the worker started");
   assert.match(await page.textContent("#p95"), /^[\d.]+ m?s$/);
   assert.match(await page.textContent("#percentiles"), /half [\d.]+ m?s, 99 of 100 [\d.]+ m?s/);
-  assert.match(await page.textContent("#state"), /^(idle|publishing)$/);
+  assert.match(await page.textContent("#state"), /^degraded: (a connection is down|publishing)$/);
 
   const connections = await rows(page, "connections");
   assert.deepEqual(connections.map(([name, , , , failing, dead]) => [name, failing, dead]), [["away", "0", "0"], ["default", "1", "4"], ["off", "0", "0"]]);
