@@ -107,7 +107,14 @@ fn a_connection_that_is_down_does_not_hold_up_another() {
     arrived(&lab, "S", 10_100);
     let health = lab.value("select jetstream.health('other')").unwrap();
     assert!(health.contains("disconnected"), "{health}");
-    assert_eq!(lab.value("select jetstream.health() ->> 'healthy'").unwrap(), "true");
+    assert_eq!(
+        lab.value("select jetstream.health('default') ->> 'healthy'").unwrap(),
+        "true"
+    );
+    assert_eq!(
+        lab.value("select jetstream.health() ->> 'verdict'").unwrap(),
+        "degraded"
+    );
     other.restart().unwrap();
     drained(&lab, LATER);
     assert_eq!(count_on(&other, "T"), 10_100);
