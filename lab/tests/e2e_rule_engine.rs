@@ -373,7 +373,7 @@ fn reports_of_workers_add_up() {
 }
 
 #[test]
-fn the_default_configuration_of_a_new_database_stays_when_webhooks_use_it() {
+fn the_untouched_default_configuration_gives_way_even_when_webhooks_use_it() {
     let postgres = lab::postgres::Postgres::start().unwrap();
     let rows = postgres.sql(
         DATABASE,
@@ -387,7 +387,8 @@ fn the_default_configuration_of_a_new_database_stays_when_webhooks_use_it() {
         rows.unwrap(),
         [
             vec!["1"],
-            vec!["default", "nats://localhost:4222", "WEBHOOKS", "webhooks"]
+            vec!["2"],
+            vec!["default", "nats://elsewhere:4222", "WEBHOOKS", "webhooks"]
         ]
     );
 }

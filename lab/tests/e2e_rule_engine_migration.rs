@@ -78,7 +78,7 @@ fn migrate(lab: &Lab) -> Vec<Vec<String>> {
 fn state(lab: &Lab) -> String {
     let parts = [
         "select to_jsonb(c) - array['updated_at', 'created_at'] from jetstream.connections c order by name",
-        "select to_jsonb(s) - array['synced_at', 'created_at', 'sync_error'] from jetstream.streams s order by name",
+        "select to_jsonb(s) - array['synced_at', 'created_at', 'sync_error', 'origin', 'applied'] from jetstream.streams s order by name",
         "select to_jsonb(w) - 'updated_at' from jetstream.webhooks w order by name",
         "select to_jsonb(s) from jetstream.webhook_secrets s",
         "select to_jsonb(c) from jetstream.webhook_calls c order by id",

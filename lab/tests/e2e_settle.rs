@@ -139,7 +139,8 @@ fn indexes_triggers_and_constraints_that_users_add_are_served() {
     let noted = "select count(*) from jetstream.history where sequence > 200 and note = 'x'";
     assert_eq!(lab.value(noted).unwrap(), "100");
 
-    lab.sql("create table seen (n bigint, what text)").unwrap();
+    lab.sql("create table seen (n bigint, what text); grant insert on seen to jetstream_worker")
+        .unwrap();
     lab.sql(
         "create function note_insert() returns trigger language plpgsql as \
          $$begin insert into public.seen values (new.sequence, 'recorded'); return new; end$$; \
