@@ -11,6 +11,7 @@ mod hurry;
 mod lane;
 mod late;
 mod link;
+mod probe;
 mod settle;
 mod upkeep;
 mod visit;
@@ -31,7 +32,7 @@ use crate::pg::bulk::Place;
 use crate::relay::{Command, Relay, Report};
 use crate::snapshot::Snapshot;
 use crate::store::{Store, config};
-use crate::{micros, pg, status};
+use crate::{micros, pg, status, store};
 use begin::{must, passing};
 use lane::Lane;
 use link::Links;
@@ -115,6 +116,7 @@ struct Worker {
     /// Which ids other transactions have inserted.
     notes: Reader,
     hurry: hurry::Hurry,
+    probes: probe::Probes,
     /// What had ended when late committers were last looked for.
     view: Snapshot,
     /// Nothing was in progress and nothing was left to do when this transaction was the next one to begin.
@@ -166,6 +168,7 @@ impl Worker {
             notes: Reader::new(status::notes(), pg::next_xid),
             view: Snapshot::default(),
             hurry: hurry::Hurry::default(),
+            probes: probe::Probes::default(),
             at_rest: None,
             captured: crate::capture::expand::Seen::default(),
             more_captured: false,
@@ -174,15 +177,19 @@ impl Worker {
         })
     }
 
-    /// Reads what an earlier worker left: the keys its failed messages hold.
+    /// Reads what an earlier worker left: the keys its failed messages hold, and subjects that cannot be published to.
     fn load(&mut self) {
         let most = self.keys.most();
-        let mut failing = loop {
-            match pg::transaction(|| config::failing_keys(most as i64 + 1)) {
-                Err(e) if e.is_passing() => begin::pause(&passing("reading the failing keys", &e)),
+        let read = || -> SpiResult<_> { Ok((config::failing_keys(most as i64 + 1)?, store::hurry::subjects()?)) };
+        let (mut failing, subjects) = loop {
+            match pg::transaction(read) {
+                Err(e) if e.is_passing() => begin::pause(&passing("reading the failing messages", &e)),
                 other => break must(other),
             }
         };
+        for (id, connection, subject) in subjects {
+            self.probes.failed(&connection.into(), &subject, id);
+        }
         let all = failing.len() <= most;
         failing.truncate(most);
         self.keys.load(failing, all);
@@ -197,6 +204,7 @@ impl Worker {
         self.take_captured();
         pg::report_activity(Some(c"settle and claim"));
         let lanes = self.lanes.clone();
+        self.take_found();
         let hurry = self.hurry.all();
         let mut work = claim::Claimed::default();
         let result = pg::transaction(|| self.work(&mut work));
@@ -248,6 +256,7 @@ impl Worker {
         self.rest();
         let quiet = self.is_quiet();
         let settlement = self.settle()?;
+        self.probe()?;
         self.hurry()?;
         self.maintain()?;
         if !self.paused {
@@ -287,6 +296,7 @@ impl Worker {
     fn wait_once(&mut self) -> bool {
         let began = Instant::now();
         let mut timeout = self.settings.poll_interval;
+        let beat = self.probes.next().filter(|_| !self.paused);
         if let Some(due) = self
             .lanes
             .iter()
@@ -295,6 +305,7 @@ impl Worker {
                 Some(_) => lane.due.known(),
                 None => lane.due.next(),
             })
+            .chain(beat)
             .min()
         {
             // The wait counts whole milliseconds: without the one more it would end too early, again and again.
@@ -351,6 +362,7 @@ impl Worker {
         self.at_rest.is_some_and(|next| next == pg::next_xid())
             && now < self.next_maintenance
             && now < self.next_sweep
+            && self.probes.next().is_none_or(|at| now < at)
             && !self.lanes.iter().any(due)
     }
 

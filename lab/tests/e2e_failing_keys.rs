@@ -6,7 +6,9 @@ mod e2e_support;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use e2e_support::{LATER, connection, count_on, drained, eventually, lab, new_worker, number, stream, worker};
+use e2e_support::{
+    LATER, arrived, connection, count_on, drained, eventually, lab, new_worker, number, stream, synced, worker,
+};
 use lab::process;
 use nix::sys::signal::Signal;
 
@@ -86,4 +88,56 @@ fn more_failing_keys_than_fit_in_memory_cost_only_their_own_messages() {
     }
     assert_eq!(last.get("nostream.7"), Some(&3));
     assert_eq!(lab.message_count("T").unwrap(), 5);
+}
+
+#[test]
+fn a_full_stream_of_captured_changes_costs_only_their_own() {
+    let lab = lab(&[
+        ("pg_jetstream.retry_backoff_base", "30s"),
+        ("pg_jetstream.retry_backoff_max", "60s"),
+    ]);
+    stream(&lab, "T", "t.>");
+    let other = connection(&lab, "other");
+    lab.sql(
+        "select jetstream.create_stream('O', array['o.>'], connection => 'other');
+         select jetstream.create_stream('FULL', array['postgres.>'], discard => 'new', max_messages => 1);
+         create table wide (id int primary key, n int);
+         insert into wide select id, 0 from generate_series(1, 30000) id",
+    )
+    .unwrap();
+    synced(&lab, "FULL");
+    lab.sql("select jetstream.capture('wide', stream => 'FULL')").unwrap();
+    // More keys than fit in memory, of which one finds room.
+    lab.sql("update wide set n = 1").unwrap();
+    let mut slowest = Duration::ZERO;
+    let mut round = 0;
+    let failed = "select count(*) > 20500 from jetstream.outbox where attempts > 0";
+    let deadline = Instant::now() + LATER;
+    loop {
+        // Before, while and after they fail.
+        let last = lab.value(failed).unwrap() == "t";
+        round += 1;
+        let before = Instant::now();
+        lab.sql(
+            "select jetstream.publish('t.x', '1');
+             select jetstream.publish('o.x', '1', connection => 'other')",
+        )
+        .unwrap();
+        arrived(&lab, "T", round);
+        eventually(&lab, LATER, "what another connection publishes", || {
+            Ok(count_on(&other, "O") == round)
+        });
+        slowest = slowest.max(before.elapsed());
+        if last {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", e2e_support::account(&lab));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(slowest < Duration::from_secs(25), "{slowest:?}");
+    assert_eq!(lab.message_count("FULL").unwrap(), 1);
+    let verdict = "select verdict || ' ' || (jetstream.health('other') ->> 'verdict') || ' '
+                       || (jetstream.health('default') -> 'reasons' -> 0 ->> 'reason' like '%messages%maximum messages exceeded%')
+                   from jetstream.status()";
+    assert_eq!(lab.value(verdict).unwrap(), "degraded healthy true");
 }

@@ -1,5 +1,8 @@
 //! Failing messages that are tried before their time, because something may have ended the cause.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use pgrx::Spi;
 use pgrx::spi::SpiResult;
 
@@ -38,6 +41,56 @@ pub fn some_due(connection: &str, subject: &str, most: i64) -> SpiResult<i64> {
         due as (update jetstream.outbox u set deliver_at = clock_timestamp() from free where u.id = free.id returning 1) \
         select (select count(*) from due), null::bigint";
     Ok(step(SQL, &[connection.into(), subject.into(), most.into(), STEP.into()])?.due)
+}
+
+/// What [`early`] did.
+#[derive(Default)]
+pub struct Early {
+    /// Messages that are due now, and how long before their time.
+    pub due: Vec<(i64, Duration)>,
+    /// Those that are still failing, due now or not.
+    pub existing: HashSet<i64>,
+}
+
+/// Makes these failing messages due, except those that will be in two seconds, or that another session has locked.
+pub fn early(ids: &[i64]) -> SpiResult<Early> {
+    const SQL: &str = "with free as (select l.id, l.deliver_at from jetstream.outbox l where l.id = any ($1) \
+            and l.attempts > 0 and l.deliver_at > clock_timestamp() + interval '2 seconds' and isfinite(l.deliver_at) \
+            for update skip locked), \
+        due as (update jetstream.outbox u set deliver_at = clock_timestamp() from free where u.id = free.id \
+            returning u.id, (extract(epoch from free.deliver_at - clock_timestamp()) * 1000)::bigint as left_ms) \
+        select o.id, (select due.left_ms from due where due.id = o.id) \
+        from jetstream.outbox o where o.id = any ($1) and o.attempts > 0";
+    Spi::connect_mut(|client| {
+        let mut early = Early::default();
+        for row in client.update(SQL, None, &[ids.to_vec().into()])? {
+            let Some(id) = row.get::<i64>(1)? else { continue };
+            early.existing.insert(id);
+            if let Some(left) = row.get::<i64>(2)? {
+                early.due.push((id, Duration::from_millis(left.max(0) as u64)));
+            }
+        }
+        Ok(early)
+    })
+}
+
+/// Failing messages that no stream takes or that are denied, by their last error: id, connection and subject, one of each
+/// subject. Scans some failing ones only.
+pub fn subjects() -> SpiResult<Vec<(i64, String, String)>> {
+    const SQL: &str = "with f as (select o.id, o.connection, o.subject, o.last_error from jetstream.outbox o \
+            where o.attempts > 0 order by o.connection, o.due_at limit $1) \
+        select min(f.id), f.connection::text, f.subject::text from f \
+        where f.last_error like 'no stream takes subject %' or f.last_error like 'publishing to subject %' \
+        group by f.connection, f.subject";
+    Spi::connect_mut(|client| {
+        let mut subjects = Vec::new();
+        for row in client.update(SQL, None, &[STEP.into()])? {
+            if let (Some(id), Some(connection), Some(subject)) = (row.get(1)?, row.get(2)?, row.get(3)?) {
+                subjects.push((id, connection, subject));
+            }
+        }
+        Ok(subjects)
+    })
 }
 
 fn step(sql: &str, args: &[pgrx::datum::DatumWithOid<'_>]) -> SpiResult<Step> {

@@ -45,9 +45,16 @@ impl Hurry {
 
     /// The connection is back: so are they, unless that was a moment ago.
     pub(super) fn back(&mut self, connection: &Arc<str>) {
-        if self.asked.get(connection).is_none_or(|asked| asked.elapsed() >= SELDOM) {
+        self.after(connection, SELDOM);
+    }
+
+    /// The same, at most once in `pause`; false if that is not over.
+    pub(super) fn after(&mut self, connection: &Arc<str>, pause: Duration) -> bool {
+        let over = self.asked.get(connection).is_none_or(|asked| asked.elapsed() >= pause);
+        if over {
             self.changed(connection);
         }
+        over
     }
 
     /// Takes note of a message that has failed and is tried again.
@@ -118,7 +125,7 @@ impl Worker {
         Ok(())
     }
 
-    fn look_for_due(&mut self, connection: &Arc<str>, due: i64) {
+    pub(super) fn look_for_due(&mut self, connection: &Arc<str>, due: i64) {
         if due == 0 {
             return;
         }

@@ -8,7 +8,7 @@ use pgrx::spi::SpiResult;
 
 use super::claim::key_of;
 use super::lane::Lane;
-use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker};
+use super::{LOOK_EVERYWHERE, MAINTENANCE, Worker, probe};
 use crate::error::{Class, RelayError};
 use crate::latency::Histogram;
 use crate::message::{Message, Outcome, Settled};
@@ -38,6 +38,8 @@ pub(super) struct Settlement {
     /// Sequence of the last one stored anew, for each connection (by its lane) and stream.
     reached: Vec<(usize, Arc<str>, i64)>,
     retried: usize,
+    /// Messages that failed because of their subject.
+    subject_failed: HashSet<i64>,
     dead: usize,
     first_death: Option<String>,
     last_error: Option<String>,
@@ -63,6 +65,8 @@ struct Failed {
     txid: u64,
     error: RelayError,
     attempts: i32,
+    /// It was sent that long before its time, to see whether its subject fails still: no attempt.
+    early: Option<Duration>,
     began_at: SystemTime,
 }
 
@@ -125,16 +129,21 @@ impl Worker {
                     End::Gone
                 }
                 Outcome::Failed(error) => {
+                    let early = self.probes.left(settled.id).filter(|_| probe::is_about_subject(error));
                     let failed = Failed {
                         message: flight.message.clone(),
                         txid: flight.txid,
                         error: error.clone(),
-                        attempts: flight.message.attempts + 1,
+                        attempts: flight.message.attempts + i32::from(early.is_none()),
+                        early,
                         began_at: flight.claimed_at,
                     };
                     match error.class() {
                         Class::PermanentForConnection => End::back(flight.delayed),
                         Class::Transient if failed.attempts < self.settings.max_attempts => {
+                            if probe::is_about_subject(error) {
+                                settlement.subject_failed.insert(settled.id);
+                            }
                             retries.push(failed);
                             End::Again
                         }
@@ -153,14 +162,17 @@ impl Worker {
             settlement.ended.push((settled.id, end));
         }
         settlement.kept = kept;
-        settlement.retried = retries.len();
+        settlement.retried = retries.iter().filter(|failed| failed.early.is_none()).count();
         settlement.dead = deaths.len();
         settlement.last_error = deaths.iter().chain(&retries).last().map(|f| f.error.to_string());
         settlement.first_death = deaths
             .first()
             .map(|f| format!("message {}: {}", f.message.id, reason(f)));
         let backoff = self.settings.backoff;
-        let failure = |f: &Failed| backoff.delay(f.attempts.max(1) as u32).as_millis() as i64;
+        let failure = |f: &Failed| {
+            let delay = f.early.unwrap_or_else(|| backoff.delay(f.attempts.max(1) as u32));
+            delay.as_millis() as i64
+        };
         let retries: Vec<_> = retries
             .iter()
             .map(|f| as_failure(f, f.error.to_string(), failure(f)))
@@ -264,6 +276,12 @@ impl Worker {
             lane.in_flight -= 1;
             lane.delayed -= usize::from(flight.delayed);
             lane.bytes -= flight.message.cost();
+            if settlement.subject_failed.contains(id) {
+                let message = &flight.message;
+                self.probes.failed(&message.connection, &message.subject, *id);
+            } else if matches!(end, End::Gone | End::Again) {
+                self.probes.ended(&flight.message);
+            }
             match end {
                 End::Gone => self.hurry.stored(&flight.message.connection, &flight.message.subject),
                 End::Again => {
