@@ -301,9 +301,8 @@ fn streams_are_made_changed_and_say_what_cannot_be() {
     );
     let log = lab.postgres.log();
     assert!(
-        log.lines().any(|line| line.contains("WARNING")
-            && line.contains("could not be made or changed")
-            && line.contains("COPIES")),
+        log.lines()
+            .any(|line| line.contains("WARNING") && line.contains("stream is not as asked") && line.contains("COPIES")),
         "{log}"
     );
     lab.sql(&format!("delete from jetstream.outbox where id = {asked}"))
