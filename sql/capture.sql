@@ -292,16 +292,18 @@ declare
     relation regclass := "table";
     kind "char";
     partition boolean;
+    schema oid;
     argument jsonb;
     above regclass;
+    subjects text;
 begin
-    select c.relkind, c.relispartition into kind, partition from pg_class c where c.oid = relation;
+    select c.relkind, c.relispartition, c.relnamespace into kind, partition, schema from pg_class c where c.oid = relation;
     if kind is null or kind not in ('r', 'p') then
         raise exception 'cannot capture %: it is no table', relation
             using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
     end if;
     perform jetstream.capture_must_own(relation);
-    if relation in (select c.oid from pg_class c where c.relnamespace = 'jetstream'::regnamespace) then
+    if schema = 'jetstream'::regnamespace then
         raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
     end if;
     select p.relid into above from pg_partition_ancestors(relation) as p (relid)
@@ -316,9 +318,10 @@ begin
             using errcode = 'wrong_object_type',
                 hint = 'Capture the table it is a partition of: what is written through that does not fire triggers of partitions.';
     end if;
-    perform jetstream.check_subject(subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.'
-                                    || jetstream.subject_token(c.relname) || '.relation')
+    select subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname) || '.'
+    into subjects
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
+    perform jetstream.check_subject(subjects || 'relation');
     perform jetstream.capture_check_options(operations, subject_prefix, format, connection);
     if columns is not null and cardinality(columns) = 0 then
         raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
@@ -330,8 +333,10 @@ begin
     perform jetstream.capture_enable(relation);
     perform jetstream.capture_triggers(relation, operations, argument);
     perform jetstream.capture_stream(relation);
-    perform jetstream.capture_members(relation);
-    return (select c.subjects from jetstream.captures c where c."table" = relation);
+    if kind = 'p' then
+        perform jetstream.capture_members(relation);
+    end if;
+    return subjects || '*';
 end
 $$;
 comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean, text) is

@@ -88,6 +88,12 @@ comment on function jetstream.capture_members(regclass) is
 create function jetstream.capture_concerned(touched oid[], tag text) returns table (root regclass, condition boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- Planning takes longer than what it finds. A catalog that was small when this was planned may have grown: only
+-- indexes, and nested loops over few rows.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 begin
     if tag = 'ALTER SCHEMA' then
@@ -111,10 +117,14 @@ begin
         select b.oid, false from below b
         union all select a.oid, false from above a
         -- What a condition needs; see capture_depend.
-        union all select t.tgrelid, true from pg_depend d
+        -- The filter on classid stays outside: by that index, all triggers would be read.
+        union all select t.tgrelid, true from (
+            select d.classid, d.objid, d.refobjid from pg_depend d
+            where d.refobjid = any (touched)
+              and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
+            offset 0) d
         join pg_trigger t on t.oid = d.objid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-        where d.classid = 'pg_trigger'::regclass and d.refobjid = any (touched) and d.refobjid <> t.tgrelid
-          and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
+        where d.classid = 'pg_trigger'::regclass and d.refobjid <> t.tgrelid
     )
     select c.oid::regclass, bool_or(c.condition) from concerned c where jetstream.capture_is_root(c.oid) group by c.oid;
 end
@@ -178,13 +188,17 @@ condition: Something that its condition needs may have changed';
 create function jetstream.capture_created(trigger oid) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+-- A catalog that was small when this was planned may have grown.
+set enable_seqscan = off
 as $$
 declare
     root regclass;
+    arguments bytea;
     argument jsonb;
     restored boolean;
 begin
-    select t.tgrelid, jetstream.capture_argument(t.tgargs) into root, argument from pg_catalog.pg_trigger t
+    select t.tgrelid, t.tgargs, jetstream.capture_argument(t.tgargs) into root, arguments, argument
+    from pg_catalog.pg_trigger t
     where t.oid = trigger;
     if argument is null then
         return;
@@ -198,7 +212,12 @@ begin
         raise warning 'table % is captured for connection "%", which does not exist', root, argument ->> 'connection'
             using hint = 'Its changes wait until it is inserted into jetstream.connections.';
     end if;
-    if not (argument ->> 'partition')::boolean then
+    -- The first trigger of a capture describes the table for all of them.
+    if not (argument ->> 'partition')::boolean and not (
+            exists (select from jetstream.capture_relations r where r.relation = root)
+            and exists (select from pg_catalog.pg_trigger t
+                        where t.tgrelid = root and t.oid <> trigger and t.tgargs = arguments
+                          and t.tgfoid = 'jetstream.capture_changes()'::regprocedure)) then
         perform jetstream.capture_describe(root, argument);
     end if;
     if argument ->> 'condition' is not null then
@@ -286,10 +305,18 @@ create function jetstream.capture_changed() returns event_trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+-- As in capture_concerned.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
-    touched oid[] := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
+    touched oid[];
 begin
+    -- It may be enabled although nothing is captured: see capture_watch.
+    if not exists (select from jetstream.capture_relations) and not exists (select from jetstream.capture_schemas) then
+        return;
+    end if;
+    touched := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
     if tg_tag = 'ALTER SCHEMA' then
         -- The one that is not there, as there was none before the command: see capture_renaming.
         update jetstream.capture_schemas s set schema = n.nspname

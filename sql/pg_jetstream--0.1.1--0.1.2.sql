@@ -697,6 +697,7 @@ declare
     w jetstream.webhooks;
     mode text;
     id text := coalesce(webhook_call.message_id, gen_random_uuid()::text);
+    subject text;
     call_id bigint;
     outbox_id bigint;
 begin
@@ -721,179 +722,27 @@ begin
         returning c.id into call_id;
     end if;
     if mode in ('nats', 'both') then
+        subject := w.subject;
+        if subject is null then
+            -- As webhook_subject.
+            select c.webhook_prefix || '.' || regexp_replace(lower(w.name), '[^a-z0-9_-]+', '_', 'g') into subject
+            from jetstream.connections c where c.name = w.connection;
+        end if;
         insert into jetstream.outbox as o (connection, subject, payload, message_id, deliver_at, key, webhook)
-        values (w.connection, coalesce(w.subject, jetstream.webhook_subject(w)),
+        values (w.connection, subject,
             -- The message on the wire; secrets appear by name only.
             jsonb_build_object('webhook_url', w.url, 'data', webhook_call.payload, 'headers', w.headers, 'method', w.method,
                 'timeout_ms', w.timeout_ms, 'webhook_id', w.id, 'webhook_name', w.name),
             id, webhook_call.scheduled_at, webhook_call.key, w.id)
         returning o.id into outbox_id;
     end if;
+    if call_id is null then
+        return jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name,
+            'publish_mode', mode, 'message_id', id, 'outbox_id', outbox_id);
+    end if;
     return jsonb_strip_nulls(jsonb_build_object(
         'success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name, 'publish_mode', mode,
         'message_id', id, 'call_id', call_id, 'outbox_id', outbox_id));
-end
-$$;
-
-create or replace function jetstream.webhook_resolve(
-    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
-)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    header record;
-    rest text;
-    done text;
-    part text[];
-    secret text;
-begin
-    resolved := coalesce(webhook_resolve.headers, '{}');
-    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
-    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
-        select from jetstream.webhooks w
-        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
-    if elsewhere then
-        resolved := null;
-        return;
-    end if;
-    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
-                  where strpos(h.value::text, '{{secret:') > 0 loop
-        -- One pass from the left, so that what a secret holds is never taken for a reference.
-        rest := header.value;
-        done := '';
-        loop
-            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
-            exit when part is null;
-            select s.value into secret from jetstream.webhook_secrets s
-            where s.webhook = webhook_resolve.webhook and s.name = part[2];
-            if not found then
-                missing := part[2];
-                resolved := null;
-                return;
-            end if;
-            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
-            rest := part[3];
-        end loop;
-        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
-    end loop;
-end
-$$;
-
-comment on function jetstream.webhook_resolve(integer, jsonb, text) is
-    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
-
-create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    r record;
-begin
-    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
-    if r.elsewhere then
-        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
-                coalesce(webhook_headers.url, 'null')
-            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
-    end if;
-    if r.missing is not null then
-        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
-            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
-    end if;
-    return r.resolved;
-end
-$$;
-
-create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
-returns table (
-    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
-    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
-)
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-#variable_conflict use_column
-declare
-    c jetstream.webhook_calls;
-    r record;
-begin
-    if coalesce(btrim(webhook_claim.worker), '') = '' then
-        raise exception 'worker name is empty'
-            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
-    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
-        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
-    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
-        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
-    end if;
-    perform jetstream.webhook_reclaim();
-    for c in
-        with due as (
-            select k.id from jetstream.webhook_calls k
-            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
-            order by k.scheduled_at, k.id
-            limit webhook_claim.n
-            for update skip locked
-        ), claimed as (
-            update jetstream.webhook_calls k
-            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
-                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
-            from due d where k.id = d.id
-            returning k.*
-        )
-        select * from claimed k order by k.scheduled_at, k.id
-    loop
-        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
-        if r.elsewhere or r.missing is not null then
-            -- One call that cannot be made must not keep the others from the worker.
-            update jetstream.webhook_calls k
-            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
-                error = case when r.elsewhere
-                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
-                                'webhooks.url alone', c.webhook, left(c.url, 200))
-                    else format('secret "%s" does not exist', r.missing) end
-            where k.id = c.id;
-            continue;
-        end if;
-        return query
-            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
-                   c.max_attempts, c.lease_until
-            from jetstream.webhooks w where w.id = c.webhook;
-    end loop;
-end
-$$;
-
-create or replace function jetstream.webhook_dead_letter(
-    stream text,
-    sequence bigint,
-    message_id text,
-    subject text,
-    webhook integer,
-    worker text,
-    attempts integer,
-    reason text,
-    status integer default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
-        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
-            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
-    elsif octet_length($1) not between 1 and 255 then
-        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
-            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
-    end if;
-    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
-        status)
-    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
-    on conflict on constraint webhook_dead_letters_key do nothing;
-    return found;
 end
 $$;
 
@@ -1071,6 +920,168 @@ end
 $$;
 
 comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
+
+create or replace function jetstream.webhook_resolve(
+    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    header record;
+    rest text;
+    done text;
+    part text[];
+    secret text;
+begin
+    resolved := coalesce(webhook_resolve.headers, '{}');
+    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
+    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
+        select from jetstream.webhooks w
+        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
+    if elsewhere then
+        resolved := null;
+        return;
+    end if;
+    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
+                  where strpos(h.value::text, '{{secret:') > 0 loop
+        -- One pass from the left, so that what a secret holds is never taken for a reference.
+        rest := header.value;
+        done := '';
+        loop
+            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
+            exit when part is null;
+            select s.value into secret from jetstream.webhook_secrets s
+            where s.webhook = webhook_resolve.webhook and s.name = part[2];
+            if not found then
+                missing := part[2];
+                resolved := null;
+                return;
+            end if;
+            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
+            rest := part[3];
+        end loop;
+        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
+    end loop;
+end
+$$;
+
+comment on function jetstream.webhook_resolve(integer, jsonb, text) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
+
+create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r record;
+begin
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
+    if r.elsewhere then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
+    if r.missing is not null then
+        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
+            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
+    end if;
+    return r.resolved;
+end
+$$;
+
+create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
+returns table (
+    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
+    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    c jetstream.webhook_calls;
+    r record;
+begin
+    if coalesce(btrim(webhook_claim.worker), '') = '' then
+        raise exception 'worker name is empty'
+            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
+    end if;
+    perform jetstream.webhook_reclaim();
+    for c in
+        with due as (
+            select k.id from jetstream.webhook_calls k
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
+            order by k.scheduled_at, k.id
+            limit webhook_claim.n
+            for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
+        )
+        select * from claimed k order by k.scheduled_at, k.id
+    loop
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
+        if r.elsewhere or r.missing is not null then
+            -- One call that cannot be made must not keep the others from the worker.
+            update jetstream.webhook_calls k
+            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
+                error = case when r.elsewhere
+                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
+                                'webhooks.url alone', c.webhook, left(c.url, 200))
+                    else format('secret "%s" does not exist', r.missing) end
+            where k.id = c.id;
+            continue;
+        end if;
+        return query
+            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
+                   c.max_attempts, c.lease_until
+            from jetstream.webhooks w where w.id = c.webhook;
+    end loop;
+end
+$$;
+
+create or replace function jetstream.webhook_dead_letter(
+    stream text,
+    sequence bigint,
+    message_id text,
+    subject text,
+    webhook integer,
+    worker text,
+    attempts integer,
+    reason text,
+    status integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
+        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
+            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
+    elsif octet_length($1) not between 1 and 255 then
+        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
+            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    end if;
+    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
+        status)
+    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
+    on conflict on constraint webhook_dead_letters_key do nothing;
+    return found;
+end
+$$;
 
 create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
 language plpgsql security definer
@@ -1266,16 +1277,18 @@ declare
     relation regclass := "table";
     kind "char";
     partition boolean;
+    schema oid;
     argument jsonb;
     above regclass;
+    subjects text;
 begin
-    select c.relkind, c.relispartition into kind, partition from pg_class c where c.oid = relation;
+    select c.relkind, c.relispartition, c.relnamespace into kind, partition, schema from pg_class c where c.oid = relation;
     if kind is null or kind not in ('r', 'p') then
         raise exception 'cannot capture %: it is no table', relation
             using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
     end if;
     perform jetstream.capture_must_own(relation);
-    if relation in (select c.oid from pg_class c where c.relnamespace = 'jetstream'::regnamespace) then
+    if schema = 'jetstream'::regnamespace then
         raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
     end if;
     select p.relid into above from pg_partition_ancestors(relation) as p (relid)
@@ -1290,9 +1303,10 @@ begin
             using errcode = 'wrong_object_type',
                 hint = 'Capture the table it is a partition of: what is written through that does not fire triggers of partitions.';
     end if;
-    perform jetstream.check_subject(subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.'
-                                    || jetstream.subject_token(c.relname) || '.relation')
+    select subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname) || '.'
+    into subjects
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
+    perform jetstream.check_subject(subjects || 'relation');
     perform jetstream.capture_check_options(operations, subject_prefix, format, connection);
     if columns is not null and cardinality(columns) = 0 then
         raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
@@ -1304,8 +1318,10 @@ begin
     perform jetstream.capture_enable(relation);
     perform jetstream.capture_triggers(relation, operations, argument);
     perform jetstream.capture_stream(relation);
-    perform jetstream.capture_members(relation);
-    return (select c.subjects from jetstream.captures c where c."table" = relation);
+    if kind = 'p' then
+        perform jetstream.capture_members(relation);
+    end if;
+    return subjects || '*';
 end
 $$;
 
@@ -1971,6 +1987,63 @@ p_queue_group: Durable consumer that the workers share; null: as last reported
 p_ack_policy: none, all or explicit; null: as last reported
 p_max_deliver: Most deliveries of one message; null: as last reported';
 
+comment on table jetstream.capture_epochs is
+    'Clusters that have captured changes of this database, by the epoch in their messages: a later one has a greater epoch';
+
+comment on column jetstream.capture_epochs.epoch is 'Seconds since 1970 when it captured its first change, or more: greater than every epoch before it';
+
+comment on column jetstream.capture_epochs.system_identifier is 'Its system identifier, as pg_control_system() shows it';
+
+comment on column jetstream.capture_epochs.timeline is 'Its timeline: a promoted standby has another than its primary';
+
+comment on column jetstream.capture_epochs.since is 'When it captured its first change';
+
+comment on column jetstream.capture_epochs.here is 'Whether this database recorded it; false in a row that a dump brings, as a copied cluster has the identifier of the other';
+
+create or replace function jetstream.capture_epochs_before_insert() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.here := not jetstream.is_restored(new.since);
+    return new;
+end
+$$;
+
+comment on function jetstream.capture_epochs_before_insert() is 'Notes whether a dump brings the row';
+
+create or replace function jetstream.capture_epoch(system_identifier bigint, timeline integer, current_system bigint, current_timeline integer)
+returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    latest jetstream.capture_epochs;
+begin
+    select e.* into latest from jetstream.capture_epochs e order by e.epoch desc limit 1;
+    if latest.epoch is null or not latest.here or (latest.system_identifier, latest.timeline) <> (current_system, current_timeline) then
+        insert into jetstream.capture_epochs (epoch, system_identifier, timeline)
+        values (greatest(latest.epoch + 1, extract(epoch from clock_timestamp())::bigint), current_system, current_timeline)
+        returning * into latest;
+    end if;
+    if (capture_epoch.system_identifier, capture_epoch.timeline) = (current_system, current_timeline) then
+        return latest.epoch;
+    end if;
+    -- Captured elsewhere, and restored here before it was a message. One that is not known comes before all others.
+    return coalesce(
+        (select max(e.epoch) from jetstream.capture_epochs e
+         where e.system_identifier = capture_epoch.system_identifier and e.timeline = capture_epoch.timeline),
+        (select min(e.epoch) - 1 from jetstream.capture_epochs e));
+end
+$$;
+
+comment on function jetstream.capture_epoch(bigint, integer, bigint, integer) is
+    'The epoch of changes that a cluster captured. The worker calls it, which also records the worker''s own cluster
+system_identifier: System identifier of the cluster that captured the changes
+timeline: Timeline of that cluster
+current_system: System identifier of this cluster
+current_timeline: Timeline of this cluster';
+
 create or replace function jetstream.measure() returns table (name text, labels jsonb, value double precision, kind text, help text)
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -2141,63 +2214,6 @@ where a.value is not null
 $$;
 
 comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
-
-comment on table jetstream.capture_epochs is
-    'Clusters that have captured changes of this database, by the epoch in their messages: a later one has a greater epoch';
-
-comment on column jetstream.capture_epochs.epoch is 'Seconds since 1970 when it captured its first change, or more: greater than every epoch before it';
-
-comment on column jetstream.capture_epochs.system_identifier is 'Its system identifier, as pg_control_system() shows it';
-
-comment on column jetstream.capture_epochs.timeline is 'Its timeline: a promoted standby has another than its primary';
-
-comment on column jetstream.capture_epochs.since is 'When it captured its first change';
-
-comment on column jetstream.capture_epochs.here is 'Whether this database recorded it; false in a row that a dump brings, as a copied cluster has the identifier of the other';
-
-create or replace function jetstream.capture_epochs_before_insert() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    new.here := not jetstream.is_restored(new.since);
-    return new;
-end
-$$;
-
-comment on function jetstream.capture_epochs_before_insert() is 'Notes whether a dump brings the row';
-
-create or replace function jetstream.capture_epoch(system_identifier bigint, timeline integer, current_system bigint, current_timeline integer)
-returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    latest jetstream.capture_epochs;
-begin
-    select e.* into latest from jetstream.capture_epochs e order by e.epoch desc limit 1;
-    if latest.epoch is null or not latest.here or (latest.system_identifier, latest.timeline) <> (current_system, current_timeline) then
-        insert into jetstream.capture_epochs (epoch, system_identifier, timeline)
-        values (greatest(latest.epoch + 1, extract(epoch from clock_timestamp())::bigint), current_system, current_timeline)
-        returning * into latest;
-    end if;
-    if (capture_epoch.system_identifier, capture_epoch.timeline) = (current_system, current_timeline) then
-        return latest.epoch;
-    end if;
-    -- Captured elsewhere, and restored here before it was a message. One that is not known comes before all others.
-    return coalesce(
-        (select max(e.epoch) from jetstream.capture_epochs e
-         where e.system_identifier = capture_epoch.system_identifier and e.timeline = capture_epoch.timeline),
-        (select min(e.epoch) - 1 from jetstream.capture_epochs e));
-end
-$$;
-
-comment on function jetstream.capture_epoch(bigint, integer, bigint, integer) is
-    'The epoch of changes that a cluster captured. The worker calls it, which also records the worker''s own cluster
-system_identifier: System identifier of the cluster that captured the changes
-timeline: Timeline of that cluster
-current_system: System identifier of this cluster
-current_timeline: Timeline of this cluster';
 
 create or replace function jetstream.capture_as(relation regclass, options jsonb) returns text
 language sql volatile
@@ -2427,6 +2443,12 @@ $$;
 create or replace function jetstream.capture_concerned(touched oid[], tag text) returns table (root regclass, condition boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- Planning takes longer than what it finds. A catalog that was small when this was planned may have grown: only
+-- indexes, and nested loops over few rows.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 begin
     if tag = 'ALTER SCHEMA' then
@@ -2450,10 +2472,14 @@ begin
         select b.oid, false from below b
         union all select a.oid, false from above a
         -- What a condition needs; see capture_depend.
-        union all select t.tgrelid, true from pg_depend d
+        -- The filter on classid stays outside: by that index, all triggers would be read.
+        union all select t.tgrelid, true from (
+            select d.classid, d.objid, d.refobjid from pg_depend d
+            where d.refobjid = any (touched)
+              and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
+            offset 0) d
         join pg_trigger t on t.oid = d.objid and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-        where d.classid = 'pg_trigger'::regclass and d.refobjid = any (touched) and d.refobjid <> t.tgrelid
-          and d.refclassid in ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass)
+        where d.classid = 'pg_trigger'::regclass and d.refobjid <> t.tgrelid
     )
     select c.oid::regclass, bool_or(c.condition) from concerned c where jetstream.capture_is_root(c.oid) group by c.oid;
 end
@@ -2519,13 +2545,17 @@ condition: Something that its condition needs may have changed';
 create or replace function jetstream.capture_created(trigger oid) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+-- A catalog that was small when this was planned may have grown.
+set enable_seqscan = off
 as $$
 declare
     root regclass;
+    arguments bytea;
     argument jsonb;
     restored boolean;
 begin
-    select t.tgrelid, jetstream.capture_argument(t.tgargs) into root, argument from pg_catalog.pg_trigger t
+    select t.tgrelid, t.tgargs, jetstream.capture_argument(t.tgargs) into root, arguments, argument
+    from pg_catalog.pg_trigger t
     where t.oid = trigger;
     if argument is null then
         return;
@@ -2539,7 +2569,12 @@ begin
         raise warning 'table % is captured for connection "%", which does not exist', root, argument ->> 'connection'
             using hint = 'Its changes wait until it is inserted into jetstream.connections.';
     end if;
-    if not (argument ->> 'partition')::boolean then
+    -- The first trigger of a capture describes the table for all of them.
+    if not (argument ->> 'partition')::boolean and not (
+            exists (select from jetstream.capture_relations r where r.relation = root)
+            and exists (select from pg_catalog.pg_trigger t
+                        where t.tgrelid = root and t.oid <> trigger and t.tgargs = arguments
+                          and t.tgfoid = 'jetstream.capture_changes()'::regprocedure)) then
         perform jetstream.capture_describe(root, argument);
     end if;
     if argument ->> 'condition' is not null then
@@ -2627,10 +2662,18 @@ create or replace function jetstream.capture_changed() returns event_trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+-- As in capture_concerned.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
-    touched oid[] := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
+    touched oid[];
 begin
+    -- It may be enabled although nothing is captured: see capture_watch.
+    if not exists (select from jetstream.capture_relations) and not exists (select from jetstream.capture_schemas) then
+        return;
+    end if;
+    touched := (select pg_catalog.array_agg(c.objid) from pg_catalog.pg_event_trigger_ddl_commands() c);
     if tg_tag = 'ALTER SCHEMA' then
         -- The one that is not there, as there was none before the command: see capture_renaming.
         update jetstream.capture_schemas s set schema = n.nspname

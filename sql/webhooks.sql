@@ -340,6 +340,7 @@ declare
     w jetstream.webhooks;
     mode text;
     id text := coalesce(webhook_call.message_id, gen_random_uuid()::text);
+    subject text;
     call_id bigint;
     outbox_id bigint;
 begin
@@ -364,13 +365,23 @@ begin
         returning c.id into call_id;
     end if;
     if mode in ('nats', 'both') then
+        subject := w.subject;
+        if subject is null then
+            -- As webhook_subject.
+            select c.webhook_prefix || '.' || regexp_replace(lower(w.name), '[^a-z0-9_-]+', '_', 'g') into subject
+            from jetstream.connections c where c.name = w.connection;
+        end if;
         insert into jetstream.outbox as o (connection, subject, payload, message_id, deliver_at, key, webhook)
-        values (w.connection, coalesce(w.subject, jetstream.webhook_subject(w)),
+        values (w.connection, subject,
             -- The message on the wire; secrets appear by name only.
             jsonb_build_object('webhook_url', w.url, 'data', webhook_call.payload, 'headers', w.headers, 'method', w.method,
                 'timeout_ms', w.timeout_ms, 'webhook_id', w.id, 'webhook_name', w.name),
             id, webhook_call.scheduled_at, webhook_call.key, w.id)
         returning o.id into outbox_id;
+    end if;
+    if call_id is null then
+        return jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name,
+            'publish_mode', mode, 'message_id', id, 'outbox_id', outbox_id);
     end if;
     return jsonb_strip_nulls(jsonb_build_object(
         'success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name, 'publish_mode', mode,

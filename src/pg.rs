@@ -43,7 +43,7 @@ pub use lock::try_lock;
 pub use wait::{Waiter, wait};
 
 pub use catalog::{
-    Extension, at_definition_change, database_oid, extension, has_pages, hold_table, latest, relation_name, table_oid,
+    Extension, Lookup, at_definition_change, database_oid, extension, has_pages, hold_table, relation_name, table_oid,
 };
 
 unsafe extern "C-unwind" {

@@ -88,7 +88,7 @@ pub struct Plan {
 /// row of `$1`. `$2` is the trigger's argument. Columns of a capture are known by number; by name after a restore,
 /// when the numbers are others. It is read by what the catalogs say at this moment, as the rows at hand are of the
 /// table's present definition, and with the system's own functions and operators alone.
-const LOOK_UP: &CStr = c"
+const LOOK_UP_SQL: &CStr = c"
 with arg as (select $2::jsonb as a),
 root as (
     select coalesce((
@@ -138,7 +138,11 @@ left join pg_catalog.pg_attribute own on own.attrelid = $1 and own.attname = a.a
 left join key on key.attnum = a.attnum
 group by n.nspname, c.relname, c.oid, c.relreplident";
 
-/// What [`LOOK_UP`] returns.
+thread_local! {
+    static LOOK_UP: pg::Lookup = const { pg::Lookup::new(LOOK_UP_SQL) };
+}
+
+/// What [`LOOK_UP_SQL`] returns.
 #[derive(Deserialize)]
 struct Found {
     schema: String,
@@ -165,7 +169,7 @@ impl Plan {
     pub fn look_up(relation: Oid, argument: &str) -> Result<Plan, String> {
         let config: Config = serde_json::from_str(argument).map_err(|e| format!("its trigger's argument: {e}"))?;
         let settings = settings::fix(Needs::PATH);
-        let found = pg::latest(LOOK_UP, relation, argument);
+        let found = LOOK_UP.with(|query| query.latest(relation, argument));
         settings.undo();
         let found = found.ok_or("there is no such table")?;
         let found = serde_json::from_str(&found).map_err(|e| format!("its definition: {e}"))?;

@@ -1,6 +1,8 @@
 //! What the catalogs say of this extension, its tables and the databases.
 
+use std::cell::Cell;
 use std::ffi::CStr;
+use std::ptr::null_mut;
 
 use pgrx::pg_sys;
 use pgrx::{IntoDatum, Spi, pg_guard};
@@ -131,39 +133,73 @@ pub fn relation_name(oid: pg_sys::Oid) -> Option<String> {
     }
 }
 
-/// What a query about a table (`$1`, its object id; `$2` is a text) finds in one row of one column, in UTF-8, by what the
-/// catalogs say at this moment: the snapshot of the transaction may be older than the table's definition. None if there is
-/// no row.
-pub fn latest(query: &CStr, relation: pg_sys::Oid, text: &str) -> Option<String> {
-    Spi::connect(|_| {
-        let mut types = [pg_sys::OIDOID, pg_sys::TEXTOID];
-        let mut values = [pg_sys::Datum::from(relation), text.into_datum()?];
-        // SAFETY: connected; types and values are as many as the query has parameters. A read-only statement uses the
-        // active snapshot; an ERROR takes it off by itself. The table of results is read before the connection ends.
-        unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-            let code = pg_sys::SPI_execute_with_args(
-                query.as_ptr(),
-                types.len() as i32,
-                types.as_mut_ptr(),
-                values.as_mut_ptr(),
-                std::ptr::null(),
-                true,
-                1,
-            );
-            pg_sys::PopActiveSnapshot();
-            if code != pg_sys::SPI_OK_SELECT as i32 || pg_sys::SPI_processed == 0 {
-                return None;
-            }
-            let table = &*pg_sys::SPI_tuptable;
-            let value = pg_sys::SPI_getvalue(*table.vals, table.tupdesc, 1);
-            (!value.is_null()).then(|| {
-                with_utf8(CStr::from_ptr(value).to_bytes(), |text| {
-                    String::from_utf8_lossy(text).into_owned()
-                })
-            })
+/// A query about a table: `$1` is its object id, `$2` a text. It finds one row of one column.
+///
+/// The session plans it once: planning takes several times as long as running it. PostgreSQL plans it again when an
+/// object that it names changes.
+pub struct Lookup {
+    query: &'static CStr,
+    plan: Cell<pg_sys::SPIPlanPtr>,
+}
+
+impl Lookup {
+    pub const fn new(query: &'static CStr) -> Lookup {
+        Lookup {
+            query,
+            plan: Cell::new(null_mut()),
         }
-    })
+    }
+
+    /// What it finds, in UTF-8, by what the catalogs say at this moment: the snapshot of the transaction may be older than
+    /// the table's definition. None if there is no row.
+    pub fn latest(&self, relation: pg_sys::Oid, text: &str) -> Option<String> {
+        Spi::connect(|_| {
+            let mut values = [pg_sys::Datum::from(relation), text.into_datum()?];
+            // SAFETY: connected; the plan is one for the life of the session, and has as many parameters as there are
+            // values. A read-only statement uses the snapshot that it is given, which is the active one here; an ERROR
+            // takes it off by itself. The table of results is read before the connection ends.
+            unsafe {
+                let plan = self.plan()?;
+                pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+                let code = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), null_mut(), true, 1);
+                pg_sys::PopActiveSnapshot();
+                if code != pg_sys::SPI_OK_SELECT as i32 || pg_sys::SPI_processed == 0 {
+                    return None;
+                }
+                let table = &*pg_sys::SPI_tuptable;
+                let value = pg_sys::SPI_getvalue(*table.vals, table.tupdesc, 1);
+                (!value.is_null()).then(|| {
+                    with_utf8(CStr::from_ptr(value).to_bytes(), |text| {
+                        String::from_utf8_lossy(text).into_owned()
+                    })
+                })
+            }
+        })
+    }
+
+    /// The plan, which the first call makes. None if SPI makes none.
+    ///
+    /// # Safety
+    /// SPI must be connected.
+    unsafe fn plan(&self) -> Option<pg_sys::SPIPlanPtr> {
+        if self.plan.get().is_null() {
+            let mut types = [pg_sys::OIDOID, pg_sys::TEXTOID];
+            // SAFETY: connected, and as many types as are counted. An ERROR leaves no plan behind; a plan that is kept
+            // does not live in the connection's memory.
+            unsafe {
+                let plan = pg_sys::SPI_prepare_cursor(
+                    self.query.as_ptr(),
+                    types.len() as i32,
+                    types.as_mut_ptr(),
+                    pg_sys::CURSOR_OPT_GENERIC_PLAN as i32,
+                );
+                if !plan.is_null() && pg_sys::SPI_keepplan(plan) == 0 {
+                    self.plan.set(plan);
+                }
+            }
+        }
+        Some(self.plan.get()).filter(|plan| !plan.is_null())
+    }
 }
 
 /// Calls `callback` whenever the definition of a table, a type or a schema may have changed, from now on. It must not
