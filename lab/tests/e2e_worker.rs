@@ -126,7 +126,7 @@ fn an_idle_worker_makes_few_transactions_and_little_noise() {
     let (log, before, commits_before, cpu_before) = (lab.postgres.log().len(), count(cycles), count(commits), cpu());
     std::thread::sleep(Duration::from_secs(5));
     let made = count(cycles) - before;
-    assert!((2..=15).contains(&made), "{made} cycles in 5 s");
+    assert!(made <= 5, "{made} cycles in 5 s");
     let made = count(commits) - commits_before;
     assert!(made <= 40, "{made} transactions in 5 s");
     let used = cpu() - cpu_before;
