@@ -64,6 +64,7 @@ fn build_next(paths: &Paths, folder: &Path, version: &str, next: &str) -> std::p
         "src",
         "sql",
         "migrations",
+        "vendor",
         "lab",
         "examples",
     ] {
