@@ -107,6 +107,23 @@ fn what_others_do_to_a_stream_is_named_and_what_they_made_is_left_alone() {
     drained(&lab, SOON);
     assert_eq!(numbers(&lab, "OURS"), [2]);
     assert_eq!(config(&lab, "OURS").max_messages, 1000);
+    // So does a stream of others that is gone: nobody's options are lost.
+    let gone = Config {
+        name: "GONE".to_owned(),
+        subjects: vec!["gone.>".to_owned()],
+        ..Config::default()
+    };
+    lab.jetstream(async |js| Ok(js.create_stream(gone).await.map(drop)?))
+        .unwrap();
+    lab.sql("select jetstream.create_stream('GONE', array['gone.>'], max_messages => 7)")
+        .unwrap();
+    synced(&lab, "GONE");
+    lab.jetstream(async |js| Ok(js.delete_stream("GONE").await.map(drop)?))
+        .unwrap();
+    lab.sql("select jetstream.publish('gone.a', '{\"n\": 3}')").unwrap();
+    drained(&lab, SOON);
+    assert_eq!(numbers(&lab, "GONE"), [3]);
+    assert_eq!(config(&lab, "GONE").max_messages, 7);
     let failed = "select max(attempts) from jetstream.history";
     assert_eq!(lab.value(failed).unwrap(), "1", "no attempt has failed");
 }

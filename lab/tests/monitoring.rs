@@ -180,7 +180,15 @@ fn ask(port: u16, expression: &str) -> Vec<Value> {
 /// Values by name and by the metric's own labels.
 type Series = BTreeMap<(String, BTreeMap<String, String>), f64>;
 
-const OWN_LABELS: [&str; 6] = ["database", "connection", "stream", "consumer", "status", "le"];
+const OWN_LABELS: [&str; 7] = [
+    "database",
+    "connection",
+    "stream",
+    "consumer",
+    "status",
+    "verdict",
+    "le",
+];
 
 fn scraped(port: u16, job: &str) -> Series {
     let all = ask(

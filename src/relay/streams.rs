@@ -146,13 +146,10 @@ async fn create(
     let name = &spec.name;
     if spec.origin == Some(Origin::Found) {
         // With `accept_other` it may be one of another name.
+        // With `accept_other` it may be one of another name. A stream that is gone has no owner, and was asked for.
         if spec.accept_other && takes_all(api, spec).await? {
             return Ok(());
         }
-        return Err(
-            "it does not exist any more, and was not created by pg_jetstream, which creates it when streams.origin is null"
-                .to_owned(),
-        );
     }
     let mut body = wanted.clone();
     body.insert("metadata".to_owned(), json!({ MARK: spec.mark }));

@@ -69,7 +69,7 @@ async function withTheTokenItDoes(page, id) {
   assert.match(await page.textContent("#done"), new RegExp(`^Dead letter ${id} is owed again, as message \\d+\\.$`));
 
   await page.click("#pause");
-  await shows(page, "#state", "paused");
+  await shows(page, "#state", "down: paused");
   await shows(page, "#pause", "Resume");
   await page.click("#pause");
   await shows(page, "#pause", "Pause");
