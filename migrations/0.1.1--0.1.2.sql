@@ -92,9 +92,7 @@ drop index jetstream.outbox_key;
 create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
 create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
 -- They have more columns.
-drop view jetstream.nats_recent_failures;
 drop function if exists jetstream.status();
-drop function if exists jetstream.worker_status();
 
 -- References between tables become triggers, which come from sql/references.sql below.
 alter table jetstream.streams drop constraint streams_connection_fkey;

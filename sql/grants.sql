@@ -28,6 +28,7 @@ comment on function jetstream.await_connection(text, integer) is
     'Asks the worker to connect anew and waits for the result, so many milliseconds at most
 connection: connections.name
 timeout_ms: Longest wait, milliseconds';
+comment on function jetstream.worker_reused_ids() is 'Duplicates that the stream had from another message with the same id, since the worker started; use status()';
 comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
 comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()
 worker: Database it serves
@@ -39,7 +40,6 @@ in_flight_bytes: Their bytes
 claimed: Messages claimed since it started
 stored: Messages acknowledged since it started, duplicates included
 duplicates: Of these, those the stream had already
-reused_ids: Of these, those it had from another message with the same id
 retried: Failed attempts since it started that are followed by another
 dead: Messages that became dead letters since it started
 held_keys: Keys that wait for a failing message, or have many waiting
@@ -91,7 +91,7 @@ grant select (id, outbox_id, connection, subject, message_id, key, ttl, webhook,
 grant select on jetstream.streams, jetstream.positions, jetstream.control, jetstream.outbox_summary,
     jetstream.recent_failures, jetstream.publish_summary, jetstream.performance to jetstream_reader, jetstream_admin;
 grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.verdict(text),
-    jetstream.backlog(text), jetstream.worker_status(), jetstream.worker_role()
+    jetstream.backlog(text), jetstream.worker_status(), jetstream.worker_role(), jetstream.worker_reused_ids()
     to jetstream_reader, jetstream_admin;
 
 -- The figures, also for roles that monitor the whole server.

@@ -30,7 +30,7 @@ with worker as materialized (
         ('worker_claimed_total', 'counter', w.claimed, 'Messages claimed'),
         ('worker_stored_total', 'counter', w.stored, 'Messages acknowledged by JetStream, duplicates included'),
         ('worker_duplicates_total', 'counter', w.duplicates, 'Of these, those the stream had already'),
-        ('worker_reused_ids_total', 'counter', w.reused_ids,
+        ('worker_reused_ids_total', 'counter', jetstream.worker_reused_ids(),
          'Of the duplicates, those the stream had from another message with the same id: they are lost'),
         ('worker_retried_total', 'counter', w.retried, 'Failed attempts that another one follows'),
         ('worker_dead_total', 'counter', w.dead, 'Messages that became dead letters'),

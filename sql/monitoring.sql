@@ -265,7 +265,7 @@ as $$
     select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
            w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
            w.started_at, w.last_cycle_at, v.verdict, v.reasons, b.owed, b.scheduled, b.failing, b.oldest_failing,
-           w.reused_ids
+           jetstream.worker_reused_ids()
     from jetstream.worker_status() w
     cross join jetstream.verdict() v
     cross join (select max(greatest(k.waiting, k.oldest_failing)) as lag, coalesce(sum(k.owed), 0)::bigint as owed,

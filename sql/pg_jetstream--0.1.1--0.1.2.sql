@@ -94,9 +94,7 @@ drop index jetstream.outbox_key;
 create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
 create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
 -- They have more columns.
-drop view jetstream.nats_recent_failures;
 drop function if exists jetstream.status();
-drop function if exists jetstream.worker_status();
 
 -- References between tables become triggers, which come from sql/references.sql below.
 alter table jetstream.streams drop constraint streams_connection_fkey;
@@ -150,37 +148,19 @@ IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'check_headers_wrapper';
 
+create or replace function jetstream."worker_reused_ids"() RETURNS bigint /* i64 */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'reload_worker_wrapper';
+update pg_catalog.pg_proc set prosrc = 'worker_reused_ids_wrapper'
+where pronamespace = 'jetstream'::pg_catalog.regnamespace and proname = 'worker_reused_ids' and prosrc = 'reload_worker_wrapper';
+
 create or replace function jetstream."worker_role"() RETURNS TEXT /* Option < String > */
 STRICT VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'reload_worker_wrapper';
 update pg_catalog.pg_proc set prosrc = 'worker_role_wrapper'
 where pronamespace = 'jetstream'::pg_catalog.regnamespace and proname = 'worker_role' and prosrc = 'reload_worker_wrapper';
-
-create or replace function jetstream."worker_status"() RETURNS TABLE (
-	"worker" TEXT,  /* String */
-	"pid" INT,  /* Option < i32 > */
-	"state" TEXT,  /* String */
-	"connections" jsonb,  /* JsonB */
-	"in_flight" INT,  /* i32 */
-	"in_flight_bytes" bigint,  /* i64 */
-	"claimed" bigint,  /* i64 */
-	"stored" bigint,  /* i64 */
-	"duplicates" bigint,  /* i64 */
-	"reused_ids" bigint,  /* i64 */
-	"retried" bigint,  /* i64 */
-	"dead" bigint,  /* i64 */
-	"latency" jsonb,  /* JsonB */
-	"held_keys" INT,  /* i32 */
-	"cycles" bigint,  /* i64 */
-	"last_error" TEXT,  /* Option < String > */
-	"last_error_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"last_cycle_at" timestamp with time zone  /* Option < TimestampWithTimeZone > */
-)
-STRICT VOLATILE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'worker_status_wrapper';
 
 comment on column jetstream.connections.reconnect_delay_ms is 'First delay between attempts to connect, milliseconds; doubles up to 1400, a longer one stays as it is';
 
@@ -304,60 +284,6 @@ end
 $$;
 
 comment on function jetstream.connections_before_write() is 'Refuses a connection that cannot work, keeps connections.updated_at, and lets a restored "default" row replace the untouched one';
-
-comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes without white space at the ends, random by default';
-
-comment on column jetstream.outbox.due_at is 'When it was due for the first time; set by the worker as soon as deliver_at says something else, null until then';
-
-comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key, and whether a key has a failing one';
-
-comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
-
-comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
-
-comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
-
-create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '500ms'
-as $$
-declare
-    today date := (now() at time zone 'UTC')::date;
-    day date;
-    partition text;
-    changed integer := 0;
-begin
-    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
-        partition := 'history_' || to_char(day, 'YYYYMMDD');
-        continue when to_regclass('jetstream.' || partition) is not null;
-        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
-        execute format('alter table jetstream.%I replica identity full', partition);
-        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
-            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
-        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
-        changed := changed + 1;
-    end loop;
-    begin
-        for partition in
-            select c.relname
-            from pg_inherits i join pg_class c on c.oid = i.inhrelid
-            where i.inhparent = 'jetstream.history'::regclass
-              and c.relname ~ '^history_[0-9]{8}$'
-              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
-        loop
-            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
-            execute format('drop table jetstream.%I', partition);
-            changed := changed + 1;
-        end loop;
-    exception when lock_not_available then
-        -- A reader holds the oldest day; the next round drops it.
-        null;
-    end;
-    return changed;
-end
-$$;
 
 create or replace function jetstream.check_stream_name(name text) returns boolean
 language plpgsql immutable
@@ -572,6 +498,792 @@ comment on function jetstream.create_stream(text, text[], text, text, text, bigi
     interval, boolean, boolean, text, text) is
     'Asks for a stream, or for a change of it, once the transaction commits; returns streams.id. Of a stream asked for before, what is left out (null) stays as it is. See streams.synced_at and sync_error for the result
 Arguments as the columns of jetstream.streams';
+
+comment on column jetstream.outbox.message_id is 'Nats-Msg-Id by which JetStream drops duplicates; 1 to 255 bytes without white space at the ends, random by default';
+
+comment on column jetstream.outbox.due_at is 'When it was due for the first time; set by the worker as soon as deliver_at says something else, null until then';
+
+comment on index jetstream.outbox_key is 'Claim of the messages that waited behind a failing one of their key, and whether a key has a failing one';
+
+comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
+
+comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
+
+comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
+
+create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '500ms'
+as $$
+declare
+    today date := (now() at time zone 'UTC')::date;
+    day date;
+    partition text;
+    changed integer := 0;
+begin
+    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
+        partition := 'history_' || to_char(day, 'YYYYMMDD');
+        continue when to_regclass('jetstream.' || partition) is not null;
+        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
+        execute format('alter table jetstream.%I replica identity full', partition);
+        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
+            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
+        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
+        changed := changed + 1;
+    end loop;
+    begin
+        for partition in
+            select c.relname
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = 'jetstream.history'::regclass
+              and c.relname ~ '^history_[0-9]{8}$'
+              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
+        loop
+            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
+            execute format('drop table jetstream.%I', partition);
+            changed := changed + 1;
+        end loop;
+    exception when lock_not_available then
+        -- A reader holds the oldest day; the next round drops it.
+        null;
+    end;
+    return changed;
+end
+$$;
+
+comment on column jetstream.capture_queue.salt is 'Random, for the message ids, and the same for all changes of a statement: 12 digits; behind it the cluster that wrote it, system identifier and timeline in hexadecimal';
+
+comment on column jetstream.capture_relations.shape is 'Its definition as a digest: see capture_shape';
+
+comment on column jetstream.capture_relations.partitions is 'Its partitions';
+
+create or replace view jetstream.captures as
+select t.tgrelid::regclass as "table",
+       array_agg(o.operation order by t.tgname) as operations,
+       (a.argument ->> 'prefix') || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname)
+           || '.*' as subjects,
+       a.argument ->> 'format' as format,
+       (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'columns', 'null'))
+           with ordinality as x (e, i)) as columns,
+       a.argument ->> 'condition' as condition,
+       case when a.argument -> 'key' <> 'null' then array(
+           select e ->> 0 from jsonb_array_elements(a.argument -> 'key') with ordinality as x (e, i) order by i) end as key,
+       a.argument ->> 'connection' as connection,
+       (a.argument ->> 'transactions')::boolean as transactions,
+       bool_and(t.tgenabled <> 'D') as enabled,
+       a.argument ->> 'stream' as stream
+from pg_trigger t
+join pg_class c on c.oid = t.tgrelid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select jetstream.capture_argument(t.tgargs) as argument) a
+cross join lateral (select substr(t.tgname, 19) as operation) o
+where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and not (a.argument ->> 'partition')::boolean
+group by t.tgrelid, n.nspname, c.relname, a.argument;
+
+comment on column jetstream.captures.stream is 'Stream that was asked for by name; null: one that takes the subjects, else {prefix}_replication';
+
+create or replace function jetstream.capture_is_root(relation oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(bool_or(not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean), false) from pg_trigger t
+    where t.tgrelid = capture_is_root.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
+$$;
+
+comment on function jetstream.capture_is_root(oid) is 'Whether a table is captured itself, and not only a table that it is a partition of';
+
+create or replace function jetstream.capture_enable(root regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    trigger name;
+begin
+    for relation, trigger in
+        select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
+        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and t.tgenabled = 'D'
+          and t.tgrelid = any (root::oid || jetstream.capture_partitions(root))
+    loop
+        execute pg_catalog.format('alter table %s enable trigger %I', relation, trigger);
+    end loop;
+end
+$$;
+
+create or replace function jetstream.capture_check_connection(connection text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if connection is null or not jetstream.connection_exists(connection) then
+        raise exception 'connection "%" does not exist', connection
+            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
+    end if;
+end
+$$;
+
+comment on function jetstream.capture_check_connection(text) is 'Raises an ERROR if there is no connection of this name';
+
+create or replace function jetstream.capture_check_options(operations text[], subject_prefix text, format text, connection text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if operations is null or cardinality(operations) = 0
+        or not operations <@ '{insert,update,delete,truncate}' or array_position(operations, null) is not null then
+        raise exception 'operations % are not of insert, update, delete and truncate', operations
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if format is null or format not in ('pgoutput', 'row', 'debezium', 'cloudevents') then
+        raise exception 'format "%" is not known', format
+            using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
+    end if;
+    perform jetstream.check_subject(subject_prefix || '.s.t.relation');
+    if subject_prefix is null then
+        raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
+    end if;
+    perform jetstream.capture_check_connection(connection);
+end
+$$;
+
+create or replace function jetstream.capture(
+    "table" regclass,
+    operations text[] default '{insert,update,delete,truncate}',
+    subject_prefix text default 'postgres',
+    format text default 'pgoutput',
+    columns text[] default null,
+    condition text default null,
+    key text[] default null,
+    connection text default 'default',
+    transactions boolean default false,
+    stream text default null
+) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    relation regclass := "table";
+    kind "char";
+    partition boolean;
+    schema oid;
+    argument jsonb;
+    above regclass;
+    subjects text;
+begin
+    select c.relkind, c.relispartition, c.relnamespace into kind, partition, schema from pg_class c where c.oid = relation;
+    if kind is null or kind not in ('r', 'p') then
+        raise exception 'cannot capture %: it is no table', relation
+            using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
+    end if;
+    perform jetstream.capture_must_own(relation);
+    if schema = 'jetstream'::regnamespace then
+        raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
+    end if;
+    select p.relid into above from pg_partition_ancestors(relation) as p (relid)
+    where p.relid <> relation and jetstream.capture_is_root(p.relid);
+    if found then
+        raise exception 'cannot capture %: it is a partition of %, which is captured', relation, above
+            using errcode = 'object_in_use', hint = 'Its changes appear under that table.';
+    end if;
+    if partition then
+        raise exception 'cannot capture %: it is a partition of %', relation, (
+                select i.inhparent::regclass from pg_inherits i where i.inhrelid = relation)
+            using errcode = 'wrong_object_type',
+                hint = 'Capture the table it is a partition of: what is written through that does not fire triggers of partitions.';
+    end if;
+    select subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname) || '.'
+    into subjects
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
+    perform jetstream.check_subject(subjects || 'relation');
+    perform jetstream.capture_check_options(operations, subject_prefix, format, connection);
+    if columns is not null and cardinality(columns) = 0 then
+        raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
+    end if;
+    argument := jsonb_build_object('columns', jetstream.capture_columns(relation, columns),
+        'key', jetstream.capture_columns(relation, key), 'table', relation::oid::bigint, 'format', format, 'prefix', subject_prefix,
+        'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false, 'stream', stream);
+    perform jetstream.capture_check_condition(relation, condition);
+    perform jetstream.capture_enable(relation);
+    perform jetstream.capture_triggers(relation, operations, argument);
+    perform jetstream.capture_stream(relation);
+    if kind = 'p' then
+        perform jetstream.capture_members(relation);
+    end if;
+    return subjects || '*';
+end
+$$;
+
+comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean, text) is
+    'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how
+subject_prefix: First tokens of the subject
+Arguments as the columns of jetstream.captures';
+
+create or replace function jetstream.capture_remove(relation regclass) returns integer
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    partition regclass;
+    dropped integer := 0;
+begin
+    -- Partitions have triggers of their own, for statements that name them.
+    for partition in
+        select p.relid from pg_catalog.pg_partition_tree(relation) p where p.level > 0
+        union all select relation
+    loop
+        dropped := dropped + jetstream.capture_drop_triggers(partition);
+    end loop;
+    perform jetstream.capture_watch();
+    return dropped;
+end
+$$;
+
+create or replace function jetstream.capture_stream(relation regclass) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    argument jsonb := (
+        select jetstream.capture_argument(t.tgargs) from pg_catalog.pg_trigger t
+        where t.tgrelid = relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure limit 1);
+    prefix text := argument ->> 'prefix';
+    connection text := argument ->> 'connection';
+    asked text := argument ->> 'stream';
+    -- What a subject may hold and the name of a stream may not.
+    token text := pg_catalog.replace(pg_catalog.replace(jetstream.subject_token(prefix), '/', '%2F'), '\', '%5C');
+    stream text := coalesce(asked, pg_catalog.replace(token, '%2E', '_') || '_replication');
+    subjects text[];
+begin
+    if prefix is null or (argument ->> 'partition')::boolean then
+        return;
+    end if;
+    select array[s.subject || 'insert', s.subject || 'relation']
+           || case when (argument ->> 'transactions')::boolean then array[prefix || '.transactions.begin.event'] else '{}' end
+    into subjects
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (select prefix || '.' || jetstream.subject_token(n.nspname) || '.'
+                               || jetstream.subject_token(c.relname) || '.' as subject) s
+    where c.oid = relation;
+    if not exists (
+            select from pg_catalog.unnest(subjects) as o (subject) where not exists (
+                select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
+                where s.connection = connection and (asked is null or s.name = asked)
+                  and jetstream.subject_matches(o.subject, p))) then
+        return;
+    end if;
+    -- That of another prefix, such as x.y and x_y.
+    if asked is null and exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
+        stream := pg_catalog.replace(token, '_', '%5F') || '_replication';
+    end if;
+    if exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
+        raise exception 'stream "%" does not take %.>', stream, prefix
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give jetstream.capture the name of another stream, or add the subject to jetstream.streams.';
+    end if;
+    -- One stream of a prefix for all: what does not fit takes the oldest away. One that exists is used as it is.
+    insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description, accept_other)
+    values (stream, connection, array[prefix || '.>'], 1000000, 1073741824, 'Table changes captured by pg_jetstream',
+            asked is null);
+end
+$$;
+
+comment on function jetstream.capture_stream(regclass) is
+    'Asks for the stream that a capture names, else for {prefix}_replication, unless one in jetstream.streams takes the subjects';
+
+create or replace function jetstream.capture_as(relation regclass, options jsonb) returns text
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select jetstream.capture(relation,
+        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
+        options ->> 'format', connection => options ->> 'connection',
+        transactions => (options ->> 'transactions')::boolean, stream => options ->> 'stream')
+$$;
+
+comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
+relation: The table
+options: What capture_schema was given: operations, prefix, format, connection, transactions, stream';
+
+create or replace function jetstream.capture_may_restore() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c
+    where c.oid = 'jetstream.capture_schemas'::regclass
+$$;
+
+comment on function jetstream.capture_may_restore() is
+    'Whether the current user may add a schema or a connection later than what names it, as a restore does: it has the rights of the extension''s owner';
+
+create or replace function jetstream.capture_schemas_check() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        -- One that is gone has no owner.
+        perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = old.schema;
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = new.schema;
+    if not found and not jetstream.capture_may_restore() then
+        raise exception 'schema "%" does not exist', new.schema using errcode = 'invalid_schema_name';
+    end if;
+    if tg_op = 'INSERT' or new.options <> old.options then
+        perform jetstream.capture_check_options(
+            array(select pg_catalog.jsonb_array_elements_text(new.options -> 'operations')), new.options ->> 'prefix',
+            new.options ->> 'format', case when not jetstream.capture_may_restore() then new.options ->> 'connection'
+                                           else 'default' end);
+        perform (new.options ->> 'transactions')::boolean;
+    end if;
+    return new;
+end
+$$;
+
+create or replace function jetstream.capture_new_table(relation regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    options jsonb;
+    schema name;
+    owned boolean;
+begin
+    -- Schema public has the role pg_database_owner for its owner from PostgreSQL 15 on.
+    select s.options, s.schema, pg_catalog.pg_has_role(case r.rolname when 'pg_database_owner' then d.datdba else r.oid end,
+                                                       c.relowner, 'USAGE')
+    into options, schema, owned
+    from jetstream.capture_schemas s
+    join pg_catalog.pg_namespace n on n.nspname = s.schema
+    join pg_catalog.pg_roles r on r.oid = n.nspowner
+    join pg_catalog.pg_class c on c.relnamespace = n.oid
+    join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
+    where c.oid = relation and not c.relispartition;
+    if owned then
+        perform jetstream.capture_as(relation, options);
+    elsif found then
+        raise warning 'table % is not captured: the owner of schema "%" does not have the rights of its owner', relation, schema
+            using errcode = 'insufficient_privilege', hint = 'The table''s owner can capture it with jetstream.capture.';
+    end if;
+end
+$$;
+
+create or replace function jetstream.capture_schema(
+    schema regnamespace,
+    operations text[] default '{insert,update,delete,truncate}',
+    subject_prefix text default 'postgres',
+    format text default 'pgoutput',
+    connection text default 'default',
+    transactions boolean default false,
+    stream text default null
+) returns setof text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
+        'connection', connection, 'transactions', transactions, 'stream', stream);
+begin
+    perform jetstream.capture_must_own_schema(capture_schema.schema);
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
+    loop
+        return next jetstream.capture_as(relation, options);
+    end loop;
+    insert into jetstream.capture_schemas as s (schema, options)
+    select n.nspname, options
+    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
+    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
+end
+$$;
+
+comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text) is
+    'Captures all tables of a schema, and those that are created in it later; returns their subjects
+schema: The schema
+subject_prefix: First tokens of the subject
+Arguments as the columns of jetstream.captures';
+
+create or replace function jetstream.uncapture_schema(schema regnamespace) returns integer
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    relation regclass;
+    ended integer := 0;
+begin
+    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace = uncapture_schema.schema and c.relkind in ('r', 'p') and jetstream.capture_is_root(c.oid)
+    loop
+        perform jetstream.uncapture(relation);
+        ended := ended + 1;
+    end loop;
+    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
+    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
+    return ended;
+end
+$$;
+
+create or replace view jetstream.outbox_summary as
+select connection, subject,
+       count(*) filter (where attempts > 0 or deliver_at is null or deliver_at <= now()) as owed,
+       count(*) filter (where attempts > 0) as failing,
+       min(created_at) as oldest,
+       min(deliver_at) as next_attempt,
+       max(last_error) as last_error,
+       count(*) filter (where attempts = 0 and deliver_at > now()) as scheduled
+from jetstream.outbox
+group by connection, subject
+union all
+-- Of a transaction's begin and commit, and of changes.
+select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
+           else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
+       sum(q.changes), 0, min(q.at), null, null, 0
+from (select c.connection, c.changes, c.at,
+             -- In this order, or by name, as 0.1.0 stored it.
+             coalesce(h.head ->> 1, h.head ->> 'prefix') as prefix,
+             coalesce(h.head ->> 2, h.head ->> 'schema') as schema,
+             coalesce(h.head ->> 3, h.head ->> 'table') as "table",
+             get_byte(substring(c.body for 1), 0) in (ascii('B'), ascii('C'), ascii('b'), ascii('c')) as boundary
+      from jetstream.capture_queue c
+      cross join lateral (select c.head::jsonb as head) h) q
+group by 1, 2;
+
+comment on view jetstream.outbox_summary is
+    'Pending messages, by connection and subject; captured changes that are no messages yet too';
+
+comment on column jetstream.outbox_summary.owed is 'Pending messages that are due or failing';
+
+comment on column jetstream.outbox_summary.scheduled is 'Pending messages that are not due yet, as their producer asked; not among owed';
+
+create or replace view jetstream.publish_summary as
+select connection, subject,
+       count(*) as total,
+       count(*) filter (where success) as successful,
+       count(*) filter (where not success) as failed,
+       count(*) filter (where duplicate) as duplicates,
+       round(100.0 * count(*) filter (where success) / count(*), 2) as success_rate_pct,
+       round(avg(latency_ms)::numeric, 3) as avg_latency_ms,
+       max(published_at) as last_published_at,
+       count(*) filter (where success and error is not null) as reused_ids
+from jetstream.history
+group by connection, subject;
+
+comment on column jetstream.publish_summary.reused_ids is 'Of the duplicates, those the stream had from another message with the same id';
+
+create or replace function jetstream.backlog(connection text) returns table (
+    owed bigint, scheduled bigint, failing bigint, captured bigint, waiting interval, oldest_failing interval
+)
+language sql volatile security definer rows 1
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+    select d.n + l.n + f.n,
+           (select count(*) from (select from jetstream.outbox o
+                                  where o.connection = $1 and o.deliver_at > t.now and o.attempts = 0 limit 10000) s),
+           f.n,
+           q.n,
+           case when d.n + l.n + q.n > 0 then t.now - least(d.since, l.since, q.since, t.now) end,
+           case when f.n > 0 then t.now - least(f.since, t.now) end
+    from (select clock_timestamp() as now) t
+    -- At once.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
+              where k.connection = $1 and k.deliver_at is null and k.attempts = 0
+              order by k.connection, k.deliver_at, k.id limit 10000) o) d
+    -- Their time has come.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.deliver_at) as since, k.attempts from jetstream.outbox k
+              where k.connection = $1 and k.deliver_at <= t.now
+              order by k.connection, k.deliver_at limit 10000) o
+        where o.attempts = 0) l
+    -- However often they have been tried, and whenever the next time is.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
+              where k.connection = $1 and k.attempts > 0 order by k.connection, k.due_at limit 10000) o) f
+    cross join lateral (
+        select count(*) as n, min(o.at) as since
+        from (select k.at from jetstream.capture_queue k where k.connection = $1 order by k.txid limit 1000) o) q
+$$;
+
+comment on function jetstream.backlog(text) is 'What is pending for one connection, counted up to 10000 each; use status() or health()
+connection: connections.name
+owed: Messages that are due or failing
+scheduled: Messages that are not due yet, as their producer asked
+failing: Messages that have failed at least once
+captured: Rows of captured changes that are no messages yet, counted up to 1000
+waiting: How long the oldest one has been due that has not failed; null if there is none
+oldest_failing: How long the oldest failing one has been due; null if there is none';
+
+create or replace function jetstream.outbox_lag(connection text default null) returns interval
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    select max(greatest(b.waiting, b.oldest_failing))
+    from jetstream.connections c cross join lateral jetstream.backlog(c.name) b
+    where $1 is null or c.name = $1;
+$$;
+
+comment on function jetstream.outbox_lag(text) is 'Age of the oldest message that is due, failing ones included, or captured change, of one connection or of all; null if there is none
+connection: connections.name; null: all';
+
+create or replace function jetstream.verdict(connection text default null) returns table (verdict text, reasons jsonb)
+language sql volatile security definer rows 1
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    with worker as materialized (
+        select w.pid, w.last_error, w.connections from jetstream.worker_status() w
+    ), links as materialized (
+        select c.name, c.enabled, coalesce(l.value ->> 'state', 'unknown') as state, l.value ->> 'detail' as detail
+        from jetstream.connections c
+        cross join worker w
+        left join lateral jsonb_array_elements(w.connections) l on l.value ->> 'name' = c.name
+        where $1 is null or c.name = $1
+    ), found (number, level, connection, reason, next_step) as (
+        select 1, 'down', null::text, 'no worker runs: ' || coalesce(nullif(w.last_error, ''), 'see the server''s log'),
+               case when pg_is_in_recovery() then 'None: publishing starts when the server is promoted.'
+                    else 'Fix the cause; the worker then starts within seconds. The server''s log has the details.' end
+        from worker w where w.pid is null
+        union all
+        select 2, 'down', null, format('publishing is paused since %s by %s', p.paused_at, p.paused_by),
+               'Call jetstream.resume().'
+        from jetstream.control p
+        union all
+        select 3, 'down', $1, case when $1 is null then 'no connection is enabled' else format('connection "%s" is disabled', $1) end,
+               'Set enabled in jetstream.connections.'
+        where not exists (select from links l where l.enabled)
+        union all
+        select 4, case when exists (select from links k where k.enabled and k.state = 'connected') then 'degraded' else 'down' end,
+               l.name, format('connection "%s" is %s', l.name, l.state) || coalesce(': ' || nullif(l.detail, ''), ''),
+               case l.state
+                   when 'failed' then format('Fix the cause, then call jetstream.reload(%L).', l.name)
+                   when 'unknown' then 'Wait a second: the worker has not read this connection yet.'
+                   else format('Fix the cause; the worker keeps trying, and jetstream.reload(%L) makes it try immediately.', l.name)
+               end
+        from links l cross join worker w
+        where w.pid is not null and l.enabled and l.state <> 'connected'
+        union all
+        select 5, 'degraded', s.connection, format('stream "%s" is not as asked: %s', s.name, s.sync_error),
+               'Correct the row in jetstream.streams or the stream on the server.'
+        from jetstream.streams s join links l on l.name = s.connection
+        where s.sync_error is not null
+        union all
+        select 6, 'degraded', l.name,
+               format('%s%s messages to connection "%s" fail, the oldest is due since %s ago', case when b.failing >= 10000 then 'at least ' end,
+                      b.failing, l.name, date_trunc('second', b.oldest_failing))
+                   || coalesce(': ' || nullif(f.last_error, ''), ''),
+               'See jetstream.recent_failures. Only messages of the same keys wait. Fix the cause, then call jetstream.retry().'
+        from links l
+        cross join lateral jetstream.backlog(l.name) b
+        left join lateral (select o.last_error from jetstream.outbox o where o.connection = l.name and o.attempts > 0
+                           order by o.due_at limit 1) f on true
+        where b.failing > 0
+        union all
+        select 7, 'degraded', l.name,
+               format('the oldest message to connection "%s" has waited for %s', l.name, date_trunc('second', b.waiting)),
+               'More is inserted than is published, or the worker waits for a lock: see jetstream.status() and pg_stat_activity.'
+        from links l cross join lateral jetstream.backlog(l.name) b
+        where l.state = 'connected' and b.waiting > interval '1 minute'
+    )
+    select case when bool_or(f.level = 'down') then 'down' when count(*) > 0 then 'degraded' else 'healthy' end,
+           coalesce(jsonb_agg(jsonb_build_object('level', f.level, 'connection', f.connection, 'reason', f.reason,
+                                                 'next_step', f.next_step) order by f.number, f.connection), '[]')
+    from found f
+$$;
+
+comment on function jetstream.verdict(text) is 'Whether all (healthy), some (degraded) or none (down) of the work can proceed, and why not
+connection: connections.name; null: all
+verdict: healthy, degraded or down
+reasons: Array of objects with level, connection (null: all), reason and next_step; empty if healthy';
+
+create or replace function jetstream.status() returns table (
+    worker text,
+    pid integer,
+    role text,
+    state text,
+    connections jsonb,
+    in_flight integer,
+    in_flight_bytes bigint,
+    lag interval,
+    claimed bigint,
+    stored bigint,
+    duplicates bigint,
+    retried bigint,
+    dead bigint,
+    held_keys integer,
+    cycles bigint,
+    last_error text,
+    last_error_at timestamptz,
+    started_at timestamptz,
+    last_cycle_at timestamptz,
+    verdict text,
+    reasons jsonb,
+    owed bigint,
+    scheduled bigint,
+    failing bigint,
+    oldest_failing interval,
+    reused_ids bigint
+)
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
+           w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
+           w.started_at, w.last_cycle_at, v.verdict, v.reasons, b.owed, b.scheduled, b.failing, b.oldest_failing,
+           jetstream.worker_reused_ids()
+    from jetstream.worker_status() w
+    cross join jetstream.verdict() v
+    cross join (select max(greatest(k.waiting, k.oldest_failing)) as lag, coalesce(sum(k.owed), 0)::bigint as owed,
+                       coalesce(sum(k.scheduled), 0)::bigint as scheduled, coalesce(sum(k.failing), 0)::bigint as failing,
+                       max(k.oldest_failing) as oldest_failing
+                from jetstream.connections c cross join lateral jetstream.backlog(c.name) k) b;
+$$;
+
+comment on function jetstream.status() is
+    'The worker of this database: whether all is well, what it does, its connections, what is pending, counters since it started, and its last error
+worker: Database it serves
+pid: Its process; null if none runs
+role: Role whose rights it has (pg_jetstream.role); null while it has not begun
+state: What it does, in a word or two; "not running", with the reason in last_error
+connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
+in_flight: Messages claimed and not settled
+in_flight_bytes: Their bytes
+lag: Age of the oldest message that is due, failing ones included; null if there is none
+claimed: Messages claimed since it started
+stored: Messages acknowledged since it started, duplicates included
+duplicates: Of these, those the stream had already
+retried: Failed attempts since it started that are followed by another
+dead: Messages that became dead letters since it started
+held_keys: Keys in the worker''s memory that wait for a failing message, or have many waiting
+cycles: Transactions since it started
+last_error: Last failure of any kind, or why no worker runs
+last_error_at: When that was
+started_at: When the worker started
+last_cycle_at: When its last transaction was
+verdict: healthy, degraded or down: all, some or none of the work can proceed
+reasons: Why it is not healthy: array of objects with level, connection, reason and next_step
+owed: Pending messages that are due or failing; counted up to 10000 for each connection and kind
+scheduled: Pending messages that are not due yet, as their producer asked; counted like owed
+failing: Of those owed, those that have failed at least once
+oldest_failing: How long the oldest failing message has been due; null if none fails
+reused_ids: Of the duplicates, those the stream had from another message with the same id';
+
+create or replace function jetstream.health(connection text default null) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+declare
+    w record;
+    v record;
+    b record;
+    l record;
+begin
+    if health.connection is not null
+        and not exists (select from jetstream.connections k where k.name = health.connection) then
+        raise exception 'connection "%" does not exist', health.connection
+            using errcode = 'undefined_object', hint = 'See jetstream.connections.';
+    end if;
+    select s.* into w from jetstream.worker_status() s;
+    select x.* into v from jetstream.verdict(health.connection) x;
+    select coalesce(sum(k.owed), 0) as owed, coalesce(sum(k.captured), 0) as captured, coalesce(sum(k.scheduled), 0) as scheduled, coalesce(sum(k.failing), 0) as failing,
+           max(greatest(k.waiting, k.oldest_failing)) as lag, max(k.oldest_failing) as oldest_failing
+        into b
+        from jetstream.connections c cross join lateral jetstream.backlog(c.name) k
+        where health.connection is null or c.name = health.connection;
+    -- Of several, the one that is worst off: a connection that is not enabled counts only if it is asked about.
+    select s.state, s.detail, s.connected into l
+        from (select coalesce(k.value ->> 'state', case when c.enabled then 'unknown' else 'disabled' end) as state,
+                     k.value ->> 'detail' as detail, coalesce(k.value ->> 'state' = 'connected', false) as connected,
+                     c.enabled, c.name
+              from jetstream.connections c
+              left join lateral jsonb_array_elements(w.connections) k on k.value ->> 'name' = c.name
+              where health.connection is null or c.name = health.connection) s
+        order by s.enabled desc, s.connected, s.name limit 1;
+    return jsonb_build_object(
+        'connection', health.connection,
+        'verdict', v.verdict,
+        'healthy', v.verdict = 'healthy',
+        'reasons', v.reasons,
+        'connected', coalesce(l.connected, false),
+        'connection_state', l.state,
+        'detail', l.detail,
+        'worker_pid', w.pid,
+        'worker_state', w.state,
+        'owed', b.owed + b.captured > 0,
+        'owed_messages', b.owed,
+        'scheduled', b.scheduled,
+        'failing', b.failing,
+        'lag_seconds', round(extract(epoch from b.lag)::numeric, 3),
+        'oldest_failing_seconds', round(extract(epoch from b.oldest_failing)::numeric, 3),
+        'in_flight', w.in_flight,
+        'dead_letters', (select count(*) from jetstream.dead_letters d
+                         where health.connection is null or d.connection = health.connection),
+        'stream_errors', coalesce((select jsonb_object_agg(s.name, s.sync_error) from jetstream.streams s
+                          where (health.connection is null or s.connection = health.connection)
+                              and s.sync_error is not null), '{}'::jsonb),
+        'last_error', case
+            when health.connection is null or w.pid is null then w.last_error
+            when not l.connected then nullif(l.detail, '')
+            else coalesce(
+                (select s.sync_error from jetstream.streams s
+                 where s.connection = health.connection and s.sync_error is not null order by s.name limit 1),
+                (select e.error
+                 from ((select o.failed_at as at, o.last_error as error
+                        from (select k.failed_at, k.last_error from jetstream.outbox k
+                              where k.connection = health.connection and k.attempts > 0 limit 1000) o
+                        order by o.failed_at desc nulls last limit 1)
+                       union all
+                       (select d.died_at, d.reason
+                        from (select k.died_at, k.reason from jetstream.dead_letters k
+                              where k.connection = health.connection limit 1000) d
+                        order by d.died_at desc limit 1)) e
+                 order by e.at desc nulls last limit 1))
+        end);
+end
+$$;
+
+comment on function jetstream.health(text) is 'The verdict on one connection, or (null) on all, as the worker sees it, with what is pending for it
+verdict is healthy, degraded or down; healthy is true for the first of them, and reasons says why for the others, with a next step
+each; last_error is that of the connection; in_flight is that of all connections
+connection: connections.name; null: all';
+
+create or replace function jetstream.retry(subject_pattern text default '>', connection text default null) returns bigint
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with due as (
+        update jetstream.outbox o set deliver_at = clock_timestamp()
+        from (select f.id from jetstream.outbox f
+              where f.attempts > 0 and f.deliver_at > clock_timestamp()
+                  and ($2 is null or f.connection = $2) and ($1 is null or jetstream.subject_matches(f.subject, $1))
+              for update skip locked) f
+        where o.id = f.id
+        returning 1
+    )
+    select count(*) from due
+$$;
+
+comment on function jetstream.retry(text, text) is 'Makes failing messages due immediately, to be called when the cause is fixed; returns how many
+subject_pattern: Only messages whose subject it matches, with the wildcards * and > of NATS
+connection: connections.name; null: all';
 
 create or replace function jetstream.check_webhook_url(url text) returns boolean
 language plpgsql immutable strict parallel safe
@@ -892,1101 +1604,6 @@ comment on function jetstream.triggers_switched(name, boolean) is
 table: A table of this schema
 enabled: Whether all its triggers were enabled just now, or disabled';
 
-create or replace function jetstream.consumers_before_write() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if new.stream is null or new.consumer is null or octet_length(new.stream) not between 1 and 255
-        or octet_length(new.consumer) not between 1 and 255 then
-        raise exception 'consumer "%" of stream "%" is not a valid name', left(new.consumer, 100), left(new.stream, 100)
-            using errcode = 'invalid_parameter_value', hint = 'Both names have 1 to 255 bytes.';
-    elsif least(new.delivered, new.acknowledged, new.redelivered, new.pending, new.timed) < 0 or new.processing_ms < 0
-        or new.avg_processing_ms < 0 then
-        raise exception 'a figure of consumer "%" is below zero', new.consumer
-            using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
-    end if;
-    if tg_op = 'UPDATE' then
-        new.updated_at := now();
-    end if;
-    if new.avg_processing_ms is not null and new.timed = 0
-        or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
-        new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;
-        new.processing_ms := coalesce(new.avg_processing_ms, 0) * new.timed;
-    end if;
-    new.avg_processing_ms := case when new.timed > 0 then round((new.processing_ms / new.timed)::numeric, 2) end;
-    return new;
-end
-$$;
-
-comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
-
-create or replace function jetstream.webhook_resolve(
-    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
-)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    header record;
-    rest text;
-    done text;
-    part text[];
-    secret text;
-begin
-    resolved := coalesce(webhook_resolve.headers, '{}');
-    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
-    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
-        select from jetstream.webhooks w
-        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
-    if elsewhere then
-        resolved := null;
-        return;
-    end if;
-    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
-                  where strpos(h.value::text, '{{secret:') > 0 loop
-        -- One pass from the left, so that what a secret holds is never taken for a reference.
-        rest := header.value;
-        done := '';
-        loop
-            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
-            exit when part is null;
-            select s.value into secret from jetstream.webhook_secrets s
-            where s.webhook = webhook_resolve.webhook and s.name = part[2];
-            if not found then
-                missing := part[2];
-                resolved := null;
-                return;
-            end if;
-            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
-            rest := part[3];
-        end loop;
-        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
-    end loop;
-end
-$$;
-
-comment on function jetstream.webhook_resolve(integer, jsonb, text) is
-    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
-
-create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    r record;
-begin
-    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
-    if r.elsewhere then
-        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
-                coalesce(webhook_headers.url, 'null')
-            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
-    end if;
-    if r.missing is not null then
-        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
-            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
-    end if;
-    return r.resolved;
-end
-$$;
-
-create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
-returns table (
-    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
-    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
-)
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-#variable_conflict use_column
-declare
-    c jetstream.webhook_calls;
-    r record;
-begin
-    if coalesce(btrim(webhook_claim.worker), '') = '' then
-        raise exception 'worker name is empty'
-            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
-    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
-        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
-    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
-        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
-    end if;
-    perform jetstream.webhook_reclaim();
-    for c in
-        with due as (
-            select k.id from jetstream.webhook_calls k
-            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
-            order by k.scheduled_at, k.id
-            limit webhook_claim.n
-            for update skip locked
-        ), claimed as (
-            update jetstream.webhook_calls k
-            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
-                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
-            from due d where k.id = d.id
-            returning k.*
-        )
-        select * from claimed k order by k.scheduled_at, k.id
-    loop
-        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
-        if r.elsewhere or r.missing is not null then
-            -- One call that cannot be made must not keep the others from the worker.
-            update jetstream.webhook_calls k
-            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
-                error = case when r.elsewhere
-                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
-                                'webhooks.url alone', c.webhook, left(c.url, 200))
-                    else format('secret "%s" does not exist', r.missing) end
-            where k.id = c.id;
-            continue;
-        end if;
-        return query
-            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
-                   c.max_attempts, c.lease_until
-            from jetstream.webhooks w where w.id = c.webhook;
-    end loop;
-end
-$$;
-
-create or replace function jetstream.webhook_dead_letter(
-    stream text,
-    sequence bigint,
-    message_id text,
-    subject text,
-    webhook integer,
-    worker text,
-    attempts integer,
-    reason text,
-    status integer default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
-        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
-            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
-    elsif octet_length($1) not between 1 and 255 then
-        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
-            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
-    end if;
-    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
-        status)
-    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
-    on conflict on constraint webhook_dead_letters_key do nothing;
-    return found;
-end
-$$;
-
-create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    at timestamptz := coalesce(new.published_at, now());
-begin
-    if new.subject is null or new.success is null then
-        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
-            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
-    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
-        raise exception 'the history has no day for published_at %', at
-            using errcode = 'invalid_parameter_value',
-                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
-    end if;
-    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
-        sequence, success, duplicate, error, latency_ms, attempts, connection)
-    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
-        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
-        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
-        coalesce(new.attempts, 1),
-        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
-    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
-    return new;
-end
-$$;
-
-create or replace function jetstream.rule_webhook_enable_nats(
-    p_webhook_id integer,
-    p_nats_subject text default null,
-    p_publish_mode text default null,
-    p_config_name text default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update jetstream.webhooks w
-    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
-        connection = coalesce(p_config_name, w.connection)
-    where w.id = p_webhook_id;
-    if not found then
-        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
-            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
-    end if;
-    return true;
-end
-$$;
-
-comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
-    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
-p_config_name: Configuration its messages go to
-Arguments as the columns of jetstream.rule_webhooks';
-
-create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
-returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
-
-create or replace function jetstream.rule_webhook_call_unified(
-    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
-) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
-
-create or replace function jetstream.rule_webhook_enqueue(
-    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
-) returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
-
-create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
-
-comment on column jetstream.capture_queue.salt is 'Random, for the message ids, and the same for all changes of a statement: 12 digits; behind it the cluster that wrote it, system identifier and timeline in hexadecimal';
-
-comment on column jetstream.capture_relations.shape is 'Its definition as a digest: see capture_shape';
-
-comment on column jetstream.capture_relations.partitions is 'Its partitions';
-
-create or replace view jetstream.captures as
-select t.tgrelid::regclass as "table",
-       array_agg(o.operation order by t.tgname) as operations,
-       (a.argument ->> 'prefix') || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname)
-           || '.*' as subjects,
-       a.argument ->> 'format' as format,
-       (select array_agg(e ->> 0 order by i) from jsonb_array_elements(nullif(a.argument -> 'columns', 'null'))
-           with ordinality as x (e, i)) as columns,
-       a.argument ->> 'condition' as condition,
-       case when a.argument -> 'key' <> 'null' then array(
-           select e ->> 0 from jsonb_array_elements(a.argument -> 'key') with ordinality as x (e, i) order by i) end as key,
-       a.argument ->> 'connection' as connection,
-       (a.argument ->> 'transactions')::boolean as transactions,
-       bool_and(t.tgenabled <> 'D') as enabled,
-       a.argument ->> 'stream' as stream
-from pg_trigger t
-join pg_class c on c.oid = t.tgrelid
-join pg_namespace n on n.oid = c.relnamespace
-cross join lateral (select jetstream.capture_argument(t.tgargs) as argument) a
-cross join lateral (select substr(t.tgname, 19) as operation) o
-where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and not (a.argument ->> 'partition')::boolean
-group by t.tgrelid, n.nspname, c.relname, a.argument;
-
-comment on column jetstream.captures.stream is 'Stream that was asked for by name; null: one that takes the subjects, else {prefix}_replication';
-
-create or replace function jetstream.capture_is_root(relation oid) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select coalesce(bool_or(not (jetstream.capture_argument(t.tgargs) ->> 'partition')::boolean), false) from pg_trigger t
-    where t.tgrelid = capture_is_root.relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure
-$$;
-
-comment on function jetstream.capture_is_root(oid) is 'Whether a table is captured itself, and not only a table that it is a partition of';
-
-create or replace function jetstream.capture_enable(root regclass) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    trigger name;
-begin
-    for relation, trigger in
-        select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
-        where t.tgfoid = 'jetstream.capture_changes()'::regprocedure and t.tgenabled = 'D'
-          and t.tgrelid = any (root::oid || jetstream.capture_partitions(root))
-    loop
-        execute pg_catalog.format('alter table %s enable trigger %I', relation, trigger);
-    end loop;
-end
-$$;
-
-create or replace function jetstream.capture_check_connection(connection text) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if connection is null or not jetstream.connection_exists(connection) then
-        raise exception 'connection "%" does not exist', connection
-            using errcode = 'foreign_key_violation', hint = 'Insert it into jetstream.connections first.';
-    end if;
-end
-$$;
-
-comment on function jetstream.capture_check_connection(text) is 'Raises an ERROR if there is no connection of this name';
-
-create or replace function jetstream.capture_check_options(operations text[], subject_prefix text, format text, connection text) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if operations is null or cardinality(operations) = 0
-        or not operations <@ '{insert,update,delete,truncate}' or array_position(operations, null) is not null then
-        raise exception 'operations % are not of insert, update, delete and truncate', operations
-            using errcode = 'invalid_parameter_value';
-    end if;
-    if format is null or format not in ('pgoutput', 'row', 'debezium', 'cloudevents') then
-        raise exception 'format "%" is not known', format
-            using errcode = 'invalid_parameter_value', hint = 'Use pgoutput, row, debezium or cloudevents.';
-    end if;
-    perform jetstream.check_subject(subject_prefix || '.s.t.relation');
-    if subject_prefix is null then
-        raise exception 'subject_prefix is null' using errcode = 'null_value_not_allowed';
-    end if;
-    perform jetstream.capture_check_connection(connection);
-end
-$$;
-
-create or replace function jetstream.capture(
-    "table" regclass,
-    operations text[] default '{insert,update,delete,truncate}',
-    subject_prefix text default 'postgres',
-    format text default 'pgoutput',
-    columns text[] default null,
-    condition text default null,
-    key text[] default null,
-    connection text default 'default',
-    transactions boolean default false,
-    stream text default null
-) returns text
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-    relation regclass := "table";
-    kind "char";
-    partition boolean;
-    schema oid;
-    argument jsonb;
-    above regclass;
-    subjects text;
-begin
-    select c.relkind, c.relispartition, c.relnamespace into kind, partition, schema from pg_class c where c.oid = relation;
-    if kind is null or kind not in ('r', 'p') then
-        raise exception 'cannot capture %: it is no table', relation
-            using errcode = 'wrong_object_type', hint = 'Capture ordinary and partitioned tables.';
-    end if;
-    perform jetstream.capture_must_own(relation);
-    if schema = 'jetstream'::regnamespace then
-        raise exception 'cannot capture %: it is a table of pg_jetstream', relation using errcode = 'wrong_object_type';
-    end if;
-    select p.relid into above from pg_partition_ancestors(relation) as p (relid)
-    where p.relid <> relation and jetstream.capture_is_root(p.relid);
-    if found then
-        raise exception 'cannot capture %: it is a partition of %, which is captured', relation, above
-            using errcode = 'object_in_use', hint = 'Its changes appear under that table.';
-    end if;
-    if partition then
-        raise exception 'cannot capture %: it is a partition of %', relation, (
-                select i.inhparent::regclass from pg_inherits i where i.inhrelid = relation)
-            using errcode = 'wrong_object_type',
-                hint = 'Capture the table it is a partition of: what is written through that does not fire triggers of partitions.';
-    end if;
-    select subject_prefix || '.' || jetstream.subject_token(n.nspname) || '.' || jetstream.subject_token(c.relname) || '.'
-    into subjects
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
-    perform jetstream.check_subject(subjects || 'relation');
-    perform jetstream.capture_check_options(operations, subject_prefix, format, connection);
-    if columns is not null and cardinality(columns) = 0 then
-        raise exception 'no columns to capture' using errcode = 'invalid_parameter_value', hint = 'Leave columns out for all.';
-    end if;
-    argument := jsonb_build_object('columns', jetstream.capture_columns(relation, columns),
-        'key', jetstream.capture_columns(relation, key), 'table', relation::oid::bigint, 'format', format, 'prefix', subject_prefix,
-        'connection', connection, 'condition', condition, 'transactions', coalesce(transactions, false), 'partition', false, 'stream', stream);
-    perform jetstream.capture_check_condition(relation, condition);
-    perform jetstream.capture_enable(relation);
-    perform jetstream.capture_triggers(relation, operations, argument);
-    perform jetstream.capture_stream(relation);
-    if kind = 'p' then
-        perform jetstream.capture_members(relation);
-    end if;
-    return subjects || '*';
-end
-$$;
-
-comment on function jetstream.capture(regclass, text[], text, text, text[], text, text[], text, boolean, text) is
-    'Publishes a table''s changes from the end of this transaction on; returns their subjects. Called again, it changes how
-subject_prefix: First tokens of the subject
-Arguments as the columns of jetstream.captures';
-
-create or replace function jetstream.capture_remove(relation regclass) returns integer
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    partition regclass;
-    dropped integer := 0;
-begin
-    -- Partitions have triggers of their own, for statements that name them.
-    for partition in
-        select p.relid from pg_catalog.pg_partition_tree(relation) p where p.level > 0
-        union all select relation
-    loop
-        dropped := dropped + jetstream.capture_drop_triggers(partition);
-    end loop;
-    perform jetstream.capture_watch();
-    return dropped;
-end
-$$;
-
-create or replace function jetstream.capture_stream(relation regclass) returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-    argument jsonb := (
-        select jetstream.capture_argument(t.tgargs) from pg_catalog.pg_trigger t
-        where t.tgrelid = relation and t.tgfoid = 'jetstream.capture_changes()'::regprocedure limit 1);
-    prefix text := argument ->> 'prefix';
-    connection text := argument ->> 'connection';
-    asked text := argument ->> 'stream';
-    -- What a subject may hold and the name of a stream may not.
-    token text := pg_catalog.replace(pg_catalog.replace(jetstream.subject_token(prefix), '/', '%2F'), '\', '%5C');
-    stream text := coalesce(asked, pg_catalog.replace(token, '%2E', '_') || '_replication');
-    subjects text[];
-begin
-    if prefix is null or (argument ->> 'partition')::boolean then
-        return;
-    end if;
-    select array[s.subject || 'insert', s.subject || 'relation']
-           || case when (argument ->> 'transactions')::boolean then array[prefix || '.transactions.begin.event'] else '{}' end
-    into subjects
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    cross join lateral (select prefix || '.' || jetstream.subject_token(n.nspname) || '.'
-                               || jetstream.subject_token(c.relname) || '.' as subject) s
-    where c.oid = relation;
-    if not exists (
-            select from pg_catalog.unnest(subjects) as o (subject) where not exists (
-                select from jetstream.streams s, pg_catalog.unnest(s.subjects) p
-                where s.connection = connection and (asked is null or s.name = asked)
-                  and jetstream.subject_matches(o.subject, p))) then
-        return;
-    end if;
-    -- That of another prefix, such as x.y and x_y.
-    if asked is null and exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
-        stream := pg_catalog.replace(token, '_', '%5F') || '_replication';
-    end if;
-    if exists (select from jetstream.streams s where s.connection = connection and s.name = stream) then
-        raise exception 'stream "%" does not take %.>', stream, prefix
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Give jetstream.capture the name of another stream, or add the subject to jetstream.streams.';
-    end if;
-    -- One stream of a prefix for all: what does not fit takes the oldest away. One that exists is used as it is.
-    insert into jetstream.streams (name, connection, subjects, max_messages, max_bytes, description, accept_other)
-    values (stream, connection, array[prefix || '.>'], 1000000, 1073741824, 'Table changes captured by pg_jetstream',
-            asked is null);
-end
-$$;
-
-comment on function jetstream.capture_stream(regclass) is
-    'Asks for the stream that a capture names, else for {prefix}_replication, unless one in jetstream.streams takes the subjects';
-
-create or replace view jetstream.outbox_summary as
-select connection, subject,
-       count(*) filter (where attempts > 0 or deliver_at is null or deliver_at <= now()) as owed,
-       count(*) filter (where attempts > 0) as failing,
-       min(created_at) as oldest,
-       min(deliver_at) as next_attempt,
-       max(last_error) as last_error,
-       count(*) filter (where attempts = 0 and deliver_at > now()) as scheduled
-from jetstream.outbox
-group by connection, subject
-union all
--- Of a transaction's begin and commit, and of changes.
-select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
-           else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
-       sum(q.changes), 0, min(q.at), null, null, 0
-from (select c.connection, c.changes, c.at,
-             -- In this order, or by name, as 0.1.0 stored it.
-             coalesce(h.head ->> 1, h.head ->> 'prefix') as prefix,
-             coalesce(h.head ->> 2, h.head ->> 'schema') as schema,
-             coalesce(h.head ->> 3, h.head ->> 'table') as "table",
-             get_byte(substring(c.body for 1), 0) in (ascii('B'), ascii('C'), ascii('b'), ascii('c')) as boundary
-      from jetstream.capture_queue c
-      cross join lateral (select c.head::jsonb as head) h) q
-group by 1, 2;
-
-comment on view jetstream.outbox_summary is
-    'Pending messages, by connection and subject; captured changes that are no messages yet too';
-
-comment on column jetstream.outbox_summary.owed is 'Pending messages that are due or failing';
-
-comment on column jetstream.outbox_summary.scheduled is 'Pending messages that are not due yet, as their producer asked; not among owed';
-
-create or replace view jetstream.publish_summary as
-select connection, subject,
-       count(*) as total,
-       count(*) filter (where success) as successful,
-       count(*) filter (where not success) as failed,
-       count(*) filter (where duplicate) as duplicates,
-       round(100.0 * count(*) filter (where success) / count(*), 2) as success_rate_pct,
-       round(avg(latency_ms)::numeric, 3) as avg_latency_ms,
-       max(published_at) as last_published_at,
-       count(*) filter (where success and error is not null) as reused_ids
-from jetstream.history
-group by connection, subject;
-
-comment on column jetstream.publish_summary.reused_ids is 'Of the duplicates, those the stream had from another message with the same id';
-
-create or replace function jetstream.backlog(connection text) returns table (
-    owed bigint, scheduled bigint, failing bigint, captured bigint, waiting interval, oldest_failing interval
-)
-language sql volatile security definer rows 1
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-    select d.n + l.n + f.n,
-           (select count(*) from (select from jetstream.outbox o
-                                  where o.connection = $1 and o.deliver_at > t.now and o.attempts = 0 limit 10000) s),
-           f.n,
-           q.n,
-           case when d.n + l.n + q.n > 0 then t.now - least(d.since, l.since, q.since, t.now) end,
-           case when f.n > 0 then t.now - least(f.since, t.now) end
-    from (select clock_timestamp() as now) t
-    -- At once.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
-              where k.connection = $1 and k.deliver_at is null and k.attempts = 0
-              order by k.connection, k.deliver_at, k.id limit 10000) o) d
-    -- Their time has come.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.deliver_at) as since, k.attempts from jetstream.outbox k
-              where k.connection = $1 and k.deliver_at <= t.now
-              order by k.connection, k.deliver_at limit 10000) o
-        where o.attempts = 0) l
-    -- However often they have been tried, and whenever the next time is.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
-              where k.connection = $1 and k.attempts > 0 order by k.connection, k.due_at limit 10000) o) f
-    cross join lateral (
-        select count(*) as n, min(o.at) as since
-        from (select k.at from jetstream.capture_queue k where k.connection = $1 order by k.txid limit 1000) o) q
-$$;
-
-comment on function jetstream.backlog(text) is 'What is pending for one connection, counted up to 10000 each; use status() or health()
-connection: connections.name
-owed: Messages that are due or failing
-scheduled: Messages that are not due yet, as their producer asked
-failing: Messages that have failed at least once
-captured: Rows of captured changes that are no messages yet, counted up to 1000
-waiting: How long the oldest one has been due that has not failed; null if there is none
-oldest_failing: How long the oldest failing one has been due; null if there is none';
-
-create or replace function jetstream.outbox_lag(connection text default null) returns interval
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    select max(greatest(b.waiting, b.oldest_failing))
-    from jetstream.connections c cross join lateral jetstream.backlog(c.name) b
-    where $1 is null or c.name = $1;
-$$;
-
-comment on function jetstream.outbox_lag(text) is 'Age of the oldest message that is due, failing ones included, or captured change, of one connection or of all; null if there is none
-connection: connections.name; null: all';
-
-create or replace function jetstream.verdict(connection text default null) returns table (verdict text, reasons jsonb)
-language sql volatile security definer rows 1
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    with worker as materialized (
-        select w.pid, w.last_error, w.connections from jetstream.worker_status() w
-    ), links as materialized (
-        select c.name, c.enabled, coalesce(l.value ->> 'state', 'unknown') as state, l.value ->> 'detail' as detail
-        from jetstream.connections c
-        cross join worker w
-        left join lateral jsonb_array_elements(w.connections) l on l.value ->> 'name' = c.name
-        where $1 is null or c.name = $1
-    ), found (number, level, connection, reason, next_step) as (
-        select 1, 'down', null::text, 'no worker runs: ' || coalesce(nullif(w.last_error, ''), 'see the server''s log'),
-               case when pg_is_in_recovery() then 'None: publishing starts when the server is promoted.'
-                    else 'Fix the cause; the worker then starts within seconds. The server''s log has the details.' end
-        from worker w where w.pid is null
-        union all
-        select 2, 'down', null, format('publishing is paused since %s by %s', p.paused_at, p.paused_by),
-               'Call jetstream.resume().'
-        from jetstream.control p
-        union all
-        select 3, 'down', $1, case when $1 is null then 'no connection is enabled' else format('connection "%s" is disabled', $1) end,
-               'Set enabled in jetstream.connections.'
-        where not exists (select from links l where l.enabled)
-        union all
-        select 4, case when exists (select from links k where k.enabled and k.state = 'connected') then 'degraded' else 'down' end,
-               l.name, format('connection "%s" is %s', l.name, l.state) || coalesce(': ' || nullif(l.detail, ''), ''),
-               case l.state
-                   when 'failed' then format('Fix the cause, then call jetstream.reload(%L).', l.name)
-                   when 'unknown' then 'Wait a second: the worker has not read this connection yet.'
-                   else format('Fix the cause; the worker keeps trying, and jetstream.reload(%L) makes it try immediately.', l.name)
-               end
-        from links l cross join worker w
-        where w.pid is not null and l.enabled and l.state <> 'connected'
-        union all
-        select 5, 'degraded', s.connection, format('stream "%s" is not as asked: %s', s.name, s.sync_error),
-               'Correct the row in jetstream.streams or the stream on the server.'
-        from jetstream.streams s join links l on l.name = s.connection
-        where s.sync_error is not null
-        union all
-        select 6, 'degraded', l.name,
-               format('%s%s messages to connection "%s" fail, the oldest is due since %s ago', case when b.failing >= 10000 then 'at least ' end,
-                      b.failing, l.name, date_trunc('second', b.oldest_failing))
-                   || coalesce(': ' || nullif(f.last_error, ''), ''),
-               'See jetstream.recent_failures. Only messages of the same keys wait. Fix the cause, then call jetstream.retry().'
-        from links l
-        cross join lateral jetstream.backlog(l.name) b
-        left join lateral (select o.last_error from jetstream.outbox o where o.connection = l.name and o.attempts > 0
-                           order by o.due_at limit 1) f on true
-        where b.failing > 0
-        union all
-        select 7, 'degraded', l.name,
-               format('the oldest message to connection "%s" has waited for %s', l.name, date_trunc('second', b.waiting)),
-               'More is inserted than is published, or the worker waits for a lock: see jetstream.status() and pg_stat_activity.'
-        from links l cross join lateral jetstream.backlog(l.name) b
-        where l.state = 'connected' and b.waiting > interval '1 minute'
-    )
-    select case when bool_or(f.level = 'down') then 'down' when count(*) > 0 then 'degraded' else 'healthy' end,
-           coalesce(jsonb_agg(jsonb_build_object('level', f.level, 'connection', f.connection, 'reason', f.reason,
-                                                 'next_step', f.next_step) order by f.number, f.connection), '[]')
-    from found f
-$$;
-
-comment on function jetstream.verdict(text) is 'Whether all (healthy), some (degraded) or none (down) of the work can proceed, and why not
-connection: connections.name; null: all
-verdict: healthy, degraded or down
-reasons: Array of objects with level, connection (null: all), reason and next_step; empty if healthy';
-
-create or replace function jetstream.status() returns table (
-    worker text,
-    pid integer,
-    role text,
-    state text,
-    connections jsonb,
-    in_flight integer,
-    in_flight_bytes bigint,
-    lag interval,
-    claimed bigint,
-    stored bigint,
-    duplicates bigint,
-    retried bigint,
-    dead bigint,
-    held_keys integer,
-    cycles bigint,
-    last_error text,
-    last_error_at timestamptz,
-    started_at timestamptz,
-    last_cycle_at timestamptz,
-    verdict text,
-    reasons jsonb,
-    owed bigint,
-    scheduled bigint,
-    failing bigint,
-    oldest_failing interval,
-    reused_ids bigint
-)
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
-           w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
-           w.started_at, w.last_cycle_at, v.verdict, v.reasons, b.owed, b.scheduled, b.failing, b.oldest_failing,
-           w.reused_ids
-    from jetstream.worker_status() w
-    cross join jetstream.verdict() v
-    cross join (select max(greatest(k.waiting, k.oldest_failing)) as lag, coalesce(sum(k.owed), 0)::bigint as owed,
-                       coalesce(sum(k.scheduled), 0)::bigint as scheduled, coalesce(sum(k.failing), 0)::bigint as failing,
-                       max(k.oldest_failing) as oldest_failing
-                from jetstream.connections c cross join lateral jetstream.backlog(c.name) k) b;
-$$;
-
-comment on function jetstream.status() is
-    'The worker of this database: whether all is well, what it does, its connections, what is pending, counters since it started, and its last error
-worker: Database it serves
-pid: Its process; null if none runs
-role: Role whose rights it has (pg_jetstream.role); null while it has not begun
-state: What it does, in a word or two; "not running", with the reason in last_error
-connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
-in_flight: Messages claimed and not settled
-in_flight_bytes: Their bytes
-lag: Age of the oldest message that is due, failing ones included; null if there is none
-claimed: Messages claimed since it started
-stored: Messages acknowledged since it started, duplicates included
-duplicates: Of these, those the stream had already
-retried: Failed attempts since it started that are followed by another
-dead: Messages that became dead letters since it started
-held_keys: Keys in the worker''s memory that wait for a failing message, or have many waiting
-cycles: Transactions since it started
-last_error: Last failure of any kind, or why no worker runs
-last_error_at: When that was
-started_at: When the worker started
-last_cycle_at: When its last transaction was
-verdict: healthy, degraded or down: all, some or none of the work can proceed
-reasons: Why it is not healthy: array of objects with level, connection, reason and next_step
-owed: Pending messages that are due or failing; counted up to 10000 for each connection and kind
-scheduled: Pending messages that are not due yet, as their producer asked; counted like owed
-failing: Of those owed, those that have failed at least once
-oldest_failing: How long the oldest failing message has been due; null if none fails
-reused_ids: Of the duplicates, those the stream had from another message with the same id';
-
-create or replace function jetstream.health(connection text default null) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-declare
-    w record;
-    v record;
-    b record;
-    l record;
-begin
-    if health.connection is not null
-        and not exists (select from jetstream.connections k where k.name = health.connection) then
-        raise exception 'connection "%" does not exist', health.connection
-            using errcode = 'undefined_object', hint = 'See jetstream.connections.';
-    end if;
-    select s.* into w from jetstream.worker_status() s;
-    select x.* into v from jetstream.verdict(health.connection) x;
-    select coalesce(sum(k.owed), 0) as owed, coalesce(sum(k.captured), 0) as captured, coalesce(sum(k.scheduled), 0) as scheduled, coalesce(sum(k.failing), 0) as failing,
-           max(greatest(k.waiting, k.oldest_failing)) as lag, max(k.oldest_failing) as oldest_failing
-        into b
-        from jetstream.connections c cross join lateral jetstream.backlog(c.name) k
-        where health.connection is null or c.name = health.connection;
-    -- Of several, the one that is worst off: a connection that is not enabled counts only if it is asked about.
-    select s.state, s.detail, s.connected into l
-        from (select coalesce(k.value ->> 'state', case when c.enabled then 'unknown' else 'disabled' end) as state,
-                     k.value ->> 'detail' as detail, coalesce(k.value ->> 'state' = 'connected', false) as connected,
-                     c.enabled, c.name
-              from jetstream.connections c
-              left join lateral jsonb_array_elements(w.connections) k on k.value ->> 'name' = c.name
-              where health.connection is null or c.name = health.connection) s
-        order by s.enabled desc, s.connected, s.name limit 1;
-    return jsonb_build_object(
-        'connection', health.connection,
-        'verdict', v.verdict,
-        'healthy', v.verdict = 'healthy',
-        'reasons', v.reasons,
-        'connected', coalesce(l.connected, false),
-        'connection_state', l.state,
-        'detail', l.detail,
-        'worker_pid', w.pid,
-        'worker_state', w.state,
-        'owed', b.owed + b.captured > 0,
-        'owed_messages', b.owed,
-        'scheduled', b.scheduled,
-        'failing', b.failing,
-        'lag_seconds', round(extract(epoch from b.lag)::numeric, 3),
-        'oldest_failing_seconds', round(extract(epoch from b.oldest_failing)::numeric, 3),
-        'in_flight', w.in_flight,
-        'dead_letters', (select count(*) from jetstream.dead_letters d
-                         where health.connection is null or d.connection = health.connection),
-        'stream_errors', coalesce((select jsonb_object_agg(s.name, s.sync_error) from jetstream.streams s
-                          where (health.connection is null or s.connection = health.connection)
-                              and s.sync_error is not null), '{}'::jsonb),
-        'last_error', case
-            when health.connection is null or w.pid is null then w.last_error
-            when not l.connected then nullif(l.detail, '')
-            else coalesce(
-                (select s.sync_error from jetstream.streams s
-                 where s.connection = health.connection and s.sync_error is not null order by s.name limit 1),
-                (select e.error
-                 from ((select o.failed_at as at, o.last_error as error
-                        from (select k.failed_at, k.last_error from jetstream.outbox k
-                              where k.connection = health.connection and k.attempts > 0 limit 1000) o
-                        order by o.failed_at desc nulls last limit 1)
-                       union all
-                       (select d.died_at, d.reason
-                        from (select k.died_at, k.reason from jetstream.dead_letters k
-                              where k.connection = health.connection limit 1000) d
-                        order by d.died_at desc limit 1)) e
-                 order by e.at desc nulls last limit 1))
-        end);
-end
-$$;
-
-comment on function jetstream.health(text) is 'The verdict on one connection, or (null) on all, as the worker sees it, with what is pending for it
-verdict is healthy, degraded or down; healthy is true for the first of them, and reasons says why for the others, with a next step
-each; last_error is that of the connection; in_flight is that of all connections
-connection: connections.name; null: all';
-
-create or replace function jetstream.retry(subject_pattern text default '>', connection text default null) returns bigint
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    with due as (
-        update jetstream.outbox o set deliver_at = clock_timestamp()
-        from (select f.id from jetstream.outbox f
-              where f.attempts > 0 and f.deliver_at > clock_timestamp()
-                  and ($2 is null or f.connection = $2) and ($1 is null or jetstream.subject_matches(f.subject, $1))
-              for update skip locked) f
-        where o.id = f.id
-        returning 1
-    )
-    select count(*) from due
-$$;
-
-comment on function jetstream.retry(text, text) is 'Makes failing messages due immediately, to be called when the cause is fixed; returns how many
-subject_pattern: Only messages whose subject it matches, with the wildcards * and > of NATS
-connection: connections.name; null: all';
-
-create or replace function jetstream.rule_nats_configure(
-    p_config_name text default 'default',
-    p_nats_url text default null,
-    p_auth_type text default null,
-    p_jetstream_enabled boolean default null,
-    p_stream_name text default null,
-    p_subject_prefix text default null,
-    p_auth_token text default null,
-    p_auth_username text default null,
-    p_auth_password text default null,
-    p_auth_credentials_file text default null,
-    p_auth_nkey_seed text default null,
-    p_nats_cluster_urls text[] default null,
-    p_tls_enabled boolean default null,
-    p_tls_ca_file text default null,
-    p_tls_cert_file text default null,
-    p_tls_key_file text default null,
-    p_max_connections integer default null,
-    p_connection_timeout_ms integer default null,
-    p_reconnect_delay_ms integer default null,
-    p_max_reconnect_attempts integer default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    insert into jetstream.connections (name) select p_config_name
-    where not exists (select from jetstream.connections c where c.name = p_config_name);
-    update jetstream.connections c
-    set url = coalesce(p_nats_url, c.url), cluster_urls = coalesce(p_nats_cluster_urls, c.cluster_urls),
-        token = coalesce(p_auth_token, c.token), username = coalesce(p_auth_username, c.username),
-        password = coalesce(p_auth_password, c.password), nkey_seed = coalesce(p_auth_nkey_seed, c.nkey_seed),
-        credentials_file = coalesce(p_auth_credentials_file, c.credentials_file),
-        auth_type = coalesce(p_auth_type, c.auth_type), tls_required = coalesce(p_tls_enabled, c.tls_required),
-        tls_ca_file = coalesce(p_tls_ca_file, c.tls_ca_file), tls_cert_file = coalesce(p_tls_cert_file, c.tls_cert_file),
-        tls_key_file = coalesce(p_tls_key_file, c.tls_key_file),
-        jetstream_enabled = coalesce(p_jetstream_enabled, c.jetstream_enabled),
-        webhook_stream = coalesce(p_stream_name, c.webhook_stream),
-        webhook_prefix = coalesce(p_subject_prefix, c.webhook_prefix),
-        max_connections = coalesce(p_max_connections, c.max_connections),
-        connection_timeout_ms = coalesce(p_connection_timeout_ms, c.connection_timeout_ms),
-        reconnect_delay_ms = coalesce(p_reconnect_delay_ms, c.reconnect_delay_ms),
-        max_reconnect_attempts = coalesce(p_max_reconnect_attempts, c.max_reconnect_attempts)
-    where c.name = p_config_name;
-    return true;
-end
-$$;
-
-comment on function jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text,
-    text[], boolean, text, text, text, integer, integer, integer, integer) is
-    'Makes or changes a configuration; what is left out (null) stays as it is. Takes effect at commit
-p_auth_token: Secret: token for auth_type token
-p_auth_username: User for auth_type password
-p_auth_password: Secret: password for auth_type password
-p_auth_credentials_file: Path of a .creds file on the server, for auth_type credentials
-p_auth_nkey_seed: Secret: nkey seed for auth_type nkey
-Arguments as the columns of jetstream.rule_nats_config';
-
-create or replace function jetstream.rule_nats_stream_create(
-    p_stream_name text,
-    p_subjects text[] default null,
-    p_config_name text default 'default',
-    p_description text default null,
-    p_retention_policy text default null,
-    p_max_age_seconds bigint default null,
-    p_storage_type text default null,
-    p_max_messages bigint default null,
-    p_max_bytes bigint default null,
-    p_replicas integer default null,
-    p_duplicate_window_seconds integer default null
-) returns integer
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    select jetstream.create_stream(name => $1, subjects => $2, storage => $7, retention => $5, max_messages => $8,
-        max_bytes => $9, replicas => $10,
-        -- A new one keeps messages for a week, as the rule engine has it.
-        max_age => coalesce(make_interval(secs => $6),
-            case when not exists (select from jetstream.streams s where s.connection = $3 and s.name = $1) then interval '7 days' end),
-        duplicate_window => make_interval(secs => $11), connection => $3, description => $4)
-$$;
-
-comment on function jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer,
-    integer) is 'Asks for a stream, or for a change of it: what is left out (null) then stays as it is. Returns rule_nats_streams.stream_id, whose row says whether the server has it
-p_config_name: Configuration the stream lives on
-Arguments as the columns of jetstream.rule_nats_streams';
-
-create or replace function jetstream.rule_nats_health_check(config_name text default 'default') returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    health jsonb;
-    connected boolean;
-begin
-    if not exists (select from jetstream.connections c where c.name = rule_nats_health_check.config_name) then
-        return jsonb_build_object('success', false, 'config', rule_nats_health_check.config_name, 'connected', false,
-            'error', 'no such configuration');
-    end if;
-    health := jetstream.health(rule_nats_health_check.config_name);
-    connected := (health ->> 'connected')::boolean;
-    return jsonb_strip_nulls(jsonb_build_object(
-        'success', connected, 'config', rule_nats_health_check.config_name, 'connected', connected,
-        'pool_stats', jsonb_build_object(
-            'total_connections', 1,
-            'healthy_connections', connected::integer,
-            'health_percentage', connected::integer * 100.0,
-            'requests_served', (select s.stored from jetstream.worker_status() s)),
-        'jetstream_enabled', true,
-        'state', health -> 'connection_state',
-        'error', case when not connected then coalesce(nullif(health ->> 'detail', ''), health ->> 'last_error') end,
-        'lag_seconds', health -> 'lag_seconds',
-        'dead_letters', health -> 'dead_letters',
-        'stream_errors', nullif(health -> 'stream_errors', '{}')));
-end
-$$;
-
-create or replace view jetstream.nats_recent_failures as
-select f.outbox_id as publish_id, coalesce(w.name, format('deleted webhook %s', f.webhook)) as webhook_name, f.subject,
-       f.error_message, f.published_at, f.state, f.message_id, f.attempts, f.next_attempt_at, f.webhook as webhook_id
-from (
-    select h.outbox_id, h.webhook, h.subject, h.error as error_message, h.published_at, 'dead' as state, h.message_id,
-           h.attempts, null::timestamptz as next_attempt_at
-    from jetstream.history h
-    where not h.success and h.published_at > now() - interval '1 day'
-    union all
-    select o.id, o.webhook, o.subject, o.last_error, o.failed_at, 'owed', o.message_id, o.attempts, o.deliver_at
-    from jetstream.outbox o
-    where o.attempts > 0
-    union all
-    -- Not tried because the connection is down: the newest of each.
-    select o.id, o.webhook, o.subject,
-           format('connection "%s" is %s: %s', l.value ->> 'name', l.value ->> 'state', l.value ->> 'detail'),
-           o.created_at, 'waiting', o.message_id, o.attempts, null
-    from jetstream.worker_status() s
-    cross join lateral jsonb_array_elements(s.connections) l
-    cross join lateral (
-        select k.* from jetstream.outbox k
-        where k.connection = l.value ->> 'name' and k.deliver_at is null and k.attempts = 0
-        order by k.deliver_at desc, k.id desc limit 1000
-    ) o
-    where l.value ->> 'state' in ('disconnected', 'failed', 'disabled')
-) f left join jetstream.webhooks w on w.id = f.webhook
-where f.webhook is not null
-union all
-select null, coalesce(w.name, 'deleted webhook ' || d.webhook), d.subject, d.reason, d.died_at, 'call_dead',
-       d.message_id, d.attempts, null, d.webhook
-from jetstream.webhook_dead_letters d left join jetstream.webhooks w on w.id = d.webhook
-where d.died_at > now() - interval '1 day'
-order by published_at desc nulls last;
-
-comment on view jetstream.nats_recent_failures is
-    'Webhook messages that died in the last day, that are failing now, and that wait for a connection that is down, and calls that workers have given up in the last day; newest first';
-
-comment on column jetstream.nats_recent_failures.error_message is 'Why';
-
-comment on column jetstream.nats_recent_failures.published_at is 'When it failed last; of one that waits, when it was inserted';
-
-comment on column jetstream.nats_recent_failures.state is 'dead: not published, see jetstream.dead_letters; owed: will be tried again; waiting: for the connection; call_dead: published, and the call given up by a worker, see webhook_dead_letters';
-
-comment on column jetstream.nats_recent_failures.next_attempt_at is 'When it is tried again';
-
-comment on column jetstream.nats_recent_failures.publish_id is 'outbox.id; null for call_dead';
-
-comment on column jetstream.nats_recent_failures.webhook_name is 'Name of the webhook';
-
-comment on column jetstream.nats_recent_failures.subject is 'Subject';
-
-comment on column jetstream.nats_recent_failures.message_id is 'Nats-Msg-Id';
-
-comment on column jetstream.nats_recent_failures.attempts is 'Attempts that failed';
-
-comment on column jetstream.nats_recent_failures.webhook_id is 'webhooks.id';
-
-create or replace function jetstream.rule_nats_consumer_update_stats(
-    p_stream_name text,
-    p_consumer_name text,
-    p_messages_delivered bigint,
-    p_messages_acknowledged bigint,
-    p_messages_pending bigint default null,
-    p_avg_processing_time_ms numeric default null,
-    p_messages_redelivered bigint default 0,
-    p_active boolean default true,
-    p_queue_group text default null,
-    p_ack_policy text default null,
-    p_max_deliver integer default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if p_ack_policy not in ('none', 'all', 'explicit') then
-        raise exception 'unknown acknowledgement policy "%"', p_ack_policy
-            using errcode = 'invalid_parameter_value', hint = 'It is none, all or explicit.';
-    end if;
-    if p_messages_delivered < 0 or p_messages_acknowledged < 0 or p_messages_redelivered < 0 or p_messages_pending < 0
-        or p_avg_processing_time_ms < 0 then
-        raise exception 'a report cannot take anything back'
-            using errcode = 'invalid_parameter_value', hint = 'Report what was done since the last report.';
-    end if;
-    insert into jetstream.consumers as c (stream, consumer, delivered, acknowledged, redelivered, pending, timed,
-        processing_ms, active, queue_group, ack_policy, max_deliver)
-    values (p_stream_name, p_consumer_name, coalesce(p_messages_delivered, 0), coalesce(p_messages_acknowledged, 0),
-        coalesce(p_messages_redelivered, 0), coalesce(p_messages_pending, 0),
-        case when p_avg_processing_time_ms is null then 0 else coalesce(p_messages_delivered, 0) end,
-        coalesce(p_avg_processing_time_ms * p_messages_delivered, 0), coalesce(p_active, true),
-        p_queue_group, p_ack_policy, p_max_deliver)
-    on conflict on constraint consumers_key do update set
-        delivered = c.delivered + excluded.delivered, acknowledged = c.acknowledged + excluded.acknowledged,
-        redelivered = c.redelivered + excluded.redelivered, timed = c.timed + excluded.timed,
-        processing_ms = c.processing_ms + excluded.processing_ms,
-        pending = coalesce(p_messages_pending, c.pending), active = excluded.active, last_active_at = clock_timestamp(),
-        queue_group = coalesce(p_queue_group, c.queue_group), ack_policy = coalesce(p_ack_policy, c.ack_policy),
-        max_deliver = coalesce(p_max_deliver, c.max_deliver);
-    return true;
-end
-$$;
-
-comment on function jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean, text, text, integer) is
-    'A worker''s report of what it did since its last one: counts are added up, also those of several workers under one name; the average time is that of the messages reported now
-p_stream_name: Stream it consumes
-p_consumer_name: Name of the worker
-p_messages_delivered: Deliveries since the last report
-p_messages_acknowledged: Acknowledged since the last report
-p_messages_pending: Messages that wait in the stream; null: not known
-p_avg_processing_time_ms: Average of those acknowledged, milliseconds; null: not known
-p_messages_redelivered: Deliveries since the last report that were not the first
-p_active: false: the worker ends
-p_queue_group: Durable consumer that the workers share; null: as last reported
-p_ack_policy: none, all or explicit; null: as last reported
-p_max_deliver: Most deliveries of one message; null: as last reported';
-
 comment on table jetstream.capture_epochs is
     'Clusters that have captured changes of this database, by the epoch in their messages: a later one has a greater epoch';
 
@@ -2043,316 +1660,6 @@ system_identifier: System identifier of the cluster that captured the changes
 timeline: Timeline of that cluster
 current_system: System identifier of this cluster
 current_timeline: Timeline of this cluster';
-
-create or replace function jetstream.measure() returns table (name text, labels jsonb, value double precision, kind text, help text)
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-with worker as materialized (
-    select w.*, exists (select from jetstream.control) as paused from jetstream.worker_status() w
-), connections as materialized (
-    select c.name, c.enabled, w.pid is not null as running,
-           (select l.value ->> 'state' from jsonb_array_elements(w.connections) l where l.value ->> 'name' = c.name) as state
-    from jetstream.connections c cross join worker w
-), backlog as materialized (
-    select c.name, b.* from connections c cross join lateral jetstream.backlog(c.name) b
-), verdict as materialized (
-    select v.verdict from jetstream.verdict() v
-), of_worker as (
-    select v.* from worker w cross join lateral (values
-        ('worker_up', 'gauge', case when not pg_is_in_recovery() then (w.pid is not null)::int::double precision end,
-         'Whether a worker runs for this database; none on a standby'),
-        ('worker_paused', 'gauge', w.paused::int, 'Whether pause() holds it'),
-        ('worker_start_time_seconds', 'gauge', extract(epoch from w.started_at)::double precision,
-         'When it started, from when on its counters count, as Unix time'),
-        ('worker_last_cycle_time_seconds', 'gauge', extract(epoch from w.last_cycle_at)::double precision,
-         'When it last looked at the outbox, as Unix time'),
-        ('worker_claimed_total', 'counter', w.claimed, 'Messages claimed'),
-        ('worker_stored_total', 'counter', w.stored, 'Messages acknowledged by JetStream, duplicates included'),
-        ('worker_duplicates_total', 'counter', w.duplicates, 'Of these, those the stream had already'),
-        ('worker_reused_ids_total', 'counter', w.reused_ids,
-         'Of the duplicates, those the stream had from another message with the same id: they are lost'),
-        ('worker_retried_total', 'counter', w.retried, 'Failed attempts that another one follows'),
-        ('worker_dead_total', 'counter', w.dead, 'Messages that became dead letters'),
-        ('worker_cycles_total', 'counter', w.cycles, 'Transactions of the worker'),
-        ('worker_in_flight_messages', 'gauge', w.in_flight, 'Messages claimed and not settled'),
-        ('worker_in_flight_bytes', 'gauge', w.in_flight_bytes, 'Their size'),
-        ('worker_held_keys', 'gauge', w.held_keys, 'Keys held back by a failing or a crowding message')
-    ) as v (name, kind, value, help)
-), latency as (
-    select 'worker_latency_seconds_bucket' as name, jsonb_build_object('le', b.key) as labels, b.value::double precision as value
-    from worker w cross join jsonb_each_text(w.latency -> 'messages') b
-    union all
-    select 'worker_latency_seconds_sum', '{}', (w.latency ->> 'seconds')::double precision from worker w
-    union all
-    select 'worker_latency_seconds_count', '{}', (w.latency -> 'messages' ->> '+Inf')::double precision from worker w
-), of_database as (
-    select v.* from (values
-        ('outbox_owed_messages', 'gauge',
-         (select case when max(b.owed) < 10000 then sum(b.owed)
-                      else greatest(sum(b.owed), pg_stat_get_live_tuples('jetstream.outbox'::regclass) - sum(b.scheduled)) end
-          from backlog b)::double precision,
-         'Pending messages that are due or failing: counted up to 10000, above that as PostgreSQL''s statistics have them'),
-        ('outbox_bytes', 'gauge', pg_total_relation_size('jetstream.outbox'),
-         'Size of the outbox with its indexes, room for further rows included'),
-        ('history_bytes', 'gauge',
-         (select sum(pg_total_relation_size(i.inhrelid)) from pg_inherits i where i.inhparent = 'jetstream.history'::regclass),
-         'Size of the history with its indexes'),
-        ('history_days_ahead', 'gauge',
-         (select count(*) from generate_series(1, 7) d
-          where to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC' + d * interval '1 day', 'YYYYMMDD'))
-                is not null),
-         'Of the coming seven days, those the history has a partition for'),
-        ('capture_queue_rows', 'gauge',
-         (select count(*) from (select from jetstream.capture_queue q order by q.txid limit 1000) q),
-         'Rows of captured changes that are not messages yet, counted up to 1000'),
-        ('capture_lag_seconds', 'gauge',
-         coalesce((select extract(epoch from clock_timestamp() - q.at)::double precision
-                   from jetstream.capture_queue q order by q.txid limit 1), 0),
-         'Age of the oldest of these; 0 if there are none'),
-        ('webhook_lag_seconds', 'gauge',
-         greatest(
-             (select extract(epoch from clock_timestamp() - c.scheduled_at)::double precision
-              from jetstream.webhook_calls c where c.status in ('pending', 'failed') order by c.scheduled_at limit 1),
-             (select extract(epoch from clock_timestamp() - c.lease_until)::double precision
-              from jetstream.webhook_calls c where c.status = 'claimed' order by c.lease_until limit 1),
-             0),
-         'How long the oldest call of the queue has been due, or its lease over with no worker to take it back; 0 if none is'),
-        ('webhook_dead_calls', 'gauge',
-         (select count(*) from (select from jetstream.webhook_calls c
-                                where c.completed_at > now() - interval '1 hour' and c.status = 'dead' limit 10000) c)
-         + (select count(*) from (select from jetstream.webhook_dead_letters d
-                                  where d.died_at > now() - interval '1 hour' limit 10000) d),
-         'Calls given up in the last hour, those of workers that consume from NATS included')
-    ) as v (name, kind, value, help)
-), of_connection as (
-    select v.name, v.kind, jsonb_build_object('connection', c.name) as labels, v.value, v.help
-    from connections c join backlog b on b.name = c.name cross join lateral (values
-        ('connection_up', 'gauge',
-         case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
-              else (c.running and c.state = 'connected')::int::double precision end end,
-         'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
-        ('connection_lag_seconds', 'gauge',
-         coalesce(extract(epoch from greatest(b.waiting, b.oldest_failing))::double precision, 0),
-         'Age of the oldest message that is due, failing ones included; 0 if none is'),
-        ('connection_oldest_failing_seconds', 'gauge', coalesce(extract(epoch from b.oldest_failing)::double precision, 0),
-         'How long the oldest failing message has been due; 0 if none fails'),
-        ('connection_failing_messages', 'gauge', b.failing,
-         'Messages that have failed and will be tried again, counted up to 10000'),
-        ('connection_scheduled_messages', 'gauge', b.scheduled,
-         'Messages that are not due yet, as their producer asked, counted up to 10000')
-    ) as v (name, kind, value, help)
-), dead as (
-    -- From one connection to the next by the index, also those that are gone.
-    with recursive found (connection) as (
-        (select d.connection from jetstream.dead_letters d order by 1 limit 1)
-        union all
-        select (select d.connection from jetstream.dead_letters d where d.connection > f.connection order by 1 limit 1)
-        from found f where f.connection is not null
-    )
-    select jsonb_build_object('connection', c.connection) as labels,
-           (select count(*) from (select from jetstream.dead_letters d where d.connection = c.connection limit 10000) d) as value
-    from (select f.connection from found f where f.connection is not null
-          union select k.name from jetstream.connections k) c
-), failed as (
-    select jsonb_build_object('connection', c.name) as labels, count(h.connection) as value
-    from jetstream.connections c
-    left join (select h.connection from jetstream.history h
-               where not h.success and h.published_at > now() - interval '1 hour' limit 10000) h on h.connection = c.name
-    group by c.name
-), calls as (
-    select s.status, count(c.status) as value
-    from (values ('pending'), ('failed'), ('claimed')) s (status)
-    left join ((select c.status from jetstream.webhook_calls c where c.status in ('pending', 'failed')
-                order by c.scheduled_at limit 10000)
-               union all
-               (select c.status from jetstream.webhook_calls c where c.status = 'claimed' limit 10000)) c
-        on c.status = s.status
-    group by s.status
-), of_consumer as (
-    select v.name, v.kind, jsonb_build_object('stream', c.stream, 'consumer', c.consumer) as labels, v.value, v.help
-    from jetstream.consumers c cross join lateral (values
-        ('consumer_delivered_total', 'counter', c.delivered::double precision, 'Deliveries a webhook worker has dealt with'),
-        ('consumer_acknowledged_total', 'counter', c.acknowledged, 'Of these, those that succeeded'),
-        ('consumer_redelivered_total', 'counter', c.redelivered, 'Of these, those that were not the first of their message'),
-        ('consumer_pending_messages', 'gauge', c.pending, 'Messages that waited for it when it last reported')
-    ) as v (name, kind, value, help)
-), all_of_them (name, kind, labels, value, help) as (
-    select w.name, w.kind, '{}'::jsonb, w.value, w.help from of_worker w
-    union all
-    select l.name, 'histogram', l.labels, l.value, 'From the insert (or deliver_at, if later) to the acknowledgement' from latency l
-    union all
-    select d.name, d.kind, '{}', d.value, d.help from of_database d
-    union all
-    select 'verdict', 'gauge', jsonb_build_object('verdict', s.verdict), (s.verdict = v.verdict)::int,
-           '1 for the verdict that holds: healthy, degraded (some of the work can proceed) or down (none)'
-    from verdict v cross join (values ('healthy'), ('degraded'), ('down')) s (verdict)
-    union all
-    select c.name, c.kind, c.labels, c.value, c.help from of_connection c
-    union all
-    select 'connection_dead_letters', 'gauge', d.labels, d.value, 'Dead letters, counted up to 10000' from dead d
-    union all
-    select 'connection_failed_messages', 'gauge', f.labels, f.value,
-           'Messages given up in the last hour, as the history has them, counted up to 10000' from failed f
-    union all
-    select 'stream_sync_error', 'gauge', jsonb_build_object('connection', s.connection, 'stream', s.name),
-           (s.sync_error is not null)::int, 'Whether the server does not have the stream as asked; see streams.sync_error'
-    from jetstream.streams s
-    union all
-    select 'webhook_calls', 'gauge', jsonb_build_object('status', c.status), c.value,
-           'Calls of the queue that are not made yet, counted up to 10000 (pending and failed together)' from calls c
-    union all
-    select c.name, c.kind, c.labels, c.value, c.help from of_consumer c
-)
-select 'pg_jetstream_' || a.name as name, jsonb_build_object('database', current_database()) || a.labels as labels, a.value,
-       a.kind, a.help
-from all_of_them a
-where a.value is not null
-$$;
-
-comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
-
-create or replace function jetstream.capture_as(relation regclass, options jsonb) returns text
-language sql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-    select jetstream.capture(relation,
-        array(select pg_catalog.jsonb_array_elements_text(options -> 'operations')), options ->> 'prefix',
-        options ->> 'format', connection => options ->> 'connection',
-        transactions => (options ->> 'transactions')::boolean, stream => options ->> 'stream')
-$$;
-
-comment on function jetstream.capture_as(regclass, jsonb) is 'Captures a table as capture_schema was told; returns its subjects
-relation: The table
-options: What capture_schema was given: operations, prefix, format, connection, transactions, stream';
-
-create or replace function jetstream.capture_may_restore() returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c
-    where c.oid = 'jetstream.capture_schemas'::regclass
-$$;
-
-comment on function jetstream.capture_may_restore() is
-    'Whether the current user may add a schema or a connection later than what names it, as a restore does: it has the rights of the extension''s owner';
-
-create or replace function jetstream.capture_schemas_check() returns trigger
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op <> 'INSERT' then
-        -- One that is gone has no owner.
-        perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = old.schema;
-    end if;
-    if tg_op = 'DELETE' then
-        return old;
-    end if;
-    perform jetstream.capture_must_own_schema(n.oid) from pg_catalog.pg_namespace n where n.nspname = new.schema;
-    if not found and not jetstream.capture_may_restore() then
-        raise exception 'schema "%" does not exist', new.schema using errcode = 'invalid_schema_name';
-    end if;
-    if tg_op = 'INSERT' or new.options <> old.options then
-        perform jetstream.capture_check_options(
-            array(select pg_catalog.jsonb_array_elements_text(new.options -> 'operations')), new.options ->> 'prefix',
-            new.options ->> 'format', case when not jetstream.capture_may_restore() then new.options ->> 'connection'
-                                           else 'default' end);
-        perform (new.options ->> 'transactions')::boolean;
-    end if;
-    return new;
-end
-$$;
-
-create or replace function jetstream.capture_new_table(relation regclass) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    options jsonb;
-    schema name;
-    owned boolean;
-begin
-    -- Schema public has the role pg_database_owner for its owner from PostgreSQL 15 on.
-    select s.options, s.schema, pg_catalog.pg_has_role(case r.rolname when 'pg_database_owner' then d.datdba else r.oid end,
-                                                       c.relowner, 'USAGE')
-    into options, schema, owned
-    from jetstream.capture_schemas s
-    join pg_catalog.pg_namespace n on n.nspname = s.schema
-    join pg_catalog.pg_roles r on r.oid = n.nspowner
-    join pg_catalog.pg_class c on c.relnamespace = n.oid
-    join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
-    where c.oid = relation and not c.relispartition;
-    if owned then
-        perform jetstream.capture_as(relation, options);
-    elsif found then
-        raise warning 'table % is not captured: the owner of schema "%" does not have the rights of its owner', relation, schema
-            using errcode = 'insufficient_privilege', hint = 'The table''s owner can capture it with jetstream.capture.';
-    end if;
-end
-$$;
-
-create or replace function jetstream.capture_schema(
-    schema regnamespace,
-    operations text[] default '{insert,update,delete,truncate}',
-    subject_prefix text default 'postgres',
-    format text default 'pgoutput',
-    connection text default 'default',
-    transactions boolean default false,
-    stream text default null
-) returns setof text
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    options jsonb := pg_catalog.jsonb_build_object('operations', operations, 'prefix', subject_prefix, 'format', format,
-        'connection', connection, 'transactions', transactions, 'stream', stream);
-begin
-    perform jetstream.capture_must_own_schema(capture_schema.schema);
-    for relation in
-        select c.oid from pg_catalog.pg_class c
-        where c.relnamespace = capture_schema.schema and c.relkind in ('r', 'p') and not c.relispartition order by c.relname
-    loop
-        return next jetstream.capture_as(relation, options);
-    end loop;
-    insert into jetstream.capture_schemas as s (schema, options)
-    select n.nspname, options
-    from pg_catalog.pg_namespace n where n.oid = capture_schema.schema
-    on conflict on constraint capture_schemas_pkey do update set options = excluded.options;
-end
-$$;
-
-comment on function jetstream.capture_schema(regnamespace, text[], text, text, text, boolean, text) is
-    'Captures all tables of a schema, and those that are created in it later; returns their subjects
-schema: The schema
-subject_prefix: First tokens of the subject
-Arguments as the columns of jetstream.captures';
-
-create or replace function jetstream.uncapture_schema(schema regnamespace) returns integer
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    relation regclass;
-    ended integer := 0;
-begin
-    perform jetstream.capture_must_own_schema(uncapture_schema.schema);
-    for relation in
-        select c.oid from pg_catalog.pg_class c
-        where c.relnamespace = uncapture_schema.schema and c.relkind in ('r', 'p') and jetstream.capture_is_root(c.oid)
-    loop
-        perform jetstream.uncapture(relation);
-        ended := ended + 1;
-    end loop;
-    delete from jetstream.capture_schemas s using pg_catalog.pg_namespace n
-    where n.oid = uncapture_schema.schema and s.schema = n.nspname;
-    return ended;
-end
-$$;
 
 create or replace function jetstream.capture_shape(root regclass) returns text
 language sql stable
@@ -2768,28 +2075,595 @@ begin
 end
 $$;
 
-comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
+create or replace function jetstream.consumers_before_write() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.stream is null or new.consumer is null or octet_length(new.stream) not between 1 and 255
+        or octet_length(new.consumer) not between 1 and 255 then
+        raise exception 'consumer "%" of stream "%" is not a valid name', left(new.consumer, 100), left(new.stream, 100)
+            using errcode = 'invalid_parameter_value', hint = 'Both names have 1 to 255 bytes.';
+    elsif least(new.delivered, new.acknowledged, new.redelivered, new.pending, new.timed) < 0 or new.processing_ms < 0
+        or new.avg_processing_ms < 0 then
+        raise exception 'a figure of consumer "%" is below zero', new.consumer
+            using errcode = 'invalid_parameter_value', hint = 'Report counts and times of zero or more.';
+    end if;
+    if tg_op = 'UPDATE' then
+        new.updated_at := now();
+    end if;
+    if new.avg_processing_ms is not null and new.timed = 0
+        or tg_op = 'UPDATE' and new.avg_processing_ms is distinct from old.avg_processing_ms then
+        new.timed := case when new.avg_processing_ms is null then 0 else greatest(new.delivered, 1) end;
+        new.processing_ms := coalesce(new.avg_processing_ms, 0) * new.timed;
+    end if;
+    new.avg_processing_ms := case when new.timed > 0 then round((new.processing_ms / new.timed)::numeric, 2) end;
+    return new;
+end
+$$;
 
-comment on function jetstream.worker_status() is 'The worker as it reports itself; use status()
-worker: Database it serves
-pid: Its process; null if none runs
-state: What it does, in a word or two; "not running", with the reason in last_error
-connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
-in_flight: Messages claimed and not settled
-in_flight_bytes: Their bytes
-claimed: Messages claimed since it started
-stored: Messages acknowledged since it started, duplicates included
-duplicates: Of these, those the stream had already
-reused_ids: Of these, those it had from another message with the same id
-retried: Failed attempts since it started that are followed by another
-dead: Messages that became dead letters since it started
-held_keys: Keys that wait for a failing message, or have many waiting
-cycles: Transactions since it started
-last_error: Last failure of any kind, or why no worker runs
-last_error_at: When that was
-started_at: When the worker started
-last_cycle_at: When its last transaction was
-latency: Messages acknowledged since it started by the seconds from their insert (messages: how many took no longer than each bound), and the sum of these (seconds)';
+comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
+
+create or replace function jetstream.webhook_resolve(
+    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    header record;
+    rest text;
+    done text;
+    part text[];
+    secret text;
+begin
+    resolved := coalesce(webhook_resolve.headers, '{}');
+    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
+    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
+        select from jetstream.webhooks w
+        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
+    if elsewhere then
+        resolved := null;
+        return;
+    end if;
+    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
+                  where strpos(h.value::text, '{{secret:') > 0 loop
+        -- One pass from the left, so that what a secret holds is never taken for a reference.
+        rest := header.value;
+        done := '';
+        loop
+            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
+            exit when part is null;
+            select s.value into secret from jetstream.webhook_secrets s
+            where s.webhook = webhook_resolve.webhook and s.name = part[2];
+            if not found then
+                missing := part[2];
+                resolved := null;
+                return;
+            end if;
+            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
+            rest := part[3];
+        end loop;
+        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
+    end loop;
+end
+$$;
+
+comment on function jetstream.webhook_resolve(integer, jsonb, text) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
+
+create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r record;
+begin
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
+    if r.elsewhere then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
+    if r.missing is not null then
+        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
+            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
+    end if;
+    return r.resolved;
+end
+$$;
+
+create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
+returns table (
+    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
+    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    c jetstream.webhook_calls;
+    r record;
+begin
+    if coalesce(btrim(webhook_claim.worker), '') = '' then
+        raise exception 'worker name is empty'
+            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
+    end if;
+    perform jetstream.webhook_reclaim();
+    for c in
+        with due as (
+            select k.id from jetstream.webhook_calls k
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
+            order by k.scheduled_at, k.id
+            limit webhook_claim.n
+            for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
+        )
+        select * from claimed k order by k.scheduled_at, k.id
+    loop
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
+        if r.elsewhere or r.missing is not null then
+            -- One call that cannot be made must not keep the others from the worker.
+            update jetstream.webhook_calls k
+            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
+                error = case when r.elsewhere
+                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
+                                'webhooks.url alone', c.webhook, left(c.url, 200))
+                    else format('secret "%s" does not exist', r.missing) end
+            where k.id = c.id;
+            continue;
+        end if;
+        return query
+            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
+                   c.max_attempts, c.lease_until
+            from jetstream.webhooks w where w.id = c.webhook;
+    end loop;
+end
+$$;
+
+create or replace function jetstream.webhook_dead_letter(
+    stream text,
+    sequence bigint,
+    message_id text,
+    subject text,
+    webhook integer,
+    worker text,
+    attempts integer,
+    reason text,
+    status integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
+        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
+            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
+    elsif octet_length($1) not between 1 and 255 then
+        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
+            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    end if;
+    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
+        status)
+    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
+    on conflict on constraint webhook_dead_letters_key do nothing;
+    return found;
+end
+$$;
+
+create or replace function jetstream.measure() returns table (name text, labels jsonb, value double precision, kind text, help text)
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+with worker as materialized (
+    select w.*, exists (select from jetstream.control) as paused from jetstream.worker_status() w
+), connections as materialized (
+    select c.name, c.enabled, w.pid is not null as running,
+           (select l.value ->> 'state' from jsonb_array_elements(w.connections) l where l.value ->> 'name' = c.name) as state
+    from jetstream.connections c cross join worker w
+), backlog as materialized (
+    select c.name, b.* from connections c cross join lateral jetstream.backlog(c.name) b
+), verdict as materialized (
+    select v.verdict from jetstream.verdict() v
+), of_worker as (
+    select v.* from worker w cross join lateral (values
+        ('worker_up', 'gauge', case when not pg_is_in_recovery() then (w.pid is not null)::int::double precision end,
+         'Whether a worker runs for this database; none on a standby'),
+        ('worker_paused', 'gauge', w.paused::int, 'Whether pause() holds it'),
+        ('worker_start_time_seconds', 'gauge', extract(epoch from w.started_at)::double precision,
+         'When it started, from when on its counters count, as Unix time'),
+        ('worker_last_cycle_time_seconds', 'gauge', extract(epoch from w.last_cycle_at)::double precision,
+         'When it last looked at the outbox, as Unix time'),
+        ('worker_claimed_total', 'counter', w.claimed, 'Messages claimed'),
+        ('worker_stored_total', 'counter', w.stored, 'Messages acknowledged by JetStream, duplicates included'),
+        ('worker_duplicates_total', 'counter', w.duplicates, 'Of these, those the stream had already'),
+        ('worker_reused_ids_total', 'counter', jetstream.worker_reused_ids(),
+         'Of the duplicates, those the stream had from another message with the same id: they are lost'),
+        ('worker_retried_total', 'counter', w.retried, 'Failed attempts that another one follows'),
+        ('worker_dead_total', 'counter', w.dead, 'Messages that became dead letters'),
+        ('worker_cycles_total', 'counter', w.cycles, 'Transactions of the worker'),
+        ('worker_in_flight_messages', 'gauge', w.in_flight, 'Messages claimed and not settled'),
+        ('worker_in_flight_bytes', 'gauge', w.in_flight_bytes, 'Their size'),
+        ('worker_held_keys', 'gauge', w.held_keys, 'Keys held back by a failing or a crowding message')
+    ) as v (name, kind, value, help)
+), latency as (
+    select 'worker_latency_seconds_bucket' as name, jsonb_build_object('le', b.key) as labels, b.value::double precision as value
+    from worker w cross join jsonb_each_text(w.latency -> 'messages') b
+    union all
+    select 'worker_latency_seconds_sum', '{}', (w.latency ->> 'seconds')::double precision from worker w
+    union all
+    select 'worker_latency_seconds_count', '{}', (w.latency -> 'messages' ->> '+Inf')::double precision from worker w
+), of_database as (
+    select v.* from (values
+        ('outbox_owed_messages', 'gauge',
+         (select case when max(b.owed) < 10000 then sum(b.owed)
+                      else greatest(sum(b.owed), pg_stat_get_live_tuples('jetstream.outbox'::regclass) - sum(b.scheduled)) end
+          from backlog b)::double precision,
+         'Pending messages that are due or failing: counted up to 10000, above that as PostgreSQL''s statistics have them'),
+        ('outbox_bytes', 'gauge', pg_total_relation_size('jetstream.outbox'),
+         'Size of the outbox with its indexes, room for further rows included'),
+        ('history_bytes', 'gauge',
+         (select sum(pg_total_relation_size(i.inhrelid)) from pg_inherits i where i.inhparent = 'jetstream.history'::regclass),
+         'Size of the history with its indexes'),
+        ('history_days_ahead', 'gauge',
+         (select count(*) from generate_series(1, 7) d
+          where to_regclass('jetstream.history_' || to_char(now() at time zone 'UTC' + d * interval '1 day', 'YYYYMMDD'))
+                is not null),
+         'Of the coming seven days, those the history has a partition for'),
+        ('capture_queue_rows', 'gauge',
+         (select count(*) from (select from jetstream.capture_queue q order by q.txid limit 1000) q),
+         'Rows of captured changes that are not messages yet, counted up to 1000'),
+        ('capture_lag_seconds', 'gauge',
+         coalesce((select extract(epoch from clock_timestamp() - q.at)::double precision
+                   from jetstream.capture_queue q order by q.txid limit 1), 0),
+         'Age of the oldest of these; 0 if there are none'),
+        ('webhook_lag_seconds', 'gauge',
+         greatest(
+             (select extract(epoch from clock_timestamp() - c.scheduled_at)::double precision
+              from jetstream.webhook_calls c where c.status in ('pending', 'failed') order by c.scheduled_at limit 1),
+             (select extract(epoch from clock_timestamp() - c.lease_until)::double precision
+              from jetstream.webhook_calls c where c.status = 'claimed' order by c.lease_until limit 1),
+             0),
+         'How long the oldest call of the queue has been due, or its lease over with no worker to take it back; 0 if none is'),
+        ('webhook_dead_calls', 'gauge',
+         (select count(*) from (select from jetstream.webhook_calls c
+                                where c.completed_at > now() - interval '1 hour' and c.status = 'dead' limit 10000) c)
+         + (select count(*) from (select from jetstream.webhook_dead_letters d
+                                  where d.died_at > now() - interval '1 hour' limit 10000) d),
+         'Calls given up in the last hour, those of workers that consume from NATS included')
+    ) as v (name, kind, value, help)
+), of_connection as (
+    select v.name, v.kind, jsonb_build_object('connection', c.name) as labels, v.value, v.help
+    from connections c join backlog b on b.name = c.name cross join lateral (values
+        ('connection_up', 'gauge',
+         case when c.enabled and not pg_is_in_recovery() then case when c.running and c.state is null then null
+              else (c.running and c.state = 'connected')::int::double precision end end,
+         'Whether the worker is connected; none for a connection that is not enabled, and on a standby'),
+        ('connection_lag_seconds', 'gauge',
+         coalesce(extract(epoch from greatest(b.waiting, b.oldest_failing))::double precision, 0),
+         'Age of the oldest message that is due, failing ones included; 0 if none is'),
+        ('connection_oldest_failing_seconds', 'gauge', coalesce(extract(epoch from b.oldest_failing)::double precision, 0),
+         'How long the oldest failing message has been due; 0 if none fails'),
+        ('connection_failing_messages', 'gauge', b.failing,
+         'Messages that have failed and will be tried again, counted up to 10000'),
+        ('connection_scheduled_messages', 'gauge', b.scheduled,
+         'Messages that are not due yet, as their producer asked, counted up to 10000')
+    ) as v (name, kind, value, help)
+), dead as (
+    -- From one connection to the next by the index, also those that are gone.
+    with recursive found (connection) as (
+        (select d.connection from jetstream.dead_letters d order by 1 limit 1)
+        union all
+        select (select d.connection from jetstream.dead_letters d where d.connection > f.connection order by 1 limit 1)
+        from found f where f.connection is not null
+    )
+    select jsonb_build_object('connection', c.connection) as labels,
+           (select count(*) from (select from jetstream.dead_letters d where d.connection = c.connection limit 10000) d) as value
+    from (select f.connection from found f where f.connection is not null
+          union select k.name from jetstream.connections k) c
+), failed as (
+    select jsonb_build_object('connection', c.name) as labels, count(h.connection) as value
+    from jetstream.connections c
+    left join (select h.connection from jetstream.history h
+               where not h.success and h.published_at > now() - interval '1 hour' limit 10000) h on h.connection = c.name
+    group by c.name
+), calls as (
+    select s.status, count(c.status) as value
+    from (values ('pending'), ('failed'), ('claimed')) s (status)
+    left join ((select c.status from jetstream.webhook_calls c where c.status in ('pending', 'failed')
+                order by c.scheduled_at limit 10000)
+               union all
+               (select c.status from jetstream.webhook_calls c where c.status = 'claimed' limit 10000)) c
+        on c.status = s.status
+    group by s.status
+), of_consumer as (
+    select v.name, v.kind, jsonb_build_object('stream', c.stream, 'consumer', c.consumer) as labels, v.value, v.help
+    from jetstream.consumers c cross join lateral (values
+        ('consumer_delivered_total', 'counter', c.delivered::double precision, 'Deliveries a webhook worker has dealt with'),
+        ('consumer_acknowledged_total', 'counter', c.acknowledged, 'Of these, those that succeeded'),
+        ('consumer_redelivered_total', 'counter', c.redelivered, 'Of these, those that were not the first of their message'),
+        ('consumer_pending_messages', 'gauge', c.pending, 'Messages that waited for it when it last reported')
+    ) as v (name, kind, value, help)
+), all_of_them (name, kind, labels, value, help) as (
+    select w.name, w.kind, '{}'::jsonb, w.value, w.help from of_worker w
+    union all
+    select l.name, 'histogram', l.labels, l.value, 'From the insert (or deliver_at, if later) to the acknowledgement' from latency l
+    union all
+    select d.name, d.kind, '{}', d.value, d.help from of_database d
+    union all
+    select 'verdict', 'gauge', jsonb_build_object('verdict', s.verdict), (s.verdict = v.verdict)::int,
+           '1 for the verdict that holds: healthy, degraded (some of the work can proceed) or down (none)'
+    from verdict v cross join (values ('healthy'), ('degraded'), ('down')) s (verdict)
+    union all
+    select c.name, c.kind, c.labels, c.value, c.help from of_connection c
+    union all
+    select 'connection_dead_letters', 'gauge', d.labels, d.value, 'Dead letters, counted up to 10000' from dead d
+    union all
+    select 'connection_failed_messages', 'gauge', f.labels, f.value,
+           'Messages given up in the last hour, as the history has them, counted up to 10000' from failed f
+    union all
+    select 'stream_sync_error', 'gauge', jsonb_build_object('connection', s.connection, 'stream', s.name),
+           (s.sync_error is not null)::int, 'Whether the server does not have the stream as asked; see streams.sync_error'
+    from jetstream.streams s
+    union all
+    select 'webhook_calls', 'gauge', jsonb_build_object('status', c.status), c.value,
+           'Calls of the queue that are not made yet, counted up to 10000 (pending and failed together)' from calls c
+    union all
+    select c.name, c.kind, c.labels, c.value, c.help from of_consumer c
+)
+select 'pg_jetstream_' || a.name as name, jsonb_build_object('database', current_database()) || a.labels as labels, a.value,
+       a.kind, a.help
+from all_of_them a
+where a.value is not null
+$$;
+
+comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
+
+create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    at timestamptz := coalesce(new.published_at, now());
+begin
+    if new.subject is null or new.success is null then
+        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
+            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
+    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
+        raise exception 'the history has no day for published_at %', at
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
+    end if;
+    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
+        sequence, success, duplicate, error, latency_ms, attempts, connection)
+    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
+        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
+        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
+        coalesce(new.attempts, 1),
+        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
+    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
+    return new;
+end
+$$;
+
+create or replace function jetstream.rule_nats_configure(
+    p_config_name text default 'default',
+    p_nats_url text default null,
+    p_auth_type text default null,
+    p_jetstream_enabled boolean default null,
+    p_stream_name text default null,
+    p_subject_prefix text default null,
+    p_auth_token text default null,
+    p_auth_username text default null,
+    p_auth_password text default null,
+    p_auth_credentials_file text default null,
+    p_auth_nkey_seed text default null,
+    p_nats_cluster_urls text[] default null,
+    p_tls_enabled boolean default null,
+    p_tls_ca_file text default null,
+    p_tls_cert_file text default null,
+    p_tls_key_file text default null,
+    p_max_connections integer default null,
+    p_connection_timeout_ms integer default null,
+    p_reconnect_delay_ms integer default null,
+    p_max_reconnect_attempts integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into jetstream.connections (name) select p_config_name
+    where not exists (select from jetstream.connections c where c.name = p_config_name);
+    update jetstream.connections c
+    set url = coalesce(p_nats_url, c.url), cluster_urls = coalesce(p_nats_cluster_urls, c.cluster_urls),
+        token = coalesce(p_auth_token, c.token), username = coalesce(p_auth_username, c.username),
+        password = coalesce(p_auth_password, c.password), nkey_seed = coalesce(p_auth_nkey_seed, c.nkey_seed),
+        credentials_file = coalesce(p_auth_credentials_file, c.credentials_file),
+        auth_type = coalesce(p_auth_type, c.auth_type), tls_required = coalesce(p_tls_enabled, c.tls_required),
+        tls_ca_file = coalesce(p_tls_ca_file, c.tls_ca_file), tls_cert_file = coalesce(p_tls_cert_file, c.tls_cert_file),
+        tls_key_file = coalesce(p_tls_key_file, c.tls_key_file),
+        jetstream_enabled = coalesce(p_jetstream_enabled, c.jetstream_enabled),
+        webhook_stream = coalesce(p_stream_name, c.webhook_stream),
+        webhook_prefix = coalesce(p_subject_prefix, c.webhook_prefix),
+        max_connections = coalesce(p_max_connections, c.max_connections),
+        connection_timeout_ms = coalesce(p_connection_timeout_ms, c.connection_timeout_ms),
+        reconnect_delay_ms = coalesce(p_reconnect_delay_ms, c.reconnect_delay_ms),
+        max_reconnect_attempts = coalesce(p_max_reconnect_attempts, c.max_reconnect_attempts)
+    where c.name = p_config_name;
+    return true;
+end
+$$;
+
+comment on function jetstream.rule_nats_configure(text, text, text, boolean, text, text, text, text, text, text, text,
+    text[], boolean, text, text, text, integer, integer, integer, integer) is
+    'Makes or changes a configuration; what is left out (null) stays as it is. Takes effect at commit
+p_auth_token: Secret: token for auth_type token
+p_auth_username: User for auth_type password
+p_auth_password: Secret: password for auth_type password
+p_auth_credentials_file: Path of a .creds file on the server, for auth_type credentials
+p_auth_nkey_seed: Secret: nkey seed for auth_type nkey
+Arguments as the columns of jetstream.rule_nats_config';
+
+create or replace function jetstream.rule_nats_stream_create(
+    p_stream_name text,
+    p_subjects text[] default null,
+    p_config_name text default 'default',
+    p_description text default null,
+    p_retention_policy text default null,
+    p_max_age_seconds bigint default null,
+    p_storage_type text default null,
+    p_max_messages bigint default null,
+    p_max_bytes bigint default null,
+    p_replicas integer default null,
+    p_duplicate_window_seconds integer default null
+) returns integer
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select jetstream.create_stream(name => $1, subjects => $2, storage => $7, retention => $5, max_messages => $8,
+        max_bytes => $9, replicas => $10,
+        -- A new one keeps messages for a week, as the rule engine has it.
+        max_age => coalesce(make_interval(secs => $6),
+            case when not exists (select from jetstream.streams s where s.connection = $3 and s.name = $1) then interval '7 days' end),
+        duplicate_window => make_interval(secs => $11), connection => $3, description => $4)
+$$;
+
+comment on function jetstream.rule_nats_stream_create(text, text[], text, text, text, bigint, text, bigint, bigint, integer,
+    integer) is 'Asks for a stream, or for a change of it: what is left out (null) then stays as it is. Returns rule_nats_streams.stream_id, whose row says whether the server has it
+p_config_name: Configuration the stream lives on
+Arguments as the columns of jetstream.rule_nats_streams';
+
+create or replace function jetstream.rule_nats_consumer_update_stats(
+    p_stream_name text,
+    p_consumer_name text,
+    p_messages_delivered bigint,
+    p_messages_acknowledged bigint,
+    p_messages_pending bigint default null,
+    p_avg_processing_time_ms numeric default null,
+    p_messages_redelivered bigint default 0,
+    p_active boolean default true,
+    p_queue_group text default null,
+    p_ack_policy text default null,
+    p_max_deliver integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_ack_policy not in ('none', 'all', 'explicit') then
+        raise exception 'unknown acknowledgement policy "%"', p_ack_policy
+            using errcode = 'invalid_parameter_value', hint = 'It is none, all or explicit.';
+    end if;
+    if p_messages_delivered < 0 or p_messages_acknowledged < 0 or p_messages_redelivered < 0 or p_messages_pending < 0
+        or p_avg_processing_time_ms < 0 then
+        raise exception 'a report cannot take anything back'
+            using errcode = 'invalid_parameter_value', hint = 'Report what was done since the last report.';
+    end if;
+    insert into jetstream.consumers as c (stream, consumer, delivered, acknowledged, redelivered, pending, timed,
+        processing_ms, active, queue_group, ack_policy, max_deliver)
+    values (p_stream_name, p_consumer_name, coalesce(p_messages_delivered, 0), coalesce(p_messages_acknowledged, 0),
+        coalesce(p_messages_redelivered, 0), coalesce(p_messages_pending, 0),
+        case when p_avg_processing_time_ms is null then 0 else coalesce(p_messages_delivered, 0) end,
+        coalesce(p_avg_processing_time_ms * p_messages_delivered, 0), coalesce(p_active, true),
+        p_queue_group, p_ack_policy, p_max_deliver)
+    on conflict on constraint consumers_key do update set
+        delivered = c.delivered + excluded.delivered, acknowledged = c.acknowledged + excluded.acknowledged,
+        redelivered = c.redelivered + excluded.redelivered, timed = c.timed + excluded.timed,
+        processing_ms = c.processing_ms + excluded.processing_ms,
+        pending = coalesce(p_messages_pending, c.pending), active = excluded.active, last_active_at = clock_timestamp(),
+        queue_group = coalesce(p_queue_group, c.queue_group), ack_policy = coalesce(p_ack_policy, c.ack_policy),
+        max_deliver = coalesce(p_max_deliver, c.max_deliver);
+    return true;
+end
+$$;
+
+comment on function jetstream.rule_nats_consumer_update_stats(text, text, bigint, bigint, bigint, numeric, bigint, boolean, text, text, integer) is
+    'A worker''s report of what it did since its last one: counts are added up, also those of several workers under one name; the average time is that of the messages reported now
+p_stream_name: Stream it consumes
+p_consumer_name: Name of the worker
+p_messages_delivered: Deliveries since the last report
+p_messages_acknowledged: Acknowledged since the last report
+p_messages_pending: Messages that wait in the stream; null: not known
+p_avg_processing_time_ms: Average of those acknowledged, milliseconds; null: not known
+p_messages_redelivered: Deliveries since the last report that were not the first
+p_active: false: the worker ends
+p_queue_group: Durable consumer that the workers share; null: as last reported
+p_ack_policy: none, all or explicit; null: as last reported
+p_max_deliver: Most deliveries of one message; null: as last reported';
+
+create or replace function jetstream.rule_webhook_enable_nats(
+    p_webhook_id integer,
+    p_nats_subject text default null,
+    p_publish_mode text default null,
+    p_config_name text default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update jetstream.webhooks w
+    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
+        connection = coalesce(p_config_name, w.connection)
+    where w.id = p_webhook_id;
+    if not found then
+        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
+            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
+    end if;
+    return true;
+end
+$$;
+
+comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
+    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
+p_config_name: Configuration its messages go to
+Arguments as the columns of jetstream.rule_webhooks';
+
+create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
+returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
+
+create or replace function jetstream.rule_webhook_call_unified(
+    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
+) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
+
+create or replace function jetstream.rule_webhook_enqueue(
+    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
+) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
+
+create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
+
+comment on function jetstream.worker_reused_ids() is 'Duplicates that the stream had from another message with the same id, since the worker started; use status()';
+
+comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
 
 revoke all on schema jetstream from public;
 
@@ -2807,7 +2681,7 @@ grant select (txid, id, connection, subject, message_id, key, deliver_at, ttl, w
     last_error, failed_at, unsure_since, created_at, due_at) on jetstream.outbox to jetstream_reader;
 
 grant execute on function jetstream.status(), jetstream.health(text), jetstream.outbox_lag(text), jetstream.verdict(text),
-    jetstream.backlog(text), jetstream.worker_status(), jetstream.worker_role()
+    jetstream.backlog(text), jetstream.worker_status(), jetstream.worker_role(), jetstream.worker_reused_ids()
     to jetstream_reader, jetstream_admin;
 
 grant execute on function
@@ -2818,11 +2692,6 @@ grant execute on function
     to jetstream_admin;
 
 grant update (synced_at, sync_error, origin, applied) on jetstream.streams to jetstream_worker;
-
-grant select on jetstream.consumers, jetstream.rule_nats_config, jetstream.rule_nats_streams,
-    jetstream.rule_nats_consumer_stats, jetstream.nats_publish_summary, jetstream.nats_performance_stats,
-    jetstream.nats_recent_failures, jetstream.webhook_status_summary, jetstream.webhook_recent_failures,
-    jetstream.webhook_performance_stats, jetstream.webhook_dead_letters to jetstream_reader, jetstream_admin;
 
 grant execute on function
     jetstream.check_webhook_url(text), jetstream.check_call_status(text),

@@ -146,6 +146,12 @@ fn worker_role() -> Option<String> {
     Some(slot.role.as_str().to_string()).filter(|role| stopped.is_none() && !role.is_empty())
 }
 
+/// Duplicates that the stream had from another message with the same id, since the worker of this database started.
+#[pg_extern(volatile)]
+fn worker_reused_ids() -> i64 {
+    shown_slot().1.report.reused_ids as i64
+}
+
 /// The worker of this database as it reports itself; one row, also where none runs. Its columns stay as they are: SQL of
 /// another version may call it until the extension is updated, or the server restarted.
 #[pg_extern(volatile)]
@@ -162,7 +168,6 @@ fn worker_status() -> TableIterator<
         name!(claimed, i64),
         name!(stored, i64),
         name!(duplicates, i64),
-        name!(reused_ids, i64),
         name!(retried, i64),
         name!(dead, i64),
         name!(latency, JsonB),
@@ -190,7 +195,6 @@ fn worker_status() -> TableIterator<
         report.claimed as i64,
         report.stored as i64,
         report.duplicates as i64,
-        report.reused_ids as i64,
         report.retried as i64,
         report.dead as i64,
         JsonB(shown_latency(&report.latency)),

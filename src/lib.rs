@@ -89,6 +89,7 @@ extension_sql_file!(
         "streams",
         "capture",
         worker_role,
+        worker_reused_ids,
         worker_status,
         request_reload
     ]
