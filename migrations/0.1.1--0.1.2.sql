@@ -91,8 +91,9 @@ update jetstream.outbox set due_at = created_at where attempts > 0;
 drop index jetstream.outbox_key;
 create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
 create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
--- They have more columns.
+-- It has more columns, and the view names those of the outbox.
 drop function if exists jetstream.status();
+drop view jetstream.nats_recent_failures;
 
 -- References between tables become triggers, which come from sql/references.sql below.
 alter table jetstream.streams drop constraint streams_connection_fkey;

@@ -93,8 +93,9 @@ update jetstream.outbox set due_at = created_at where attempts > 0;
 drop index jetstream.outbox_key;
 create index outbox_key on jetstream.outbox (connection, key, attempts, id) where key is not null;
 create index outbox_failing on jetstream.outbox (connection, due_at) where attempts > 0;
--- They have more columns.
+-- It has more columns, and the view names those of the outbox.
 drop function if exists jetstream.status();
+drop view jetstream.nats_recent_failures;
 
 -- References between tables become triggers, which come from sql/references.sql below.
 alter table jetstream.streams drop constraint streams_connection_fkey;
@@ -507,52 +508,6 @@ comment on index jetstream.outbox_key is 'Claim of the messages that waited behi
 
 comment on index jetstream.outbox_failing is 'Failing messages, the oldest first';
 
-comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
-
-comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
-
-create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '500ms'
-as $$
-declare
-    today date := (now() at time zone 'UTC')::date;
-    day date;
-    partition text;
-    changed integer := 0;
-begin
-    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
-        partition := 'history_' || to_char(day, 'YYYYMMDD');
-        continue when to_regclass('jetstream.' || partition) is not null;
-        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
-        execute format('alter table jetstream.%I replica identity full', partition);
-        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
-            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
-        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
-        changed := changed + 1;
-    end loop;
-    begin
-        for partition in
-            select c.relname
-            from pg_inherits i join pg_class c on c.oid = i.inhrelid
-            where i.inhparent = 'jetstream.history'::regclass
-              and c.relname ~ '^history_[0-9]{8}$'
-              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
-        loop
-            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
-            execute format('drop table jetstream.%I', partition);
-            changed := changed + 1;
-        end loop;
-    exception when lock_not_available then
-        -- A reader holds the oldest day; the next round drops it.
-        null;
-    end;
-    return changed;
-end
-$$;
-
 comment on column jetstream.capture_queue.salt is 'Random, for the message ids, and the same for all changes of a statement: 12 digits; behind it the cluster that wrote it, system identifier and timeline in hexadecimal';
 
 comment on column jetstream.capture_relations.shape is 'Its definition as a digest: see capture_shape';
@@ -933,358 +888,6 @@ begin
 end
 $$;
 
-create or replace view jetstream.outbox_summary as
-select connection, subject,
-       count(*) filter (where attempts > 0 or deliver_at is null or deliver_at <= now()) as owed,
-       count(*) filter (where attempts > 0) as failing,
-       min(created_at) as oldest,
-       min(deliver_at) as next_attempt,
-       max(last_error) as last_error,
-       count(*) filter (where attempts = 0 and deliver_at > now()) as scheduled
-from jetstream.outbox
-group by connection, subject
-union all
--- Of a transaction's begin and commit, and of changes.
-select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
-           else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
-       sum(q.changes), 0, min(q.at), null, null, 0
-from (select c.connection, c.changes, c.at,
-             -- In this order, or by name, as 0.1.0 stored it.
-             coalesce(h.head ->> 1, h.head ->> 'prefix') as prefix,
-             coalesce(h.head ->> 2, h.head ->> 'schema') as schema,
-             coalesce(h.head ->> 3, h.head ->> 'table') as "table",
-             get_byte(substring(c.body for 1), 0) in (ascii('B'), ascii('C'), ascii('b'), ascii('c')) as boundary
-      from jetstream.capture_queue c
-      cross join lateral (select c.head::jsonb as head) h) q
-group by 1, 2;
-
-comment on view jetstream.outbox_summary is
-    'Pending messages, by connection and subject; captured changes that are no messages yet too';
-
-comment on column jetstream.outbox_summary.owed is 'Pending messages that are due or failing';
-
-comment on column jetstream.outbox_summary.scheduled is 'Pending messages that are not due yet, as their producer asked; not among owed';
-
-create or replace view jetstream.publish_summary as
-select connection, subject,
-       count(*) as total,
-       count(*) filter (where success) as successful,
-       count(*) filter (where not success) as failed,
-       count(*) filter (where duplicate) as duplicates,
-       round(100.0 * count(*) filter (where success) / count(*), 2) as success_rate_pct,
-       round(avg(latency_ms)::numeric, 3) as avg_latency_ms,
-       max(published_at) as last_published_at,
-       count(*) filter (where success and error is not null) as reused_ids
-from jetstream.history
-group by connection, subject;
-
-comment on column jetstream.publish_summary.reused_ids is 'Of the duplicates, those the stream had from another message with the same id';
-
-create or replace function jetstream.backlog(connection text) returns table (
-    owed bigint, scheduled bigint, failing bigint, captured bigint, waiting interval, oldest_failing interval
-)
-language sql volatile security definer rows 1
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-    select d.n + l.n + f.n,
-           (select count(*) from (select from jetstream.outbox o
-                                  where o.connection = $1 and o.deliver_at > t.now and o.attempts = 0 limit 10000) s),
-           f.n,
-           q.n,
-           case when d.n + l.n + q.n > 0 then t.now - least(d.since, l.since, q.since, t.now) end,
-           case when f.n > 0 then t.now - least(f.since, t.now) end
-    from (select clock_timestamp() as now) t
-    -- At once.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
-              where k.connection = $1 and k.deliver_at is null and k.attempts = 0
-              order by k.connection, k.deliver_at, k.id limit 10000) o) d
-    -- Their time has come.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.deliver_at) as since, k.attempts from jetstream.outbox k
-              where k.connection = $1 and k.deliver_at <= t.now
-              order by k.connection, k.deliver_at limit 10000) o
-        where o.attempts = 0) l
-    -- However often they have been tried, and whenever the next time is.
-    cross join lateral (
-        select count(*) as n, min(o.since) as since
-        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
-              where k.connection = $1 and k.attempts > 0 order by k.connection, k.due_at limit 10000) o) f
-    cross join lateral (
-        select count(*) as n, min(o.at) as since
-        from (select k.at from jetstream.capture_queue k where k.connection = $1 order by k.txid limit 1000) o) q
-$$;
-
-comment on function jetstream.backlog(text) is 'What is pending for one connection, counted up to 10000 each; use status() or health()
-connection: connections.name
-owed: Messages that are due or failing
-scheduled: Messages that are not due yet, as their producer asked
-failing: Messages that have failed at least once
-captured: Rows of captured changes that are no messages yet, counted up to 1000
-waiting: How long the oldest one has been due that has not failed; null if there is none
-oldest_failing: How long the oldest failing one has been due; null if there is none';
-
-create or replace function jetstream.outbox_lag(connection text default null) returns interval
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    select max(greatest(b.waiting, b.oldest_failing))
-    from jetstream.connections c cross join lateral jetstream.backlog(c.name) b
-    where $1 is null or c.name = $1;
-$$;
-
-comment on function jetstream.outbox_lag(text) is 'Age of the oldest message that is due, failing ones included, or captured change, of one connection or of all; null if there is none
-connection: connections.name; null: all';
-
-create or replace function jetstream.verdict(connection text default null) returns table (verdict text, reasons jsonb)
-language sql volatile security definer rows 1
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    with worker as materialized (
-        select w.pid, w.last_error, w.connections from jetstream.worker_status() w
-    ), links as materialized (
-        select c.name, c.enabled, coalesce(l.value ->> 'state', 'unknown') as state, l.value ->> 'detail' as detail
-        from jetstream.connections c
-        cross join worker w
-        left join lateral jsonb_array_elements(w.connections) l on l.value ->> 'name' = c.name
-        where $1 is null or c.name = $1
-    ), found (number, level, connection, reason, next_step) as (
-        select 1, 'down', null::text, 'no worker runs: ' || coalesce(nullif(w.last_error, ''), 'see the server''s log'),
-               case when pg_is_in_recovery() then 'None: publishing starts when the server is promoted.'
-                    else 'Fix the cause; the worker then starts within seconds. The server''s log has the details.' end
-        from worker w where w.pid is null
-        union all
-        select 2, 'down', null, format('publishing is paused since %s by %s', p.paused_at, p.paused_by),
-               'Call jetstream.resume().'
-        from jetstream.control p
-        union all
-        select 3, 'down', $1, case when $1 is null then 'no connection is enabled' else format('connection "%s" is disabled', $1) end,
-               'Set enabled in jetstream.connections.'
-        where not exists (select from links l where l.enabled)
-        union all
-        select 4, case when exists (select from links k where k.enabled and k.state = 'connected') then 'degraded' else 'down' end,
-               l.name, format('connection "%s" is %s', l.name, l.state) || coalesce(': ' || nullif(l.detail, ''), ''),
-               case l.state
-                   when 'failed' then format('Fix the cause, then call jetstream.reload(%L).', l.name)
-                   when 'unknown' then 'Wait a second: the worker has not read this connection yet.'
-                   else format('Fix the cause; the worker keeps trying, and jetstream.reload(%L) makes it try immediately.', l.name)
-               end
-        from links l cross join worker w
-        where w.pid is not null and l.enabled and l.state <> 'connected'
-        union all
-        select 5, 'degraded', s.connection, format('stream "%s" is not as asked: %s', s.name, s.sync_error),
-               'Correct the row in jetstream.streams or the stream on the server.'
-        from jetstream.streams s join links l on l.name = s.connection
-        where s.sync_error is not null
-        union all
-        select 6, 'degraded', l.name,
-               format('%s%s messages to connection "%s" fail, the oldest is due since %s ago', case when b.failing >= 10000 then 'at least ' end,
-                      b.failing, l.name, date_trunc('second', b.oldest_failing))
-                   || coalesce(': ' || nullif(f.last_error, ''), ''),
-               'See jetstream.recent_failures. Only messages of the same keys wait. Fix the cause, then call jetstream.retry().'
-        from links l
-        cross join lateral jetstream.backlog(l.name) b
-        left join lateral (select o.last_error from jetstream.outbox o where o.connection = l.name and o.attempts > 0
-                           order by o.due_at limit 1) f on true
-        where b.failing > 0
-        union all
-        select 7, 'degraded', l.name,
-               format('the oldest message to connection "%s" has waited for %s', l.name, date_trunc('second', b.waiting)),
-               'More is inserted than is published, or the worker waits for a lock: see jetstream.status() and pg_stat_activity.'
-        from links l cross join lateral jetstream.backlog(l.name) b
-        where l.state = 'connected' and b.waiting > interval '1 minute'
-    )
-    select case when bool_or(f.level = 'down') then 'down' when count(*) > 0 then 'degraded' else 'healthy' end,
-           coalesce(jsonb_agg(jsonb_build_object('level', f.level, 'connection', f.connection, 'reason', f.reason,
-                                                 'next_step', f.next_step) order by f.number, f.connection), '[]')
-    from found f
-$$;
-
-comment on function jetstream.verdict(text) is 'Whether all (healthy), some (degraded) or none (down) of the work can proceed, and why not
-connection: connections.name; null: all
-verdict: healthy, degraded or down
-reasons: Array of objects with level, connection (null: all), reason and next_step; empty if healthy';
-
-create or replace function jetstream.status() returns table (
-    worker text,
-    pid integer,
-    role text,
-    state text,
-    connections jsonb,
-    in_flight integer,
-    in_flight_bytes bigint,
-    lag interval,
-    claimed bigint,
-    stored bigint,
-    duplicates bigint,
-    retried bigint,
-    dead bigint,
-    held_keys integer,
-    cycles bigint,
-    last_error text,
-    last_error_at timestamptz,
-    started_at timestamptz,
-    last_cycle_at timestamptz,
-    verdict text,
-    reasons jsonb,
-    owed bigint,
-    scheduled bigint,
-    failing bigint,
-    oldest_failing interval,
-    reused_ids bigint
-)
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-    select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
-           w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
-           w.started_at, w.last_cycle_at, v.verdict, v.reasons, b.owed, b.scheduled, b.failing, b.oldest_failing,
-           jetstream.worker_reused_ids()
-    from jetstream.worker_status() w
-    cross join jetstream.verdict() v
-    cross join (select max(greatest(k.waiting, k.oldest_failing)) as lag, coalesce(sum(k.owed), 0)::bigint as owed,
-                       coalesce(sum(k.scheduled), 0)::bigint as scheduled, coalesce(sum(k.failing), 0)::bigint as failing,
-                       max(k.oldest_failing) as oldest_failing
-                from jetstream.connections c cross join lateral jetstream.backlog(c.name) k) b;
-$$;
-
-comment on function jetstream.status() is
-    'The worker of this database: whether all is well, what it does, its connections, what is pending, counters since it started, and its last error
-worker: Database it serves
-pid: Its process; null if none runs
-role: Role whose rights it has (pg_jetstream.role); null while it has not begun
-state: What it does, in a word or two; "not running", with the reason in last_error
-connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
-in_flight: Messages claimed and not settled
-in_flight_bytes: Their bytes
-lag: Age of the oldest message that is due, failing ones included; null if there is none
-claimed: Messages claimed since it started
-stored: Messages acknowledged since it started, duplicates included
-duplicates: Of these, those the stream had already
-retried: Failed attempts since it started that are followed by another
-dead: Messages that became dead letters since it started
-held_keys: Keys in the worker''s memory that wait for a failing message, or have many waiting
-cycles: Transactions since it started
-last_error: Last failure of any kind, or why no worker runs
-last_error_at: When that was
-started_at: When the worker started
-last_cycle_at: When its last transaction was
-verdict: healthy, degraded or down: all, some or none of the work can proceed
-reasons: Why it is not healthy: array of objects with level, connection, reason and next_step
-owed: Pending messages that are due or failing; counted up to 10000 for each connection and kind
-scheduled: Pending messages that are not due yet, as their producer asked; counted like owed
-failing: Of those owed, those that have failed at least once
-oldest_failing: How long the oldest failing message has been due; null if none fails
-reused_ids: Of the duplicates, those the stream had from another message with the same id';
-
-create or replace function jetstream.health(connection text default null) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set jit = off
-as $$
-declare
-    w record;
-    v record;
-    b record;
-    l record;
-begin
-    if health.connection is not null
-        and not exists (select from jetstream.connections k where k.name = health.connection) then
-        raise exception 'connection "%" does not exist', health.connection
-            using errcode = 'undefined_object', hint = 'See jetstream.connections.';
-    end if;
-    select s.* into w from jetstream.worker_status() s;
-    select x.* into v from jetstream.verdict(health.connection) x;
-    select coalesce(sum(k.owed), 0) as owed, coalesce(sum(k.captured), 0) as captured, coalesce(sum(k.scheduled), 0) as scheduled, coalesce(sum(k.failing), 0) as failing,
-           max(greatest(k.waiting, k.oldest_failing)) as lag, max(k.oldest_failing) as oldest_failing
-        into b
-        from jetstream.connections c cross join lateral jetstream.backlog(c.name) k
-        where health.connection is null or c.name = health.connection;
-    -- Of several, the one that is worst off: a connection that is not enabled counts only if it is asked about.
-    select s.state, s.detail, s.connected into l
-        from (select coalesce(k.value ->> 'state', case when c.enabled then 'unknown' else 'disabled' end) as state,
-                     k.value ->> 'detail' as detail, coalesce(k.value ->> 'state' = 'connected', false) as connected,
-                     c.enabled, c.name
-              from jetstream.connections c
-              left join lateral jsonb_array_elements(w.connections) k on k.value ->> 'name' = c.name
-              where health.connection is null or c.name = health.connection) s
-        order by s.enabled desc, s.connected, s.name limit 1;
-    return jsonb_build_object(
-        'connection', health.connection,
-        'verdict', v.verdict,
-        'healthy', v.verdict = 'healthy',
-        'reasons', v.reasons,
-        'connected', coalesce(l.connected, false),
-        'connection_state', l.state,
-        'detail', l.detail,
-        'worker_pid', w.pid,
-        'worker_state', w.state,
-        'owed', b.owed + b.captured > 0,
-        'owed_messages', b.owed,
-        'scheduled', b.scheduled,
-        'failing', b.failing,
-        'lag_seconds', round(extract(epoch from b.lag)::numeric, 3),
-        'oldest_failing_seconds', round(extract(epoch from b.oldest_failing)::numeric, 3),
-        'in_flight', w.in_flight,
-        'dead_letters', (select count(*) from jetstream.dead_letters d
-                         where health.connection is null or d.connection = health.connection),
-        'stream_errors', coalesce((select jsonb_object_agg(s.name, s.sync_error) from jetstream.streams s
-                          where (health.connection is null or s.connection = health.connection)
-                              and s.sync_error is not null), '{}'::jsonb),
-        'last_error', case
-            when health.connection is null or w.pid is null then w.last_error
-            when not l.connected then nullif(l.detail, '')
-            else coalesce(
-                (select s.sync_error from jetstream.streams s
-                 where s.connection = health.connection and s.sync_error is not null order by s.name limit 1),
-                (select e.error
-                 from ((select o.failed_at as at, o.last_error as error
-                        from (select k.failed_at, k.last_error from jetstream.outbox k
-                              where k.connection = health.connection and k.attempts > 0 limit 1000) o
-                        order by o.failed_at desc nulls last limit 1)
-                       union all
-                       (select d.died_at, d.reason
-                        from (select k.died_at, k.reason from jetstream.dead_letters k
-                              where k.connection = health.connection limit 1000) d
-                        order by d.died_at desc limit 1)) e
-                 order by e.at desc nulls last limit 1))
-        end);
-end
-$$;
-
-comment on function jetstream.health(text) is 'The verdict on one connection, or (null) on all, as the worker sees it, with what is pending for it
-verdict is healthy, degraded or down; healthy is true for the first of them, and reasons says why for the others, with a next step
-each; last_error is that of the connection; in_flight is that of all connections
-connection: connections.name; null: all';
-
-create or replace function jetstream.retry(subject_pattern text default '>', connection text default null) returns bigint
-language sql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    with due as (
-        update jetstream.outbox o set deliver_at = clock_timestamp()
-        from (select f.id from jetstream.outbox f
-              where f.attempts > 0 and f.deliver_at > clock_timestamp()
-                  and ($2 is null or f.connection = $2) and ($1 is null or jetstream.subject_matches(f.subject, $1))
-              for update skip locked) f
-        where o.id = f.id
-        returning 1
-    )
-    select count(*) from due
-$$;
-
-comment on function jetstream.retry(text, text) is 'Makes failing messages due immediately, to be called when the cause is fixed; returns how many
-subject_pattern: Only messages whose subject it matches, with the wildcards * and > of NATS
-connection: connections.name; null: all';
-
 create or replace function jetstream.check_webhook_url(url text) returns boolean
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
@@ -1455,6 +1058,168 @@ begin
     return jsonb_strip_nulls(jsonb_build_object(
         'success', true, 'status', 'enqueued', 'webhook_id', w.id, 'webhook_name', w.name, 'publish_mode', mode,
         'message_id', id, 'call_id', call_id, 'outbox_id', outbox_id));
+end
+$$;
+
+create or replace function jetstream.webhook_resolve(
+    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    header record;
+    rest text;
+    done text;
+    part text[];
+    secret text;
+begin
+    resolved := coalesce(webhook_resolve.headers, '{}');
+    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
+    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
+        select from jetstream.webhooks w
+        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
+    if elsewhere then
+        resolved := null;
+        return;
+    end if;
+    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
+                  where strpos(h.value::text, '{{secret:') > 0 loop
+        -- One pass from the left, so that what a secret holds is never taken for a reference.
+        rest := header.value;
+        done := '';
+        loop
+            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
+            exit when part is null;
+            select s.value into secret from jetstream.webhook_secrets s
+            where s.webhook = webhook_resolve.webhook and s.name = part[2];
+            if not found then
+                missing := part[2];
+                resolved := null;
+                return;
+            end if;
+            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
+            rest := part[3];
+        end loop;
+        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
+    end loop;
+end
+$$;
+
+comment on function jetstream.webhook_resolve(integer, jsonb, text) is
+    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
+
+create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r record;
+begin
+    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
+    if r.elsewhere then
+        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
+                coalesce(webhook_headers.url, 'null')
+            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    end if;
+    if r.missing is not null then
+        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
+            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
+    end if;
+    return r.resolved;
+end
+$$;
+
+create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
+returns table (
+    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
+    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    c jetstream.webhook_calls;
+    r record;
+begin
+    if coalesce(btrim(webhook_claim.worker), '') = '' then
+        raise exception 'worker name is empty'
+            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
+    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
+        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
+    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
+        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
+    end if;
+    perform jetstream.webhook_reclaim();
+    for c in
+        with due as (
+            select k.id from jetstream.webhook_calls k
+            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
+            order by k.scheduled_at, k.id
+            limit webhook_claim.n
+            for update skip locked
+        ), claimed as (
+            update jetstream.webhook_calls k
+            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
+                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
+            from due d where k.id = d.id
+            returning k.*
+        )
+        select * from claimed k order by k.scheduled_at, k.id
+    loop
+        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
+        if r.elsewhere or r.missing is not null then
+            -- One call that cannot be made must not keep the others from the worker.
+            update jetstream.webhook_calls k
+            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
+                error = case when r.elsewhere
+                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
+                                'webhooks.url alone', c.webhook, left(c.url, 200))
+                    else format('secret "%s" does not exist', r.missing) end
+            where k.id = c.id;
+            continue;
+        end if;
+        return query
+            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
+                   c.max_attempts, c.lease_until
+            from jetstream.webhooks w where w.id = c.webhook;
+    end loop;
+end
+$$;
+
+create or replace function jetstream.webhook_dead_letter(
+    stream text,
+    sequence bigint,
+    message_id text,
+    subject text,
+    webhook integer,
+    worker text,
+    attempts integer,
+    reason text,
+    status integer default null
+) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
+        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
+            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
+    elsif octet_length($1) not between 1 and 255 then
+        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
+            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    end if;
+    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
+        status)
+    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
+    on conflict on constraint webhook_dead_letters_key do nothing;
+    return found;
 end
 $$;
 
@@ -2104,167 +1869,482 @@ $$;
 
 comment on function jetstream.consumers_before_write() is 'Refuses figures that cannot be, and keeps the average of a consumer in line with its sums';
 
-create or replace function jetstream.webhook_resolve(
-    webhook integer, headers jsonb, url text, out resolved jsonb, out missing text, out elsewhere boolean
-)
-language plpgsql stable
+comment on column jetstream.history.error is 'Why it was not stored; of a duplicate, that another message has used its id';
+
+comment on index jetstream.history_webhook is 'Messages of one webhook; other messages have no entry';
+
+create or replace function jetstream.history_maintain(retention interval, days_ahead integer default 7) returns integer
+language plpgsql
+security definer
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '500ms'
 as $$
 declare
-    header record;
-    rest text;
-    done text;
-    part text[];
-    secret text;
+    today date := (now() at time zone 'UTC')::date;
+    day date;
+    partition text;
+    changed integer := 0;
 begin
-    resolved := coalesce(webhook_resolve.headers, '{}');
-    -- A call or an envelope says itself where it goes, and webhooks move: neither may carry the secrets to another host.
-    elsewhere := strpos(resolved::text, '{{secret:') > 0 and not exists (
-        select from jetstream.webhooks w
-        where w.id = webhook_resolve.webhook and jetstream.url_origin(w.url) = jetstream.url_origin(webhook_resolve.url));
-    if elsewhere then
-        resolved := null;
-        return;
-    end if;
-    for header in select h.key, h.value::text as value from jsonb_each(resolved) h
-                  where strpos(h.value::text, '{{secret:') > 0 loop
-        -- One pass from the left, so that what a secret holds is never taken for a reference.
-        rest := header.value;
-        done := '';
+    for day in select d::date from generate_series(today - 1, today + days_ahead, interval '1 day') d loop
+        partition := 'history_' || to_char(day, 'YYYYMMDD');
+        continue when to_regclass('jetstream.' || partition) is not null;
+        execute format('create table jetstream.%I (like jetstream.history including defaults)', partition);
+        execute format('alter table jetstream.%I replica identity full', partition);
+        execute format('alter table jetstream.history attach partition jetstream.%I for values from (%L) to (%L)',
+            partition, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
+        execute format('alter extension pg_jetstream add table jetstream.%I', partition);
+        changed := changed + 1;
+    end loop;
+    begin
+        for partition in
+            select c.relname
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = 'jetstream.history'::regclass
+              and c.relname ~ '^history_[0-9]{8}$'
+              and to_date(substr(c.relname, 9), 'YYYYMMDD') + 1 < (now() at time zone 'UTC') - retention
         loop
-            part := regexp_match(rest, '^(.*?)\{\{secret:([A-Za-z0-9_.-]+)\}\}(.*)$');
-            exit when part is null;
-            select s.value into secret from jetstream.webhook_secrets s
-            where s.webhook = webhook_resolve.webhook and s.name = part[2];
-            if not found then
-                missing := part[2];
-                resolved := null;
-                return;
-            end if;
-            done := done || part[1] || substr(to_jsonb(secret)::text, 2, length(to_jsonb(secret)::text) - 2);
-            rest := part[3];
+            execute format('alter extension pg_jetstream drop table jetstream.%I', partition);
+            execute format('drop table jetstream.%I', partition);
+            changed := changed + 1;
         end loop;
-        resolved := jsonb_set(resolved, array[header.key], (done || rest)::jsonb);
-    end loop;
+    exception when lock_not_available then
+        -- A reader holds the oldest day; the next round drops it.
+        null;
+    end;
+    return changed;
 end
 $$;
 
-comment on function jetstream.webhook_resolve(integer, jsonb, text) is
-    'Header values with the secrets of the webhook in their places; missing names one that does not exist; elsewhere: there are secrets among them, and the url is not of the webhook''s scheme, host and port';
-
-create or replace function jetstream.webhook_headers(webhook integer, headers jsonb, url text) returns jsonb
-language plpgsql stable security definer
+create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    r record;
+    at timestamptz := coalesce(new.published_at, now());
 begin
-    select * into r from jetstream.webhook_resolve(webhook_headers.webhook, webhook_headers.headers, webhook_headers.url);
-    if r.elsewhere then
-        raise exception 'secrets of webhook % are not sent to "%"', coalesce(webhook_headers.webhook::text, 'null'),
-                coalesce(webhook_headers.url, 'null')
-            using errcode = 'PJ001', hint = 'They go to scheme, host and port of webhooks.url alone.';
+    if new.subject is null or new.success is null then
+        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
+            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
+    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
+        raise exception 'the history has no day for published_at %', at
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
     end if;
-    if r.missing is not null then
-        raise exception 'secret "%" of webhook % does not exist', r.missing, webhook_headers.webhook
-            using errcode = 'undefined_object', hint = 'Set it with jetstream.rule_webhook_secret_set.';
-    end if;
-    return r.resolved;
+    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
+        sequence, success, duplicate, error, latency_ms, attempts, connection)
+    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
+        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
+        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
+        coalesce(new.attempts, 1),
+        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
+    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
+    return new;
 end
 $$;
 
-create or replace function jetstream.webhook_claim(worker text, n integer default 10, lease interval default '1 minute')
-returns table (
-    call_id bigint, webhook integer, webhook_name text, url text, method text, headers jsonb, payload jsonb,
-    timeout_ms integer, message_id text, attempt integer, max_attempts integer, lease_until timestamptz
-)
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
-set jit = off
-as $$
-#variable_conflict use_column
-declare
-    c jetstream.webhook_calls;
-    r record;
-begin
-    if coalesce(btrim(webhook_claim.worker), '') = '' then
-        raise exception 'worker name is empty'
-            using errcode = 'invalid_parameter_value', hint = 'Name the worker, as in webhook_claim(''worker-1'').';
-    elsif webhook_claim.n is null or webhook_claim.n not between 1 and 10000 then
-        raise exception 'cannot claim % calls', coalesce(webhook_claim.n::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'Claim 1 to 10000 at a time.';
-    elsif webhook_claim.lease is null or webhook_claim.lease not between '1 millisecond' and '1 day' then
-        raise exception 'lease % is out of range', coalesce(webhook_claim.lease::text, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'A lease lasts up to a day.';
-    end if;
-    perform jetstream.webhook_reclaim();
-    for c in
-        with due as (
-            select k.id from jetstream.webhook_calls k
-            where k.status in ('pending', 'failed') and k.scheduled_at <= (select clock_timestamp())
-            order by k.scheduled_at, k.id
-            limit webhook_claim.n
-            for update skip locked
-        ), claimed as (
-            update jetstream.webhook_calls k
-            set status = 'claimed', attempts = k.attempts + 1, worker = webhook_claim.worker,
-                claimed_at = clock_timestamp(), lease_until = clock_timestamp() + webhook_claim.lease
-            from due d where k.id = d.id
-            returning k.*
-        )
-        select * from claimed k order by k.scheduled_at, k.id
-    loop
-        select * into r from jetstream.webhook_resolve(c.webhook, c.headers, c.url);
-        if r.elsewhere or r.missing is not null then
-            -- One call that cannot be made must not keep the others from the worker.
-            update jetstream.webhook_calls k
-            set status = 'dead', completed_at = clock_timestamp(), lease_until = null,
-                error = case when r.elsewhere
-                    then format('secrets of webhook %s are not sent to "%s": they go to scheme, host and port of '
-                                'webhooks.url alone', c.webhook, left(c.url, 200))
-                    else format('secret "%s" does not exist', r.missing) end
-            where k.id = c.id;
-            continue;
-        end if;
-        return query
-            select c.id, c.webhook, w.name, c.url, c.method, r.resolved, c.payload, c.timeout_ms, c.message_id, c.attempts,
-                   c.max_attempts, c.lease_until
-            from jetstream.webhooks w where w.id = c.webhook;
-    end loop;
-end
-$$;
-
-create or replace function jetstream.webhook_dead_letter(
-    stream text,
-    sequence bigint,
-    message_id text,
-    subject text,
-    webhook integer,
-    worker text,
-    attempts integer,
-    reason text,
-    status integer default null
+create or replace function jetstream.rule_webhook_enable_nats(
+    p_webhook_id integer,
+    p_nats_subject text default null,
+    p_publish_mode text default null,
+    p_config_name text default null
 ) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if $1 is null or $2 is null or $3 is null or $4 is null or $6 is null or $7 is null then
-        raise exception 'a report of a dead letter needs stream, sequence, message_id, subject, worker and attempts'
-            using errcode = 'null_value_not_allowed', hint = 'Only webhook, reason and status may be null.';
-    elsif octet_length($1) not between 1 and 255 then
-        raise exception 'stream "%" of % bytes is not valid', left($1, 100), octet_length($1)
-            using errcode = 'invalid_parameter_value', hint = 'The name of a stream has 1 to 255 bytes.';
+    update jetstream.webhooks w
+    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
+        connection = coalesce(p_config_name, w.connection)
+    where w.id = p_webhook_id;
+    if not found then
+        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
+            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
     end if;
-    insert into jetstream.webhook_dead_letters (stream, sequence, message_id, subject, webhook, worker, attempts, reason,
-        status)
-    values ($1, $2, left($3, 255), left($4, 2000), $5, left($6, 255), $7, left(coalesce($8, 'failed'), 2000), $9)
-    on conflict on constraint webhook_dead_letters_key do nothing;
-    return found;
+    return true;
 end
 $$;
+
+comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
+    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
+p_config_name: Configuration its messages go to
+Arguments as the columns of jetstream.rule_webhooks';
+
+create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
+returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
+
+create or replace function jetstream.rule_webhook_call_unified(
+    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
+) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
+
+create or replace function jetstream.rule_webhook_enqueue(
+    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
+) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
+
+create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
+
+create or replace view jetstream.outbox_summary as
+select connection, subject,
+       count(*) filter (where attempts > 0 or deliver_at is null or deliver_at <= now()) as owed,
+       count(*) filter (where attempts > 0) as failing,
+       min(created_at) as oldest,
+       min(deliver_at) as next_attempt,
+       max(last_error) as last_error,
+       count(*) filter (where attempts = 0 and deliver_at > now()) as scheduled
+from jetstream.outbox
+group by connection, subject
+union all
+-- Of a transaction's begin and commit, and of changes.
+select q.connection::text, case when q.boundary then concat(q.prefix, '.transactions.*.event')
+           else concat_ws('.', q.prefix, jetstream.subject_token(q.schema), jetstream.subject_token(q."table"), '*') end,
+       sum(q.changes), 0, min(q.at), null, null, 0
+from (select c.connection, c.changes, c.at,
+             -- In this order, or by name, as 0.1.0 stored it.
+             coalesce(h.head ->> 1, h.head ->> 'prefix') as prefix,
+             coalesce(h.head ->> 2, h.head ->> 'schema') as schema,
+             coalesce(h.head ->> 3, h.head ->> 'table') as "table",
+             get_byte(substring(c.body for 1), 0) in (ascii('B'), ascii('C'), ascii('b'), ascii('c')) as boundary
+      from jetstream.capture_queue c
+      cross join lateral (select c.head::jsonb as head) h) q
+group by 1, 2;
+
+comment on view jetstream.outbox_summary is
+    'Pending messages, by connection and subject; captured changes that are no messages yet too';
+
+comment on column jetstream.outbox_summary.owed is 'Pending messages that are due or failing';
+
+comment on column jetstream.outbox_summary.scheduled is 'Pending messages that are not due yet, as their producer asked; not among owed';
+
+create or replace view jetstream.publish_summary as
+select connection, subject,
+       count(*) as total,
+       count(*) filter (where success) as successful,
+       count(*) filter (where not success) as failed,
+       count(*) filter (where duplicate) as duplicates,
+       round(100.0 * count(*) filter (where success) / count(*), 2) as success_rate_pct,
+       round(avg(latency_ms)::numeric, 3) as avg_latency_ms,
+       max(published_at) as last_published_at,
+       count(*) filter (where success and error is not null) as reused_ids
+from jetstream.history
+group by connection, subject;
+
+comment on column jetstream.publish_summary.reused_ids is 'Of the duplicates, those the stream had from another message with the same id';
+
+create or replace function jetstream.backlog(connection text) returns table (
+    owed bigint, scheduled bigint, failing bigint, captured bigint, waiting interval, oldest_failing interval
+)
+language sql volatile security definer rows 1
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+    select d.n + l.n + f.n,
+           (select count(*) from (select from jetstream.outbox o
+                                  where o.connection = $1 and o.deliver_at > t.now and o.attempts = 0 limit 10000) s),
+           f.n,
+           q.n,
+           case when d.n + l.n + q.n > 0 then t.now - least(d.since, l.since, q.since, t.now) end,
+           case when f.n > 0 then t.now - least(f.since, t.now) end
+    from (select clock_timestamp() as now) t
+    -- At once.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
+              where k.connection = $1 and k.deliver_at is null and k.attempts = 0
+              order by k.connection, k.deliver_at, k.id limit 10000) o) d
+    -- Their time has come.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.deliver_at) as since, k.attempts from jetstream.outbox k
+              where k.connection = $1 and k.deliver_at <= t.now
+              order by k.connection, k.deliver_at limit 10000) o
+        where o.attempts = 0) l
+    -- However often they have been tried, and whenever the next time is.
+    cross join lateral (
+        select count(*) as n, min(o.since) as since
+        from (select coalesce(k.due_at, k.created_at) as since from jetstream.outbox k
+              where k.connection = $1 and k.attempts > 0 order by k.connection, k.due_at limit 10000) o) f
+    cross join lateral (
+        select count(*) as n, min(o.at) as since
+        from (select k.at from jetstream.capture_queue k where k.connection = $1 order by k.txid limit 1000) o) q
+$$;
+
+comment on function jetstream.backlog(text) is 'What is pending for one connection, counted up to 10000 each; use status() or health()
+connection: connections.name
+owed: Messages that are due or failing
+scheduled: Messages that are not due yet, as their producer asked
+failing: Messages that have failed at least once
+captured: Rows of captured changes that are no messages yet, counted up to 1000
+waiting: How long the oldest one has been due that has not failed; null if there is none
+oldest_failing: How long the oldest failing one has been due; null if there is none';
+
+create or replace function jetstream.outbox_lag(connection text default null) returns interval
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    select max(greatest(b.waiting, b.oldest_failing))
+    from jetstream.connections c cross join lateral jetstream.backlog(c.name) b
+    where $1 is null or c.name = $1;
+$$;
+
+comment on function jetstream.outbox_lag(text) is 'Age of the oldest message that is due, failing ones included, or captured change, of one connection or of all; null if there is none
+connection: connections.name; null: all';
+
+create or replace function jetstream.verdict(connection text default null) returns table (verdict text, reasons jsonb)
+language sql volatile security definer rows 1
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    with worker as materialized (
+        select w.pid, w.last_error, w.connections from jetstream.worker_status() w
+    ), links as materialized (
+        select c.name, c.enabled, coalesce(l.value ->> 'state', 'unknown') as state, l.value ->> 'detail' as detail
+        from jetstream.connections c
+        cross join worker w
+        left join lateral jsonb_array_elements(w.connections) l on l.value ->> 'name' = c.name
+        where $1 is null or c.name = $1
+    ), found (number, level, connection, reason, next_step) as (
+        select 1, 'down', null::text, 'no worker runs: ' || coalesce(nullif(w.last_error, ''), 'see the server''s log'),
+               case when pg_is_in_recovery() then 'None: publishing starts when the server is promoted.'
+                    else 'Fix the cause; the worker then starts within seconds. The server''s log has the details.' end
+        from worker w where w.pid is null
+        union all
+        select 2, 'down', null, format('publishing is paused since %s by %s', p.paused_at, p.paused_by),
+               'Call jetstream.resume().'
+        from jetstream.control p
+        union all
+        select 3, 'down', $1, case when $1 is null then 'no connection is enabled' else format('connection "%s" is disabled', $1) end,
+               'Set enabled in jetstream.connections.'
+        where not exists (select from links l where l.enabled)
+        union all
+        select 4, case when exists (select from links k where k.enabled and k.state = 'connected') then 'degraded' else 'down' end,
+               l.name, format('connection "%s" is %s', l.name, l.state) || coalesce(': ' || nullif(l.detail, ''), ''),
+               case l.state
+                   when 'failed' then format('Fix the cause, then call jetstream.reload(%L).', l.name)
+                   when 'unknown' then 'Wait a second: the worker has not read this connection yet.'
+                   else format('Fix the cause; the worker keeps trying, and jetstream.reload(%L) makes it try immediately.', l.name)
+               end
+        from links l cross join worker w
+        where w.pid is not null and l.enabled and l.state <> 'connected'
+        union all
+        select 5, 'degraded', s.connection, format('stream "%s" is not as asked: %s', s.name, s.sync_error),
+               'Correct the row in jetstream.streams or the stream on the server.'
+        from jetstream.streams s join links l on l.name = s.connection
+        where s.sync_error is not null
+        union all
+        select 6, 'degraded', l.name,
+               format('%s%s messages to connection "%s" fail, the oldest is due since %s ago', case when b.failing >= 10000 then 'at least ' end,
+                      b.failing, l.name, date_trunc('second', b.oldest_failing))
+                   || coalesce(': ' || nullif(f.last_error, ''), ''),
+               'See jetstream.recent_failures. Only messages of the same keys wait. Fix the cause, then call jetstream.retry().'
+        from links l
+        cross join lateral jetstream.backlog(l.name) b
+        left join lateral (select o.last_error from jetstream.outbox o where o.connection = l.name and o.attempts > 0
+                           order by o.due_at limit 1) f on true
+        where b.failing > 0
+        union all
+        select 7, 'degraded', l.name,
+               format('the oldest message to connection "%s" has waited for %s', l.name, date_trunc('second', b.waiting)),
+               'More is inserted than is published, or the worker waits for a lock: see jetstream.status() and pg_stat_activity.'
+        from links l cross join lateral jetstream.backlog(l.name) b
+        where l.state = 'connected' and b.waiting > interval '1 minute'
+    )
+    select case when bool_or(f.level = 'down') then 'down' when count(*) > 0 then 'degraded' else 'healthy' end,
+           coalesce(jsonb_agg(jsonb_build_object('level', f.level, 'connection', f.connection, 'reason', f.reason,
+                                                 'next_step', f.next_step) order by f.number, f.connection), '[]')
+    from found f
+$$;
+
+comment on function jetstream.verdict(text) is 'Whether all (healthy), some (degraded) or none (down) of the work can proceed, and why not
+connection: connections.name; null: all
+verdict: healthy, degraded or down
+reasons: Array of objects with level, connection (null: all), reason and next_step; empty if healthy';
+
+create or replace function jetstream.status() returns table (
+    worker text,
+    pid integer,
+    role text,
+    state text,
+    connections jsonb,
+    in_flight integer,
+    in_flight_bytes bigint,
+    lag interval,
+    claimed bigint,
+    stored bigint,
+    duplicates bigint,
+    retried bigint,
+    dead bigint,
+    held_keys integer,
+    cycles bigint,
+    last_error text,
+    last_error_at timestamptz,
+    started_at timestamptz,
+    last_cycle_at timestamptz,
+    verdict text,
+    reasons jsonb,
+    owed bigint,
+    scheduled bigint,
+    failing bigint,
+    oldest_failing interval,
+    reused_ids bigint
+)
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    select w.worker, w.pid, jetstream.worker_role(), w.state, w.connections, w.in_flight, w.in_flight_bytes, b.lag, w.claimed,
+           w.stored, w.duplicates, w.retried, w.dead, w.held_keys, w.cycles, w.last_error, w.last_error_at,
+           w.started_at, w.last_cycle_at, v.verdict, v.reasons, b.owed, b.scheduled, b.failing, b.oldest_failing,
+           jetstream.worker_reused_ids()
+    from jetstream.worker_status() w
+    cross join jetstream.verdict() v
+    cross join (select max(greatest(k.waiting, k.oldest_failing)) as lag, coalesce(sum(k.owed), 0)::bigint as owed,
+                       coalesce(sum(k.scheduled), 0)::bigint as scheduled, coalesce(sum(k.failing), 0)::bigint as failing,
+                       max(k.oldest_failing) as oldest_failing
+                from jetstream.connections c cross join lateral jetstream.backlog(c.name) k) b;
+$$;
+
+comment on function jetstream.status() is
+    'The worker of this database: whether all is well, what it does, its connections, what is pending, counters since it started, and its last error
+worker: Database it serves
+pid: Its process; null if none runs
+role: Role whose rights it has (pg_jetstream.role); null while it has not begun
+state: What it does, in a word or two; "not running", with the reason in last_error
+connections: Each enabled or disabled connection with name, state (connecting, connected, disconnected, failed, disabled) and detail
+in_flight: Messages claimed and not settled
+in_flight_bytes: Their bytes
+lag: Age of the oldest message that is due, failing ones included; null if there is none
+claimed: Messages claimed since it started
+stored: Messages acknowledged since it started, duplicates included
+duplicates: Of these, those the stream had already
+retried: Failed attempts since it started that are followed by another
+dead: Messages that became dead letters since it started
+held_keys: Keys in the worker''s memory that wait for a failing message, or have many waiting
+cycles: Transactions since it started
+last_error: Last failure of any kind, or why no worker runs
+last_error_at: When that was
+started_at: When the worker started
+last_cycle_at: When its last transaction was
+verdict: healthy, degraded or down: all, some or none of the work can proceed
+reasons: Why it is not healthy: array of objects with level, connection, reason and next_step
+owed: Pending messages that are due or failing; counted up to 10000 for each connection and kind
+scheduled: Pending messages that are not due yet, as their producer asked; counted like owed
+failing: Of those owed, those that have failed at least once
+oldest_failing: How long the oldest failing message has been due; null if none fails
+reused_ids: Of the duplicates, those the stream had from another message with the same id';
+
+create or replace function jetstream.health(connection text default null) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+declare
+    w record;
+    v record;
+    b record;
+    l record;
+begin
+    if health.connection is not null
+        and not exists (select from jetstream.connections k where k.name = health.connection) then
+        raise exception 'connection "%" does not exist', health.connection
+            using errcode = 'undefined_object', hint = 'See jetstream.connections.';
+    end if;
+    select s.* into w from jetstream.worker_status() s;
+    select x.* into v from jetstream.verdict(health.connection) x;
+    select coalesce(sum(k.owed), 0) as owed, coalesce(sum(k.captured), 0) as captured, coalesce(sum(k.scheduled), 0) as scheduled, coalesce(sum(k.failing), 0) as failing,
+           max(greatest(k.waiting, k.oldest_failing)) as lag, max(k.oldest_failing) as oldest_failing
+        into b
+        from jetstream.connections c cross join lateral jetstream.backlog(c.name) k
+        where health.connection is null or c.name = health.connection;
+    -- Of several, the one that is worst off: a connection that is not enabled counts only if it is asked about.
+    select s.state, s.detail, s.connected into l
+        from (select coalesce(k.value ->> 'state', case when c.enabled then 'unknown' else 'disabled' end) as state,
+                     k.value ->> 'detail' as detail, coalesce(k.value ->> 'state' = 'connected', false) as connected,
+                     c.enabled, c.name
+              from jetstream.connections c
+              left join lateral jsonb_array_elements(w.connections) k on k.value ->> 'name' = c.name
+              where health.connection is null or c.name = health.connection) s
+        order by s.enabled desc, s.connected, s.name limit 1;
+    return jsonb_build_object(
+        'connection', health.connection,
+        'verdict', v.verdict,
+        'healthy', v.verdict = 'healthy',
+        'reasons', v.reasons,
+        'connected', coalesce(l.connected, false),
+        'connection_state', l.state,
+        'detail', l.detail,
+        'worker_pid', w.pid,
+        'worker_state', w.state,
+        'owed', b.owed + b.captured > 0,
+        'owed_messages', b.owed,
+        'scheduled', b.scheduled,
+        'failing', b.failing,
+        'lag_seconds', round(extract(epoch from b.lag)::numeric, 3),
+        'oldest_failing_seconds', round(extract(epoch from b.oldest_failing)::numeric, 3),
+        'in_flight', w.in_flight,
+        'dead_letters', (select count(*) from jetstream.dead_letters d
+                         where health.connection is null or d.connection = health.connection),
+        'stream_errors', coalesce((select jsonb_object_agg(s.name, s.sync_error) from jetstream.streams s
+                          where (health.connection is null or s.connection = health.connection)
+                              and s.sync_error is not null), '{}'::jsonb),
+        'last_error', case
+            when health.connection is null or w.pid is null then w.last_error
+            when not l.connected then nullif(l.detail, '')
+            else coalesce(
+                (select s.sync_error from jetstream.streams s
+                 where s.connection = health.connection and s.sync_error is not null order by s.name limit 1),
+                (select e.error
+                 from ((select o.failed_at as at, o.last_error as error
+                        from (select k.failed_at, k.last_error from jetstream.outbox k
+                              where k.connection = health.connection and k.attempts > 0 limit 1000) o
+                        order by o.failed_at desc nulls last limit 1)
+                       union all
+                       (select d.died_at, d.reason
+                        from (select k.died_at, k.reason from jetstream.dead_letters k
+                              where k.connection = health.connection limit 1000) d
+                        order by d.died_at desc limit 1)) e
+                 order by e.at desc nulls last limit 1))
+        end);
+end
+$$;
+
+comment on function jetstream.health(text) is 'The verdict on one connection, or (null) on all, as the worker sees it, with what is pending for it
+verdict is healthy, degraded or down; healthy is true for the first of them, and reasons says why for the others, with a next step
+each; last_error is that of the connection; in_flight is that of all connections
+connection: connections.name; null: all';
+
+create or replace function jetstream.retry(subject_pattern text default '>', connection text default null) returns bigint
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with due as (
+        update jetstream.outbox o set deliver_at = clock_timestamp()
+        from (select f.id from jetstream.outbox f
+              where f.attempts > 0 and f.deliver_at > clock_timestamp()
+                  and ($2 is null or f.connection = $2) and ($1 is null or jetstream.subject_matches(f.subject, $1))
+              for update skip locked) f
+        where o.id = f.id
+        returning 1
+    )
+    select count(*) from due
+$$;
+
+comment on function jetstream.retry(text, text) is 'Makes failing messages due immediately, to be called when the cause is fixed; returns how many
+subject_pattern: Only messages whose subject it matches, with the wildcards * and > of NATS
+connection: connections.name; null: all';
 
 create or replace function jetstream.measure() returns table (name text, labels jsonb, value double precision, kind text, help text)
 language sql volatile security definer
@@ -2437,33 +2517,6 @@ $$;
 
 comment on column jetstream.metrics.labels is 'Object of labels to strings: database, and connection, stream, consumer, status, verdict or le where there are several';
 
-create or replace function jetstream.rule_nats_publish_history_insert() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    at timestamptz := coalesce(new.published_at, now());
-begin
-    if new.subject is null or new.success is null then
-        raise exception '% of a published message is null', case when new.subject is null then 'subject' else 'success' end
-            using errcode = 'null_value_not_allowed', hint = 'Give the subject, and whether a stream stored the message.';
-    elsif not isfinite(at) or to_regclass('jetstream.history_' || to_char(at at time zone 'UTC', 'YYYYMMDD')) is null then
-        raise exception 'the history has no day for published_at %', at
-            using errcode = 'invalid_parameter_value',
-                  hint = 'It holds the days since pg_jetstream.history_retention, and the coming week.';
-    end if;
-    insert into jetstream.history as h (outbox_id, webhook, subject, payload, headers, published_at, message_id, stream,
-        sequence, success, duplicate, error, latency_ms, attempts, connection)
-    values (coalesce(new.publish_id, 0), new.webhook_id, new.subject, new.payload, new.headers,
-        at, coalesce(new.message_id, gen_random_uuid()::text), new.stream_name,
-        new.sequence_number, new.success, coalesce(new.duplicate, false), new.error_message, new.latency_ms,
-        coalesce(new.attempts, 1),
-        coalesce((select w.connection from jetstream.webhooks w where w.id = new.webhook_id), 'default'))
-    returning h.outbox_id, h.published_at, h.message_id into new.publish_id, new.published_at, new.message_id;
-    return new;
-end
-$$;
-
 create or replace function jetstream.rule_nats_configure(
     p_config_name text default 'default',
     p_nats_url text default null,
@@ -2551,6 +2604,63 @@ comment on function jetstream.rule_nats_stream_create(text, text[], text, text, 
 p_config_name: Configuration the stream lives on
 Arguments as the columns of jetstream.rule_nats_streams';
 
+create or replace view jetstream.nats_recent_failures as
+select f.outbox_id as publish_id, coalesce(w.name, format('deleted webhook %s', f.webhook)) as webhook_name, f.subject,
+       f.error_message, f.published_at, f.state, f.message_id, f.attempts, f.next_attempt_at, f.webhook as webhook_id
+from (
+    select h.outbox_id, h.webhook, h.subject, h.error as error_message, h.published_at, 'dead' as state, h.message_id,
+           h.attempts, null::timestamptz as next_attempt_at
+    from jetstream.history h
+    where not h.success and h.published_at > now() - interval '1 day'
+    union all
+    select o.id, o.webhook, o.subject, o.last_error, o.failed_at, 'owed', o.message_id, o.attempts, o.deliver_at
+    from jetstream.outbox o
+    where o.attempts > 0
+    union all
+    -- Not tried because the connection is down: the newest of each.
+    select o.id, o.webhook, o.subject,
+           format('connection "%s" is %s: %s', l.value ->> 'name', l.value ->> 'state', l.value ->> 'detail'),
+           o.created_at, 'waiting', o.message_id, o.attempts, null
+    from jetstream.worker_status() s
+    cross join lateral jsonb_array_elements(s.connections) l
+    cross join lateral (
+        select k.* from jetstream.outbox k
+        where k.connection = l.value ->> 'name' and k.deliver_at is null and k.attempts = 0
+        order by k.deliver_at desc, k.id desc limit 1000
+    ) o
+    where l.value ->> 'state' in ('disconnected', 'failed', 'disabled')
+) f left join jetstream.webhooks w on w.id = f.webhook
+where f.webhook is not null
+union all
+select null, coalesce(w.name, 'deleted webhook ' || d.webhook), d.subject, d.reason, d.died_at, 'call_dead',
+       d.message_id, d.attempts, null, d.webhook
+from jetstream.webhook_dead_letters d left join jetstream.webhooks w on w.id = d.webhook
+where d.died_at > now() - interval '1 day'
+order by published_at desc nulls last;
+
+comment on view jetstream.nats_recent_failures is
+    'Webhook messages that died in the last day, that are failing now, and that wait for a connection that is down, and calls that workers have given up in the last day; newest first';
+
+comment on column jetstream.nats_recent_failures.error_message is 'Why';
+
+comment on column jetstream.nats_recent_failures.published_at is 'When it failed last; of one that waits, when it was inserted';
+
+comment on column jetstream.nats_recent_failures.state is 'dead: not published, see jetstream.dead_letters; owed: will be tried again; waiting: for the connection; call_dead: published, and the call given up by a worker, see webhook_dead_letters';
+
+comment on column jetstream.nats_recent_failures.next_attempt_at is 'When it is tried again';
+
+comment on column jetstream.nats_recent_failures.publish_id is 'outbox.id; null for call_dead';
+
+comment on column jetstream.nats_recent_failures.webhook_name is 'Name of the webhook';
+
+comment on column jetstream.nats_recent_failures.subject is 'Subject';
+
+comment on column jetstream.nats_recent_failures.message_id is 'Nats-Msg-Id';
+
+comment on column jetstream.nats_recent_failures.attempts is 'Attempts that failed';
+
+comment on column jetstream.nats_recent_failures.webhook_id is 'webhooks.id';
+
 create or replace function jetstream.rule_nats_consumer_update_stats(
     p_stream_name text,
     p_consumer_name text,
@@ -2609,58 +2719,6 @@ p_queue_group: Durable consumer that the workers share; null: as last reported
 p_ack_policy: none, all or explicit; null: as last reported
 p_max_deliver: Most deliveries of one message; null: as last reported';
 
-create or replace function jetstream.rule_webhook_enable_nats(
-    p_webhook_id integer,
-    p_nats_subject text default null,
-    p_publish_mode text default null,
-    p_config_name text default null
-) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    update jetstream.webhooks w
-    set nats_enabled = true, subject = coalesce(p_nats_subject, w.subject), publish_mode = coalesce(p_publish_mode, case when w.publish_mode = 'queue' then 'both' else w.publish_mode end),
-        connection = coalesce(p_config_name, w.connection)
-    where w.id = p_webhook_id;
-    if not found then
-        raise exception 'webhook % does not exist', coalesce(p_webhook_id::text, 'null')
-            using errcode = 'undefined_object', hint = 'See rule_webhooks.';
-    end if;
-    return true;
-end
-$$;
-
-comment on function jetstream.rule_webhook_enable_nats(integer, text, text, text) is
-    'Lets a webhook be published to NATS; what is left out (null) stays as it is, but for the publish mode queue, which becomes both. Takes effect with the next call
-p_config_name: Configuration its messages go to
-Arguments as the columns of jetstream.rule_webhooks';
-
-create or replace function jetstream.rule_webhook_publish_nats(webhook_id integer, payload jsonb, message_id text default null)
-returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, publish_mode => 'nats'); end $$;
-
-create or replace function jetstream.rule_webhook_call_unified(
-    webhook_id integer, payload jsonb, message_id text default null, scheduled_at timestamptz default null
-) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $3, $4); end $$;
-
-create or replace function jetstream.rule_webhook_enqueue(
-    p_webhook_id integer, p_payload jsonb, p_scheduled_at timestamptz default null, p_message_id text default null
-) returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, $4, $3, 'queue') ->> 'call_id'; end $$;
-
-create or replace function jetstream.rule_webhook_call(p_webhook_id integer, p_payload jsonb) returns jsonb
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$ begin return jetstream.webhook_call($1, $2, publish_mode => 'queue'); end $$;
-
 comment on function jetstream.worker_reused_ids() is 'Duplicates that the stream had from another message with the same id, since the worker started; use status()';
 
 comment on function jetstream.worker_role() is 'Role whose rights the worker of this database has; null if none has begun; use status()';
@@ -2692,6 +2750,11 @@ grant execute on function
     to jetstream_admin;
 
 grant update (synced_at, sync_error, origin, applied) on jetstream.streams to jetstream_worker;
+
+grant select on jetstream.consumers, jetstream.rule_nats_config, jetstream.rule_nats_streams,
+    jetstream.rule_nats_consumer_stats, jetstream.nats_publish_summary, jetstream.nats_performance_stats,
+    jetstream.nats_recent_failures, jetstream.webhook_status_summary, jetstream.webhook_recent_failures,
+    jetstream.webhook_performance_stats, jetstream.webhook_dead_letters to jetstream_reader, jetstream_admin;
 
 grant execute on function
     jetstream.check_webhook_url(text), jetstream.check_call_status(text),
