@@ -78,6 +78,12 @@ impl Hurry {
         }
     }
 
+    /// Whether messages of the connection have failed that this worker knows of.
+    pub(super) fn knows_failing(&self, connection: &str) -> bool {
+        let known = self.failing.get(connection);
+        self.subjects >= MOST_SUBJECTS || known.is_some_and(|subjects| !subjects.is_empty())
+    }
+
     /// The connections all of whose failing messages are to be due.
     pub(super) fn all(&self) -> BTreeMap<Arc<str>, Option<i64>> {
         self.all.clone()

@@ -174,12 +174,14 @@ impl Worker {
         }
     }
 
-    /// How many messages that are due a claim may take: these, however many fail, leave half of what may be in flight to
-    /// the others.
+    /// How many messages that are due a claim may take. Where some fail, they leave half of what may be in flight to the
+    /// others, however many they are.
     fn room_for_due(&self, number: usize) -> usize {
-        (self.settings.claim_ahead() / 2)
-            .max(1)
-            .saturating_sub(self.lanes[number].delayed)
+        let most = match self.hurry.knows_failing(&self.lanes[number].name) {
+            true => (self.settings.claim_ahead() / 2).max(1),
+            false => self.settings.claim_ahead(),
+        };
+        most.saturating_sub(self.lanes[number].delayed)
     }
 
     /// Whether a claim may take a message that is due.
