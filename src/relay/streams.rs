@@ -144,12 +144,9 @@ async fn create(
     synced: &mut StreamSynced,
 ) -> Result<(), String> {
     let name = &spec.name;
-    if spec.origin == Some(Origin::Found) {
-        // With `accept_other` it may be one of another name.
-        // With `accept_other` it may be one of another name. A stream that is gone has no owner, and was asked for.
-        if spec.accept_other && takes_all(api, spec).await? {
-            return Ok(());
-        }
+    // With `accept_other` it may be one of another name. Otherwise it is gone, and nobody's options are lost by creating it.
+    if spec.origin == Some(Origin::Found) && spec.accept_other && takes_all(api, spec).await? {
+        return Ok(());
     }
     let mut body = wanted.clone();
     body.insert("metadata".to_owned(), json!({ MARK: spec.mark }));
